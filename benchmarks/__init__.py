@@ -1,0 +1,1 @@
+"""What `bequest bench` measures: Bequest and its peers, in one run, with one harness."""
