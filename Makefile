@@ -12,16 +12,17 @@ SHELL  := /bin/bash
 .PHONY: help dev demo test test-native test-python test-user bench lint format sanitize wheel lock clean
 
 # Found in the environment, they would make the build and the tests see another Python than .venv's.
-unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV MAKEFLAGS
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 SAY  := @printf '==> %s\n'
-PIP  := $(BIN)/python -m pip install --quiet --constraint $(LOCK)
+PIP  := $(BIN)/python -m pip install -qq --constraint $(LOCK)
 # Two `make` at once in one clone: the second waits for the first one's environment instead of breaking it.
 ALONE := @mkdir -p build && flock build/.lock
 
-NATIVE_SOURCES := $(wildcard native/*.cpp native/*.hpp)
+BUILD_TOOLS    := build cmake nanobind ninja scikit-build-core
+NATIVE_SOURCES := $(wildcard native/*.cpp native/*.hpp native/python/*.cpp native/python/*.hpp)
 NATIVE_TESTS   := $(wildcard tests/native/*.cpp tests/native/*.hpp)
 
 help: ## this list
@@ -34,7 +35,7 @@ $(VENV)/.made: $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Bequest needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@command -v c++ >/dev/null || { echo "No C++ compiler found: install g++ 11 or newer (Debian: apt-get install g++)"; exit 1; }
 	$(ALONE) $(PYTHON) -m venv $(VENV) || { echo "No venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
-	$(ALONE) $(PIP) scikit-build-core nanobind cmake ninja build
+	$(ALONE) $(PIP) $(BUILD_TOOLS)
 	@touch $@
 
 # Editable: Python changes count at once; only a change of the native core or of the packaging comes through here.
@@ -61,11 +62,62 @@ bench: $(VENV)/.bench ## Bequest beside its peers, in one run
 	$(SAY) "bench: bequest bench"
 	@$(BIN)/bequest bench $(ARGS)
 
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+test: $(VENV)/.installed ## native tests, pytest, and, when root, the integration tests again as an ordinary user
+	@$(MAKE) --no-print-directory test-native
+	@$(MAKE) --no-print-directory test-python
+	@$(MAKE) --no-print-directory test-user
+
+test-native: $(VENV)/.made
+	$(SAY) "test: the native core, with its step hook"
+	@bash tests/run_native.sh build/tests
+
+test-python: $(VENV)/.installed
+	$(SAY) "test: pytest"
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-user: $(VENV)/.installed
+	$(SAY) "test: the integration tests as an ordinary user"
+	@bash tests/run_as_user.sh $(BIN)/python
+
+sanitize: $(VENV)/.made ## the native core and its tests under ASan + UBSan, then under TSan
+	$(SAY) "sanitize: AddressSanitizer and UndefinedBehaviorSanitizer"
+	@bash tests/run_native.sh build/address -DBEQUEST_SANITIZE=address
+	$(SAY) "sanitize: ThreadSanitizer"
+	@bash tests/run_native.sh build/thread -DBEQUEST_SANITIZE=thread
+
+lint: $(VENV)/.installed ## style, types, and the order of the layers
+	$(SAY) "lint: ruff check"
+	@$(BIN)/ruff check --quiet .
+	$(SAY) "lint: ruff format"
+	@$(BIN)/ruff format --quiet --check . || { echo "Run: make format"; exit 1; }
+	$(SAY) "lint: mypy --strict"
+	@$(BIN)/mypy --no-error-summary
+	$(SAY) "lint: import-linter"
+	@PYTHONPATH=src $(BIN)/lint-imports --no-cache
+	$(SAY) "lint: clang-format"
+	@$(BIN)/clang-format --dry-run -Werror $(NATIVE_SOURCES) $(NATIVE_TESTS)
+
+format: $(VENV)/.installed ## put Python and C++ into the house style
+	$(SAY) "format: ruff and clang-format"
+	@$(BIN)/ruff check --quiet --fix-only . && $(BIN)/ruff format --quiet .
+	@$(BIN)/clang-format -i $(NATIVE_SOURCES) $(NATIVE_TESTS)
+
+# --- packaging --------------------------------------------------------------------------------------------------------
+
 wheel: $(VENV)/.installed ## the source distribution and the wheel, in dist/
 	$(SAY) "wheel: python -m build"
 	@$(BIN)/python -m build --no-isolation --outdir dist .
 
-clean: ## everything that make has made
+lock: $(VENV)/.made ## requirements-ci.lock again, from the newest versions that fit
+	$(SAY) "lock: pip-compile over pyproject.toml and the build tools"
+	@test -x build/lock/bin/pip-compile || { $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install -qq pip-tools; }
+	@printf '%s\n' $(BUILD_TOOLS) | CUSTOM_COMPILE_COMMAND='make lock' build/lock/bin/pip-compile --quiet --upgrade \
+	    --all-extras --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+	    --output-file $(LOCK) pyproject.toml -
+
+clean: ## remove everything that make has made
 	$(SAY) "clean: removing build, dist, caches and $(VENV)"
 	@rm -rf build dist $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

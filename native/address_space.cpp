@@ -1,0 +1,184 @@
+#include "address_space.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <system_error>
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
+namespace bequest {
+
+namespace {
+
+constexpr uint64_t kMappingsLeftToOthers = 2048;  // for the interpreter, its threads and libraries
+
+void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
+
+[[noreturn]] void fail(const char* what) {
+    const int error = errno;
+    if (error == ENOMEM) {
+        throw TooManyMappings(std::string(what) +
+                              ": the kernel has no more mappings for this process (vm.max_map_count) "
+                              "or no memory for page tables");
+    }
+    throw std::system_error(error, std::generic_category(), what);
+}
+
+uint64_t count_lines(const char* path) {
+    std::FILE* file = std::fopen(path, "re");
+    if (!file) return 0;
+    uint64_t lines = 0;
+    for (int c; (c = std::fgetc(file)) != EOF;) lines += c == '\n';
+    std::fclose(file);
+    return lines;
+}
+
+uint64_t read_number(const char* path, uint64_t otherwise) {
+    std::FILE* file = std::fopen(path, "re");
+    if (!file) return otherwise;
+    unsigned long long number = 0;
+    const bool read = std::fscanf(file, "%llu", &number) == 1;
+    std::fclose(file);
+    return read ? number : otherwise;
+}
+
+}  // namespace
+
+AddressSpace::AddressSpace() : owner_(getpid()) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+    void* window = mmap(pointer(kWindowBase), kWindowBytes, PROT_NONE, flags, -1, 0);
+    if (window != pointer(kWindowBase)) {
+        if (window != MAP_FAILED) munmap(window, kWindowBytes);
+        throw std::system_error(EEXIST, std::generic_category(),
+                                "the rack window (2^45 bytes at 0x200000000000) is not free in this process");
+    }
+    madvise(window, kWindowBytes, MADV_DONTFORK);
+    const uint64_t limit = read_number("/proc/sys/vm/max_map_count", 65530);
+    const uint64_t taken = count_lines("/proc/self/maps") + kMappingsLeftToOthers;
+    mappings_limit_ = limit > taken ? limit - taken : 0;
+}
+
+AddressSpace::~AddressSpace() { forget_everything(); }
+
+void AddressSpace::forget_everything() {
+    if (getpid() == owner_) munmap(pointer(kWindowBase), kWindowBytes);
+    mapped_.clear();
+    open_.clear();
+}
+
+void AddressSpace::reserve_room(uint64_t mappings) const {
+    if (mappings_bound() + mappings <= mappings_limit_) return;
+    char text[240];
+    std::snprintf(text, sizeof text,
+                  "this process would need more than %lu memory mappings for its regions "
+                  "(vm.max_map_count less what the interpreter uses); free or merge small regions, "
+                  "or raise vm.max_map_count",
+                  mappings_limit_);
+    throw TooManyMappings(text);
+}
+
+bool AddressSpace::is_mapped(uint32_t slab, uint64_t address, uint64_t nbytes) const {
+    auto it = mapped_.upper_bound(address);
+    if (it == mapped_.begin()) return false;
+    --it;
+    return it->second.slab == slab && it->second.end >= address + nbytes;
+}
+
+void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd, uint64_t need,
+                       uint64_t need_bytes) {
+    reserve_room(4);
+    const uint64_t end = base + slab_bytes;
+    carve_out(need, need + need_bytes);
+    uint64_t gap = base;
+    std::vector<std::pair<uint64_t, uint64_t>> gaps;
+    auto it = mapped_.upper_bound(base);
+    if (it != mapped_.begin() && std::prev(it)->second.end > base) --it;
+    for (; it != mapped_.end() && it->first < end; ++it) {
+        if (it->first > gap) gaps.emplace_back(gap, it->first);
+        gap = std::max(gap, it->second.end);
+    }
+    if (gap < end) gaps.emplace_back(gap, end);
+    for (const auto& [start, stop] : gaps) map_piece(start, stop, slab, base, fd);
+}
+
+void AddressSpace::map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd) {
+    void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, fd,
+                    static_cast<off_t>(start - slab_base));
+    if (at == MAP_FAILED) fail("mapping a slab");
+    madvise(at, end - start, MADV_DONTFORK);  // a child must not inherit memory that has one owner
+    mapped_[start] = {end, slab, slab_base};
+}
+
+// Forgets what is mapped in [start, end); the addresses will be mapped anew by the caller.
+void AddressSpace::carve_out(uint64_t start, uint64_t end) {
+    mark_closed(start, end);
+    auto it = mapped_.upper_bound(start);
+    if (it != mapped_.begin()) --it;
+    while (it != mapped_.end() && it->first < end) {
+        const uint64_t piece_start = it->first;
+        const Piece piece = it->second;
+        if (piece.end <= start) {
+            ++it;
+            continue;
+        }
+        it = mapped_.erase(it);
+        if (piece_start < start) mapped_[piece_start] = {start, piece.slab, piece.slab_base};
+        if (piece.end > end) mapped_[end] = piece;
+    }
+}
+
+bool AddressSpace::is_open(uint64_t address, uint64_t nbytes) const {
+    auto it = open_.upper_bound(address);
+    return it != open_.begin() && std::prev(it)->second >= address + nbytes;
+}
+
+void AddressSpace::open(uint64_t address, uint64_t nbytes) {
+    if (is_open(address, nbytes)) return;
+    reserve_room(2);
+    if (mprotect(pointer(address), nbytes, PROT_READ | PROT_WRITE) != 0) fail("opening pages");
+    mark_open(address, address + nbytes);
+}
+
+void AddressSpace::close(uint64_t address, uint64_t nbytes) {
+    reserve_room(2);
+    if (mprotect(pointer(address), nbytes, PROT_NONE) != 0) fail("closing pages");
+    mark_closed(address, address + nbytes);
+}
+
+void AddressSpace::mark_open(uint64_t start, uint64_t end) {
+    auto it = open_.upper_bound(start);
+    if (it != open_.begin() && std::prev(it)->second >= start) --it;
+    while (it != open_.end() && it->first <= end) {
+        start = std::min(start, it->first);
+        end = std::max(end, it->second);
+        it = open_.erase(it);
+    }
+    open_[start] = end;
+}
+
+void AddressSpace::mark_closed(uint64_t start, uint64_t end) {
+    auto it = open_.upper_bound(start);
+    if (it != open_.begin() && std::prev(it)->second > start) --it;
+    while (it != open_.end() && it->first < end) {
+        const uint64_t open_start = it->first, open_end = it->second;
+        it = open_.erase(it);
+        if (open_start < start) open_[open_start] = start;
+        if (open_end > end) it = open_.emplace(end, open_end).first;
+    }
+}
+
+uint64_t AddressSpace::open_bytes() const {
+    uint64_t bytes = 0;
+    for (const auto& [start, end] : open_) bytes += end - start;
+    return bytes;
+}
+
+}  // namespace bequest

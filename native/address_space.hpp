@@ -1,0 +1,70 @@
+// The rack window in this operating-system process: which slabs are mapped, which pages are open.
+//
+// Theory of operation. The whole window is reserved once, without access. A slab is mapped over its
+// addresses when its first page is needed and then stays; what this process owns is open
+// (read-write), everything else is closed (PROT_NONE). Opening and closing keeps the page tables,
+// which is why a grant costs microseconds and not page faults: see docs/explanation.
+//
+// The kernel limits the number of mappings (vm.max_map_count) and fails in the middle of an mprotect
+// when it is reached. We count an upper bound of what we use and refuse before that.
+//
+// One object per operating-system process, shared by all its attachments to one rack. Not
+// thread-safe: the binding calls it with the GIL held.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <vector>
+
+#include "layout.hpp"
+
+namespace bequest {
+
+class TooManyMappings : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+class AddressSpace {
+public:
+    AddressSpace();
+    ~AddressSpace();
+    AddressSpace(const AddressSpace&) = delete;
+
+    bool is_mapped(uint32_t slab, uint64_t address, uint64_t nbytes) const;
+    // Maps the slab where nothing is mapped yet, and [need, need + need_bytes) in any case: those
+    // addresses may have belonged to a slab that is no more. Does not keep the descriptor.
+    void map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd, uint64_t need,
+             uint64_t need_bytes);
+    void open(uint64_t address, uint64_t nbytes);
+    void close(uint64_t address, uint64_t nbytes);
+    bool is_open(uint64_t address, uint64_t nbytes) const;
+
+    // Drops the window: nothing of the rack is reachable afterwards.
+    void forget_everything();
+
+    uint64_t mappings_bound() const { return 2 * open_.size() + 2 * mapped_.size() + 1; }
+    uint64_t mappings_limit() const { return mappings_limit_; }
+    uint64_t open_bytes() const;
+
+private:
+    struct Piece {
+        uint64_t end;
+        uint32_t slab;
+        uint64_t slab_base;
+    };
+    void reserve_room(uint64_t mappings) const;
+    void carve_out(uint64_t start, uint64_t end);
+    void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd);
+    void mark_open(uint64_t start, uint64_t end);
+    void mark_closed(uint64_t start, uint64_t end);
+
+    std::map<uint64_t, Piece> mapped_;        // by start address; disjoint
+    std::map<uint64_t, uint64_t> open_;       // start -> end; disjoint, never adjacent
+    uint64_t mappings_limit_;
+    pid_t owner_;  // a forked child has no window: MADV_DONTFORK
+};
+
+}  // namespace bequest

@@ -1,0 +1,101 @@
+#include "arena.hpp"
+
+#include <algorithm>
+
+namespace bequest {
+
+bool Arena::is_huge(const Extent& run) const {
+    return table_.slab_record(table_.extent(run.descriptor).slab).huge != 0;
+}
+
+bool Arena::suits(const Extent& run, const RunRequest& request) const {
+    const Descriptor& d = table_.extent(run.descriptor);
+    return (!request.huge || d.address % kHugePageBytes == 0) &&
+           (request.element == kAnyElement ||
+            table_.slab_record(d.slab).element == request.element);
+}
+
+void Arena::put(const Extent& run) {
+    const bool huge = is_huge(run);
+    bins_[huge][run.word.pages()].push_back(run);
+    free_pages_[huge] += run.word.pages();
+    unmerged_[huge] = true;
+}
+
+std::optional<Extent> Arena::pick_from(Bins& bins, const RunRequest& request) {
+    for (auto bin = bins.lower_bound(request.pages); bin != bins.end();) {
+        std::vector<Extent>& runs = bin->second;
+        for (size_t i = runs.size(); i-- > 0;) {
+            const Extent run = runs[i];
+            const bool stale = !(table_.owner(run.descriptor) == run.word);
+            if (!stale && !suits(run, request)) continue;
+            runs.erase(runs.begin() + static_cast<std::ptrdiff_t>(i));
+            free_pages_[request.huge] -= run.word.pages();
+            if (!stale) return run;
+        }
+        // An empty bin of the size asked for is kept: it will be filled again.
+        bin = runs.empty() && bin->first != request.pages ? bins.erase(bin) : std::next(bin);
+    }
+    return std::nullopt;
+}
+
+std::optional<Extent> Arena::pick(const RunRequest& request) {
+    Bins& bins = bins_[request.huge];
+    if (table_.slot(id_).rescan.load() != 0) rescan();
+    if (table_.slot(id_).returns.load() != 0) absorb_returns();
+    if (auto run = pick_from(bins, request)) return run;
+    if (free_pages_[request.huge] < request.pages || !coalesce(request.huge)) return std::nullopt;
+    return pick_from(bins, request);
+}
+
+void Arena::absorb_returns() {
+    for (uint32_t descriptor : table_.drain_returns(id_)) {
+        const OwnerWord word = table_.owner(descriptor);
+        if (word.is(State::kFree, id_)) put({descriptor, word});
+    }
+}
+
+// Somebody died who may have been sending us an extent: freed it, but not told us. Rebuilds the
+// index from the table.
+void Arena::rescan() {
+    table_.slot(id_).rescan.store(0);
+    table_.drain_returns(id_);
+    for (Bins& bins : bins_) bins.clear();
+    free_pages_[0] = free_pages_[1] = 0;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const OwnerWord word = table_.owner(i);
+        Descriptor& d = table_.extent(i);
+        if (word.state() == State::kEmpty || home_of(d.address) != id_) continue;
+        uint32_t pusher = d.linked.load();
+        if (pusher != 0 && table_.life((pusher - 1) % kIdCount) != Life::kLive && pusher - 1 != kMmuId) {
+            d.linked.compare_exchange_strong(pusher, 0);  // linked by the dead, on no list
+        }
+        if (word.is(State::kFree, id_)) put({i, word});
+    }
+}
+
+bool Arena::coalesce(bool huge) {
+    if (!unmerged_[huge]) return false;
+    std::vector<Extent> runs;
+    for (auto& [pages, bin] : bins_[huge]) runs.insert(runs.end(), bin.begin(), bin.end());
+    bins_[huge].clear();
+    free_pages_[huge] = 0;
+    std::sort(runs.begin(), runs.end(), [this](const Extent& a, const Extent& b) {
+        return table_.extent(a.descriptor).address < table_.extent(b.descriptor).address;
+    });
+    bool merged = false;
+    for (size_t i = 0; i < runs.size();) {
+        Extent run = runs[i++];
+        if (!(table_.owner(run.descriptor) == run.word)) continue;
+        while (i < runs.size() && table_.owner(runs[i].descriptor) == runs[i].word &&
+               table_.adjacent(run, runs[i]) && table_.merge(id_, run, runs[i])) {
+            pool_.give_back(runs[i++].descriptor);
+            merged = true;
+        }
+        put(run);
+    }
+    unmerged_[huge] = false;
+    return merged;
+}
+
+}  // namespace bequest

@@ -1,0 +1,261 @@
+#include "attachment.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cassert>
+
+#include "doorbell.hpp"
+
+namespace bequest {
+
+namespace {
+// Any number of increments may be lost to a race between threads of one process; none is, because
+// the binding serialises them. Readers elsewhere see a recent value.
+void count(std::atomic<uint64_t>& counter, uint64_t by = 1) {
+    counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
+}
+}  // namespace
+
+Attachment::Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> space, OpenSlab open_slab)
+    : table_(table),
+      id_(id),
+      space_(std::move(space)),
+      open_slab_(std::move(open_slab)),
+      pool_(table, id),
+      arena_(table, id, pool_) {}
+
+uint64_t Attachment::nbytes(const Extent& e) const {
+    return std::min(table_.extent(e.descriptor).nbytes, e.word.pages() * kPageBytes);
+}
+
+void Attachment::ensure_mapped(const Extent& e) {
+    const uint32_t slab = table_.extent(e.descriptor).slab;
+    const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
+    if (space_->is_mapped(slab, start, bytes)) return;
+    const int fd = open_slab_(slab);
+    try {
+        const SlabRecord& record = table_.slab_record(slab);
+        if (!space_->is_mapped(slab, start, bytes))  // another thread may have been here meanwhile
+            space_->map(slab, record.address, uint64_t{record.pages} * kPageBytes, fd, start, bytes);
+    } catch (...) {
+        ::close(fd);
+        throw;
+    }
+    ::close(fd);
+}
+
+void Attachment::open_pages(const Extent& e) {
+    ensure_mapped(e);
+    space_->open(address(e), e.word.pages() * kPageBytes);
+}
+
+void Attachment::close_pages(const Extent& e) {
+    space_->close(address(e), e.word.pages() * kPageBytes);
+}
+
+std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes) {
+    while (auto run = arena_.pick(request)) {
+        try {
+            open_pages(*run);  // the whole run at once: its pages are ours, and one mapping stays one
+        } catch (...) {
+            arena_.put(*run);
+            throw;
+        }
+        if (run->word.pages() > request.pages) {
+            const auto empty = pool_.take();
+            if (!empty) {
+                arena_.put(*run);
+                return std::nullopt;
+            }
+            const auto rest = table_.split(id_, *run, request.pages, *empty);
+            if (!rest) continue;  // reclaimed by the MMU a moment ago
+            arena_.put(*rest);
+        }
+        table_.extent(run->descriptor).nbytes = nbytes;
+        if (!table_.change(*run, State::kOwned, id_)) continue;
+        count(table_.slot(id_).allocs);
+        return run;
+    }
+    return std::nullopt;
+}
+
+bool Attachment::free(Extent e) {
+    if (!still_ours(e)) return false;
+    const bool at_home = home_of(address(e)) == id_;
+    if (!at_home) close_pages(e);
+    if (!table_.free(id_, e)) return false;
+    if (at_home) arena_.put(e);
+    count(table_.slot(id_).frees);
+    return true;
+}
+
+std::optional<Extent> Attachment::split(Extent& left, uint64_t pages) {
+    const auto empty = pool_.take();
+    if (!empty) return std::nullopt;
+    auto right = table_.split(id_, left, pages, *empty);
+    if (!right) pool_.give_back(*empty);
+    return right;
+}
+
+bool Attachment::merge(Extent& left, const Extent& right) {
+    if (!table_.merge(id_, left, right)) return false;
+    pool_.give_back(right.descriptor);
+    return true;
+}
+
+// One mprotect for a run of neighbours costs what one for a single page does.
+std::vector<Attachment::Range> Attachment::neighbours_joined(const std::vector<Extent>& extents,
+                                                             size_t count) const {
+    std::vector<Range> ranges;
+    ranges.reserve(count);
+    for (size_t i = 0; i < count; i++) {
+        const uint64_t start = address(extents[i]);
+        ranges.push_back({start, start + extents[i].word.pages() * kPageBytes});
+    }
+    const auto by_start = [](const Range& a, const Range& b) { return a.start < b.start; };
+    if (!std::is_sorted(ranges.begin(), ranges.end(), by_start))
+        std::sort(ranges.begin(), ranges.end(), by_start);
+    size_t kept = 0;
+    for (size_t i = 1; i < ranges.size(); i++) {
+        if (ranges[i].start == ranges[kept].end) {
+            ranges[kept].end = ranges[i].end;
+        } else {
+            ranges[++kept] = ranges[i];
+        }
+    }
+    if (!ranges.empty()) ranges.resize(kept + 1);
+    return ranges;
+}
+
+GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std::string_view tag,
+                              uint64_t capacity) {
+    assert(tag.size() <= kTagBytesMax);
+    if (!table_.is_live(to.id, to.incarnation)) return {GrantStatus::kDead, 0};
+    const Inbox inbox(table_, to.id);
+    std::vector<uint64_t> cells;
+    cells.reserve(extents.size());
+    while (cells.size() < extents.size()) {
+        const auto position = inbox.claim(id_, capacity);
+        if (!position) break;
+        cells.push_back(*position);
+    }
+    if (cells.empty()) return {GrantStatus::kFull, 0};
+
+    const std::vector<Range> ranges = neighbours_joined(extents, cells.size());
+    try {
+        for (const Range& r : ranges) space_->close(r.start, r.end - r.start);
+    } catch (...) {
+        for (uint64_t cell : cells) inbox.abandon(cell, id_);
+        for (const Range& r : ranges) space_->open(r.start, r.end - r.start);
+        throw;
+    }
+    BEQUEST_STEP("pages closed");
+
+    size_t committed = 0;
+    uint64_t pages = 0;
+    for (; committed < cells.size(); committed++) {
+        Extent& e = extents[committed];
+        const Extent in_flight{e.descriptor, e.word.next(State::kInFlight, to.id)};
+        inbox.seal(cells[committed], in_flight, to.incarnation, id_, tag);
+        if (!table_.change(e.descriptor, e.word, in_flight.word)) break;  // the commit point
+        e.word = in_flight.word;
+        pages += e.word.pages();
+    }
+    const bool lost = committed < cells.size();
+    for (size_t i = committed; i < cells.size(); i++) inbox.abandon(cells[i], id_);
+
+    // It may have died between our first look and the commit, too late for the daemon to see what
+    // was sent: then take it back, unless somebody has dealt with it already.
+    if (!table_.is_live(to.id, to.incarnation)) {
+        size_t kept = 0;
+        for (size_t i = committed; i-- > 0;) {
+            if (!table_.change(extents[i], State::kOwned, id_)) {
+                kept = i + 1;
+                break;
+            }
+            inbox.abandon(cells[i], id_);
+            open_pages(extents[i]);
+        }
+        for (size_t i = 0; i < kept; i++) inbox.publish(cells[i], id_);
+        return {GrantStatus::kDead, kept};
+    }
+    for (size_t i = 0; i < committed; i++) inbox.publish(cells[i], id_);
+    if (committed > 0) ring_doorbell(table_.slot(to.id), static_cast<uint32_t>(committed));
+    Slot& mine = table_.slot(id_);
+    count(mine.grants, committed);
+    count(mine.granted_pages, pages);
+    if (lost) {
+        for (size_t i = committed + 1; i < cells.size(); i++) open_pages(extents[i]);
+        return {GrantStatus::kLost, committed};
+    }
+    return {committed == extents.size() ? GrantStatus::kDone : GrantStatus::kFull, committed};
+}
+
+GrantStatus Attachment::send(const Peer& to, std::string_view message, uint64_t capacity) {
+    assert(message.size() <= kTagBytesMax);
+    if (!table_.is_live(to.id, to.incarnation)) return GrantStatus::kDead;
+    const Inbox inbox(table_, to.id);
+    const auto position = inbox.claim(id_, capacity);
+    if (!position) return GrantStatus::kFull;
+    inbox.seal(*position, Extent{}, to.incarnation, id_, message);
+    inbox.publish(*position, id_);
+    ring_doorbell(table_.slot(to.id), 1);
+    return GrantStatus::kDone;
+}
+
+bool Attachment::is_for_us(const Delivery& delivery, uint32_t inbox) {
+    if (delivery.incarnation != table_.incarnation(inbox)) {
+        Extent e = delivery.extent;  // meant for somebody dead whose id we bear: nobody's any more
+        if (e.descriptor < kMaxExtents && e.word.is(State::kInFlight, inbox)) table_.free(id_, e);
+        return false;
+    }
+    if (delivery.extent.descriptor == kNoDescriptor) return true;
+    return delivery.extent.descriptor < kMaxExtents &&
+           delivery.extent.word.is(State::kInFlight, inbox) && still_ours(delivery.extent);
+}
+
+std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
+    const Inbox inbox(table_, inbox_id);
+    std::vector<Accepted> accepted;
+    std::vector<uint64_t> cells;
+    std::vector<Extent> arrived;
+    Delivery delivery;
+    while (accepted.size() < limit) {
+        const auto position = inbox.take(id_, delivery);
+        if (!position) break;
+        if (!is_for_us(delivery, inbox_id)) {
+            inbox.finish(*position, id_);
+            continue;
+        }
+        accepted.push_back({delivery.extent, delivery.sender,
+                            {reinterpret_cast<const char*>(delivery.tag), delivery.tag_bytes}});
+        cells.push_back(*position);
+        if (delivery.extent.descriptor != kNoDescriptor) arrived.push_back(delivery.extent);
+    }
+    if (cells.empty()) return accepted;
+    try {
+        for (const Extent& e : arrived) ensure_mapped(e);
+        for (const Range& r : neighbours_joined(arrived, arrived.size()))
+            space_->open(r.start, r.end - r.start);
+    } catch (...) {
+        for (size_t i = cells.size(); i-- > 0;) inbox.put_back(cells[i], id_);
+        throw;
+    }
+    size_t kept = 0;
+    for (size_t i = 0; i < cells.size(); i++) {
+        Accepted& a = accepted[i];
+        const bool ours = a.extent.descriptor == kNoDescriptor ||
+                          table_.change(a.extent, State::kOwned, id_);  // the commit point
+        if (!ours) close_pages(a.extent);
+        inbox.finish(cells[i], id_);
+        if (ours && kept != i) accepted[kept] = std::move(a);
+        kept += ours;
+    }
+    accepted.resize(kept);
+    ring_space_bell(table_.slot(inbox_id));
+    count(table_.slot(id_).accepts, kept);
+    return accepted;
+}
+
+}  // namespace bequest

@@ -1,0 +1,83 @@
+// One attached process's end of the data plane: alloc, free, split, merge, grant, accept.
+//
+// This is where the table (who owns) meets the address space (who can touch). The order is always
+// the same, and is what makes ownership exclusive at every instant:
+//
+//   grant:   close own pages -> CAS the owner word (the commit point) -> publish the inbox cell
+//   accept:  take the cell   -> open own pages -> CAS the owner word -> finish the cell
+//   free:    close own pages (unless they stay at home) -> CAS -> put on the home's return list
+//
+// Not thread-safe; the binding serialises calls by the GIL. `open_slab` is called when a slab is
+// not mapped yet: it asks the memory element for its file and returns a descriptor for us to close.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "address_space.hpp"
+#include "arena.hpp"
+#include "inbox.hpp"
+
+namespace bequest {
+
+struct Peer {  // an inbox and the life of it that was meant
+    uint32_t id;
+    uint32_t incarnation;
+};
+struct Accepted {
+    Extent extent;  // descriptor == kNoDescriptor: a message without memory
+    uint32_t sender;
+    std::string tag;
+};
+enum class GrantStatus { kDone, kFull, kDead, kLost };
+struct GrantResult {
+    GrantStatus status;
+    size_t granted;  // that many, from the front, have changed hands
+};
+
+class Attachment {
+public:
+    using OpenSlab = std::function<int(uint32_t slab)>;
+    Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> space, OpenSlab open_slab);
+
+    std::optional<Extent> alloc(const RunRequest& request, uint64_t nbytes);
+    bool free(Extent extent);
+    std::optional<Extent> split(Extent& left, uint64_t pages);
+    bool merge(Extent& left, const Extent& right);
+
+    // At most `capacity` messages may be waiting there already. On kFull and kDead what was not
+    // granted is open again; on kLost extents[granted] is no longer ours.
+    GrantResult grant(const Peer& to, std::vector<Extent>& extents, std::string_view tag,
+                      uint64_t capacity = kInboxCells);
+    GrantStatus send(const Peer& to, std::string_view message, uint64_t capacity = kInboxCells);
+    // Up to `limit` messages waiting in `inbox`: this process's id or a mailbox's.
+    std::vector<Accepted> accept(uint32_t inbox, size_t limit);
+    void close_pages(const Extent& extent);
+    void open_pages(const Extent& extent);
+
+    uint64_t address(const Extent& e) const { return table_.extent(e.descriptor).address; }
+    uint64_t nbytes(const Extent& e) const;
+    bool still_ours(const Extent& e) const { return table_.owner(e.descriptor) == e.word; }
+    uint32_t id() const { return id_; }
+    Table table() const { return table_; }
+    AddressSpace& space() { return *space_; }
+    const Arena& arena() const { return arena_; }
+
+private:
+    struct Range {
+        uint64_t start, end;
+    };
+    std::vector<Range> neighbours_joined(const std::vector<Extent>& extents, size_t count) const;
+    void ensure_mapped(const Extent& extent);
+    bool is_for_us(const Delivery& delivery, uint32_t inbox);
+
+    Table table_;
+    uint32_t id_;
+    std::shared_ptr<AddressSpace> space_;
+    OpenSlab open_slab_;
+    DescriptorPool pool_;
+    Arena arena_;
+};
+
+}  // namespace bequest

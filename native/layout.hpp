@@ -1,0 +1,208 @@
+// The address plan, the limits, and the layout of the shared V2P table, in one place.
+//
+// Everything here is an agreement between processes that were not started together, so nothing
+// may change without a new kTableVersion. All offsets are in bytes, all addresses are virtual.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace bequest {
+
+// --- pages ---------------------------------------------------------------------------------
+constexpr uint64_t kPageBytes = 4096;
+constexpr uint64_t kHugePageBytes = 2ull << 20;
+constexpr uint64_t kPagesPerHugePage = kHugePageBytes / kPageBytes;
+constexpr uint64_t kLargeRegionBytes = 1ull << 20;  // from here on a region gets 2 MiB pages
+
+// --- the rack window: top bits of an offset name the process that allocated (paper, 3.1) ----
+constexpr uint64_t kWindowBase = 0x2000'0000'0000;
+constexpr unsigned kWindowBits = 45;
+constexpr unsigned kProcessSpaceBits = 36;  // 64 GiB of addresses for each process
+constexpr uint64_t kWindowBytes = 1ull << kWindowBits;
+constexpr uint64_t kProcessSpaceBytes = 1ull << kProcessSpaceBits;
+
+// --- ids: a process, a mailbox (an inbox that several processes read), or the Rack MMU -------
+constexpr uint32_t kNobody = 0;
+constexpr uint32_t kMaxProcessId = 511;
+constexpr uint32_t kFirstMailboxId = 512;
+constexpr uint32_t kLastMailboxId = 1022;
+constexpr uint32_t kMmuId = 1023;
+constexpr uint32_t kIdCount = 1024;
+
+inline uint32_t home_of(uint64_t address) {
+    return static_cast<uint32_t>((address - kWindowBase) >> kProcessSpaceBits);
+}
+inline bool in_window(uint64_t address) { return address - kWindowBase < kWindowBytes; }
+
+// --- capacities of one table (one group) ----------------------------------------------------
+constexpr uint32_t kMaxExtents = 1u << 21;
+constexpr uint32_t kExtentsPerBlock = 512;
+constexpr uint32_t kBlockCount = kMaxExtents / kExtentsPerBlock;
+constexpr uint32_t kMaxSlabs = 1u << 16;
+constexpr uint32_t kInboxCells = 1024;
+constexpr uint32_t kNameBytesMax = 63;
+constexpr uint32_t kTagBytesMax = 216;
+constexpr uint32_t kNoDescriptor = UINT32_MAX;
+
+constexpr uint64_t kTableMagic = 0x3156'5453'4551'4542;  // "BEQSTV1" and a version below it
+constexpr uint32_t kTableVersion = 1;
+
+// --- the owner word: who owns this run of pages, how many, and since which epoch -------------
+//
+//   63  61 60      51 50              27 26                0
+//   [state][   id    ][    pages - 1    ][     epoch      ]
+//
+// One compare-and-swap on this word is the commit point of every change of ownership. The epoch
+// grows with each, so that whoever still holds an old word can never act on it again.
+enum class State : uint32_t {
+    kEmpty = 0,     // the descriptor describes nothing
+    kEmbryo = 1,    // one side of a split or merge whose intent is armed
+    kFree = 2,      // nobody's data; belongs to the allocator at home
+    kOwned = 3,     // a region of `id`
+    kInFlight = 4,  // granted to `id`, not yet accepted
+};
+constexpr uint32_t kStateCount = 5;
+
+struct OwnerWord {
+    uint64_t bits = 0;
+
+    static constexpr unsigned kEpochBits = 27, kPagesBits = 24, kIdBits = 10;
+    static OwnerWord make(State state, uint32_t id, uint64_t pages, uint64_t epoch) {
+        const uint64_t stored_pages = pages == 0 ? 0 : pages - 1;
+        return {static_cast<uint64_t>(state) << 61 | static_cast<uint64_t>(id) << 51 |
+                stored_pages << kEpochBits | (epoch & ((1ull << kEpochBits) - 1))};
+    }
+    State state() const { return static_cast<State>(bits >> 61); }
+    uint32_t id() const { return (bits >> 51) & (kIdCount - 1); }
+    uint64_t pages() const {
+        return state() == State::kEmpty ? 0 : ((bits >> kEpochBits) & ((1ull << kPagesBits) - 1)) + 1;
+    }
+    uint64_t epoch() const { return bits & ((1ull << kEpochBits) - 1); }
+    // The word that follows this one: the epoch always moves on.
+    OwnerWord next(State state, uint32_t id, uint64_t pages) const {
+        return make(state, id, pages, epoch() + 1);
+    }
+    OwnerWord next(State state, uint32_t id) const { return next(state, id, pages()); }
+    bool is(State state, uint32_t id) const { return this->state() == state && this->id() == id; }
+    bool operator==(const OwnerWord& other) const { return bits == other.bits; }
+};
+
+// --- what lies in the table, in this order ---------------------------------------------------
+struct TableHeader {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t group_id;
+    uint64_t table_bytes;
+    std::atomic<uint32_t> blocks_used;  // blocks at and above this one were never claimed
+    std::atomic<uint32_t> slabs_used;   // likewise for slab records
+};
+
+// An intent makes a multi-step change of two descriptors restartable: it is armed before the
+// first step and disarmed after the last; whoever settles a dead process completes it if the
+// commit word has changed and undoes it if not.
+enum class IntentKind : uint32_t { kNone = 0, kSplit = 1, kMerge = 2 };
+struct Intent {
+    std::atomic<uint32_t> armed;  // an IntentKind
+    uint32_t left, right;         // descriptors
+    uint32_t settled_state;       // the State that both sides have outside the change
+    uint64_t before, after;       // left's owner word on either side of the commit
+};
+
+struct Slot {  // one per id
+    std::atomic<uint64_t> life;  // incarnation << 2 | Life
+    uint32_t os_pid;
+    char name[kNameBytesMax + 1];
+    alignas(64) std::atomic<uint64_t> head;  // the inbox: next position to take,
+    alignas(64) std::atomic<uint64_t> tail;  // and next position to claim
+    alignas(64) std::atomic<uint32_t> doorbell;
+    std::atomic<uint32_t> sleepers;
+    std::atomic<uint32_t> space_bell;
+    std::atomic<uint32_t> space_waiters;
+    alignas(64) std::atomic<uint32_t> returns;  // list of freed extents coming home: descriptor + 1
+    std::atomic<uint32_t> rescan;               // the list may have lost some: look at the table
+    alignas(64) Intent intent;
+    alignas(64) std::atomic<uint64_t> grants;
+    std::atomic<uint64_t> granted_pages, accepts, allocs, frees;
+};
+enum class Life : uint32_t { kEmpty = 0, kLive = 1, kDead = 2 };
+
+struct SlabRecord {
+    std::atomic<uint32_t> id_plus_one;  // 0: none here. index == id % kMaxSlabs
+    uint32_t element;
+    uint64_t address;
+    uint32_t pages;
+    uint32_t home;
+    uint32_t huge;
+    uint32_t reserved[9];
+};
+
+struct Descriptor {  // an extent
+    std::atomic<uint64_t> owner;
+    uint64_t address;  // constant for as long as the descriptor is not empty
+    uint64_t nbytes;   // what the user asked for; never more than the pages hold
+    uint32_t slab;
+    std::atomic<uint32_t> next;    // in a return list: descriptor + 1
+    std::atomic<uint32_t> linked;  // id + 1 of who put it on a return list, 0: on none
+    uint32_t reserved[7];
+};
+
+// --- inbox cells -----------------------------------------------------------------------------
+//
+//   EMPTY -> CLAIMED(sender) -> FULL -> TAKING(receiver) -> EMPTY of the next lap
+//                          \-> SKIP ----------------------^
+//
+// A claimed cell is also the record of a grant under way: if its sender dies, the extent's owner
+// word says whether the grant was committed, and so whether the cell must be delivered or skipped.
+enum class CellState : uint32_t { kEmpty = 0, kClaimed = 1, kFull = 2, kTaking = 3, kSkip = 4 };
+struct CellWord {
+    uint64_t bits = 0;
+    static CellWord make(CellState state, uint32_t id, uint64_t lap) {
+        return {static_cast<uint64_t>(state) << 61 | static_cast<uint64_t>(id) << 51 |
+                (lap & ((1ull << 51) - 1))};
+    }
+    CellState state() const { return static_cast<CellState>(bits >> 61); }
+    uint32_t id() const { return (bits >> 51) & (kIdCount - 1); }
+    uint64_t lap() const { return bits & ((1ull << 51) - 1); }
+    bool operator==(const CellWord& other) const { return bits == other.bits; }
+};
+
+struct Cell {
+    std::atomic<uint64_t> word;
+    uint64_t extent_word;             // the IN_FLIGHT word that commits this delivery
+    std::atomic<uint64_t> sealed_at;  // position + 1, written last: the payload is complete
+    uint32_t descriptor;              // or kNoDescriptor: a message without memory
+    uint32_t incarnation;             // of the receiver that was meant
+    uint32_t sender;
+    uint32_t tag_bytes;
+    unsigned char tag[kTagBytesMax];
+};
+
+static_assert(sizeof(Descriptor) == 64, "an extent costs one cache line");
+static_assert(sizeof(SlabRecord) == 64);
+static_assert(sizeof(Cell) == 256);
+static_assert(std::atomic<uint64_t>::is_always_lock_free);
+
+constexpr uint64_t kSlotsOffset = kPageBytes;
+constexpr uint64_t kBlocksOffset = kSlotsOffset + kIdCount * sizeof(Slot);
+constexpr uint64_t kSlabsOffset = kBlocksOffset + kBlockCount * sizeof(uint64_t);
+constexpr uint64_t kCellsOffset = kSlabsOffset + kMaxSlabs * sizeof(SlabRecord);
+constexpr uint64_t kDescriptorsOffset = kCellsOffset + uint64_t{kIdCount} * kInboxCells * sizeof(Cell);
+constexpr uint64_t kTableBytes = kDescriptorsOffset + uint64_t{kMaxExtents} * sizeof(Descriptor);
+static_assert(kSlotsOffset % 64 == 0 && kCellsOffset % 256 == 0 && kDescriptorsOffset % 64 == 0);
+
+// A place where a process may be killed or another may run: tests put a scheduler here.
+#ifdef BEQUEST_STEP_HOOK
+extern void (*step_hook)(const char* where);
+#define BEQUEST_STEP(where)                                \
+    do {                                                   \
+        if (::bequest::step_hook) ::bequest::step_hook(where); \
+    } while (0)
+#else
+#define BEQUEST_STEP(where) \
+    do {                    \
+    } while (0)
+#endif
+
+}  // namespace bequest

@@ -1,0 +1,276 @@
+// bequest._core.ProcessBase: one attached process's end of the data plane.
+//
+// Calls that may wait release the GIL while they do; every other call holds it, and that is the lock
+// of everything below.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "../doorbell.hpp"
+#include "python.hpp"
+
+namespace bequest {
+
+namespace {
+
+// One window per operating-system process; it lives as long as anybody here is attached.
+std::shared_ptr<AddressSpace> address_space(const std::string& rack) {
+    static std::weak_ptr<AddressSpace> current;
+    static std::string current_rack;
+    static pid_t owner = 0;
+    std::shared_ptr<AddressSpace> space = owner == getpid() ? current.lock() : nullptr;
+    if (space && current_rack != rack)
+        raise_error("NotAttached",
+                    "this process is attached to the rack %s already; detach from it first (one rack "
+                    "at a time: both would use the same addresses)",
+                    current_rack.c_str());
+    if (!space) {
+        space = std::make_shared<AddressSpace>();
+        current = space;
+        current_rack = rack;
+        owner = getpid();
+    }
+    return space;
+}
+
+void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::string& rack,
+          const nb::object& open_slab, const nb::object& region_type, double spin) {
+    if (id == 0 || id > kMaxProcessId) raise_error("ValueError", "%u is no process id", id);
+    auto* file = nb::cast<TableFile*>(table);
+    auto open = [open_slab](uint32_t slab) { return nb::cast<int>(open_slab(slab)); };
+    new (self) ProcessBase{
+        table, region_type,
+        std::make_shared<Member>(file->table(), id, address_space(rack), std::move(open)),
+        static_cast<int64_t>(spin * 1e9)};
+}
+
+nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element) {
+    ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
+    Member& member = process.usable();
+    const uint64_t unit = huge ? kHugePageBytes : kPageBytes;
+    const uint64_t pages = (nbytes + unit - 1) / unit * (unit / kPageBytes);
+    const auto extent = member.attachment.alloc({pages, huge, element}, nbytes);
+    if (!extent) return nb::none();
+    nb::object owner = nb::borrow(self);
+    return wrap_region(owner, process.region_type,
+                       {owner, hold(process.member, *extent), {0, nbytes}, {}, {}});
+}
+
+std::string name_of(const Table& table, uint32_t id) {
+    if (id == kMmuId) return "(rack mmu)";
+    const Slot& slot = table.slot(id);
+    return {slot.name, strnlen(slot.name, kNameBytesMax)};
+}
+
+nb::list take_waiting(const nb::object& owner, ProcessBase& process, uint32_t inbox, size_t limit) {
+    nb::list regions;
+    const Table table = process.member->attachment.table();
+    for (Accepted& a : process.usable().attachment.accept(inbox, limit)) {
+        auto holding = hold(process.member, a.extent);
+        const uint64_t bytes = holding->nbytes();
+        regions.append(wrap_region(owner, process.region_type,
+                                   {owner, std::move(holding), {0, bytes}, std::move(a.tag),
+                                    name_of(table, a.sender)}));
+    }
+    return regions;
+}
+
+// Waits in slices without the GIL, looking for signals between them. True when `ready`.
+template <class Ready>
+bool wait(const Ready& ready, std::atomic<uint32_t>& bell, std::atomic<uint32_t>& sleepers,
+          int64_t spin_ns, int64_t timeout_ns) {
+    const int64_t start = monotonic_ns();
+    for (;;) {
+        const int64_t waited = monotonic_ns() - start;
+        const int64_t left = timeout_ns < 0 ? INT64_MAX / 2 : timeout_ns - waited;
+        bool came;
+        {
+            nb::gil_scoped_release release;
+            came = wait_until(ready, bell, sleepers, spin_ns > waited ? spin_ns - waited : 0,
+                              left > 0 ? left : 0);
+        }
+        if (came) return true;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        if (timeout_ns >= 0 && monotonic_ns() - start >= timeout_ns) return false;
+    }
+}
+
+nb::list accept(nb::handle_t<ProcessBase> self, uint32_t inbox_id, size_t limit, int64_t timeout_ns) {
+    ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
+    nb::object owner = nb::borrow(self);
+    nb::list regions = take_waiting(owner, process, inbox_id, limit);
+    if (nb::len(regions) > 0 || timeout_ns == 0) return regions;
+    const std::shared_ptr<Member> member = process.member;
+    const Table table = member->attachment.table();
+    Slot& slot = table.slot(inbox_id);
+    const Inbox inbox(table, inbox_id);
+    const auto ready = [&] { return !member->usable || inbox.ready(); };
+    const int64_t deadline = monotonic_ns() + timeout_ns;
+    for (;;) {
+        const int64_t left = timeout_ns < 0 ? -1 : deadline - monotonic_ns();
+        if (timeout_ns >= 0 && left <= 0) return regions;
+        if (!wait(ready, slot.doorbell, slot.sleepers, process.spin_ns, left)) return regions;
+        regions = take_waiting(owner, process, inbox_id, limit);  // another thread may have been faster
+        if (nb::len(regions) > 0) return regions;
+    }
+}
+
+bool wait_for_space(ProcessBase& process, uint32_t inbox_id, uint64_t capacity, int64_t timeout_ns) {
+    const std::shared_ptr<Member> member = process.member;
+    process.usable();
+    const Table table = member->attachment.table();
+    Slot& slot = table.slot(inbox_id);
+    const Inbox inbox(table, inbox_id);
+    const auto ready = [&] {
+        return !member->usable || inbox.depth() < capacity || table.life(inbox_id) != Life::kLive;
+    };
+    return wait(ready, slot.space_bell, slot.space_waiters, process.spin_ns, timeout_ns);
+}
+
+nb::object as_result(GrantStatus status, size_t granted) {
+    return nb::make_tuple(static_cast<int>(status), granted);
+}
+
+void check_tag(const nb::bytes& tag) {
+    if (tag.size() > kTagBytesMax)
+        raise_error("TagTooLong", "a tag has at most %u bytes, this one has %zu; put more into the region",
+                    kTagBytesMax, tag.size());
+}
+
+// Regions from `first` on, as many as fit; the rest stays with the caller.
+nb::object grant(ProcessBase& process, const nb::list& regions, size_t first, uint32_t to,
+                 uint32_t incarnation, const nb::bytes& tag, const std::string& name, uint64_t capacity) {
+    Member& member = process.usable();
+    check_tag(tag);
+    std::vector<RegionBase*> handles;
+    for (size_t i = first; i < nb::len(regions); i++) {
+        auto* region = nb::cast<RegionBase*>(regions[i]);
+        if (region->holding->member().get() != &member)
+            raise_error("ValueError", "a region can be granted only by the process that owns it");
+        region->require_owned();
+        region->require_unborrowed("granted");
+        if (region->span.start == region->span.end)
+            raise_error("BadSize", "an empty region has no memory to grant; use send()");
+        handles.push_back(region);
+    }
+    std::vector<Extent> extents;
+    for (RegionBase* region : handles) {
+        const auto extent = region->holding->take_out(region->holding->pages_of(region->span));
+        if (!extent) break;
+        extents.push_back(*extent);
+    }
+    const auto put_back = [&](size_t from) {
+        for (size_t i = from; i < extents.size(); i++) handles[i]->holding->put_in(extents[i]);
+    };
+    if (extents.size() < handles.size()) {
+        put_back(0);
+        raise_error("ValueError", "these regions overlap, or the V2P table has no descriptor left");
+    }
+    GrantResult result;
+    try {
+        result = member.attachment.grant({to, incarnation}, extents, {tag.c_str(), tag.size()}, capacity);
+    } catch (...) {
+        put_back(0);
+        throw;
+    }
+    for (size_t i = 0; i < result.granted; i++)
+        handles[i]->holding->fate = "was granted to '" + name + "'";
+    if (result.status == GrantStatus::kLost) handles[result.granted]->holding->fate = "was taken away";
+    put_back(result.granted + (result.status == GrantStatus::kLost));
+    return as_result(result.status, result.granted);
+}
+
+// For a grant that the daemon carries out: the extent leaves this process's hands, closed.
+nb::object surrender(ProcessBase& process, RegionBase& region) {
+    Attachment& attachment = process.usable().attachment;
+    region.require_owned();
+    region.require_unborrowed("granted");
+    const auto extent = region.holding->take_out(region.holding->pages_of(region.span));
+    if (!extent) raise_error("RackMemoryError", "the V2P table has no descriptor left");
+    attachment.close_pages(*extent);
+    return nb::make_tuple(extent->descriptor, extent->word.bits);
+}
+
+void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor, uint64_t word) {
+    const Extent extent{descriptor, {word}};
+    process.usable().attachment.open_pages(extent);
+    region.holding->put_in(extent);
+}
+
+nb::object find(ProcessBase& process, const std::string& name) {
+    const Table table = process.usable().attachment.table();
+    for (uint32_t id = 1; id <= kMaxProcessId; id++) {
+        if (table.life(id) != Life::kLive || name_of(table, id) != name) continue;
+        return nb::make_tuple(id, table.incarnation(id));
+    }
+    return nb::none();
+}
+
+size_t live_views(ProcessBase& process) {
+    size_t views = 0;
+    for (const Holding* holding : process.member->holdings) views += holding->borrows_of({0, UINT64_MAX});
+    return views;
+}
+
+// From here on nothing of the rack can be reached through this process. Its memory is freed by the
+// MMU, which learns of it by the control plane.
+void leave(ProcessBase& process) {
+    Member& member = *process.member;
+    if (!member.usable) return;
+    member.usable = false;
+    for (Holding* holding : member.holdings) holding->forget();
+}
+
+}  // namespace
+
+Member& ProcessBase::usable() const {
+    if (!member->usable)
+        raise_error("NotAttached", "this process is not attached to the rack: it has detached, or is the "
+                                   "child of a fork; attach it under a name of its own");
+    return *member;
+}
+
+void bind_process(nb::module_& m) {
+    using namespace nb::literals;
+    nb::class_<ProcessBase>(m, "ProcessBase", nb::is_weak_referenceable())
+        .def("__init__", &init, "table"_a, "id"_a, "rack"_a, "open_slab"_a, "region_type"_a, "spin"_a)
+        .def_prop_ro("id", [](ProcessBase& p) { return p.member->attachment.id(); })
+        .def_prop_ro("table", [](ProcessBase& p) { return p.table; })
+        .def_prop_ro("attached", [](ProcessBase& p) { return p.member->usable; })
+        .def_prop_ro("live_views", &live_views)
+        .def_prop_ro("mappings", [](ProcessBase& p) {
+            AddressSpace& space = p.usable().attachment.space();
+            return nb::make_tuple(space.mappings_bound(), space.mappings_limit());
+        })
+        .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a)
+        .def("_accept", &accept, "inbox"_a, "limit"_a, "timeout_ns"_a)
+        .def("_grant", &grant, "regions"_a, "first"_a, "to"_a, "incarnation"_a, "tag"_a, "name"_a, "capacity"_a)
+        .def("_send",
+             [](ProcessBase& p, uint32_t to, uint32_t incarnation, const nb::bytes& message,
+                uint64_t capacity) {
+                 check_tag(message);
+                 return static_cast<int>(p.usable().attachment.send(
+                     {to, incarnation}, {message.c_str(), message.size()}, capacity));
+             },
+             "to"_a, "incarnation"_a, "message"_a, "capacity"_a)
+        .def("_wait_for_space", &wait_for_space, "inbox"_a, "capacity"_a, "timeout_ns"_a)
+        .def("_depth",
+             [](ProcessBase& p, uint32_t inbox) { return Inbox(p.usable().attachment.table(), inbox).depth(); },
+             "inbox"_a)
+        .def("_ready",
+             [](ProcessBase& p, uint32_t inbox) { return Inbox(p.usable().attachment.table(), inbox).ready(); },
+             "inbox"_a)
+        .def("_surrender", &surrender, "region"_a)
+        .def("_take_back", &take_back, "region"_a, "descriptor"_a, "word"_a)
+        .def("_find", &find, "name"_a)
+        .def("_is_live",
+             [](ProcessBase& p, uint32_t id, uint32_t incarnation) {
+                 return p.usable().attachment.table().is_live(id, incarnation);
+             },
+             "id"_a, "incarnation"_a)
+        .def("_leave", &leave);
+}
+
+}  // namespace bequest

@@ -1,0 +1,208 @@
+// bequest._core.RegionBase: the handle of memory that this process owns, and its buffer protocol.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "python.hpp"
+
+namespace bequest {
+
+namespace {
+
+unsigned char nothing[1];  // where the buffer of an empty region points
+
+int get_buffer(PyObject* self, Py_buffer* view, int flags) {
+    try {
+        RegionBase& region = *nb::inst_ptr<RegionBase>(self);
+        region.require_owned();
+        const uint64_t bytes = region.span.end - region.span.start;
+        void* data = bytes == 0 ? nothing
+                                : reinterpret_cast<void*>(region.holding->address() + region.span.start);
+        if (PyBuffer_FillInfo(view, self, data, static_cast<Py_ssize_t>(bytes), 0, flags) != 0) return -1;
+        region.holding->borrow(region.span);
+        return 0;
+    } catch (nb::python_error& e) {
+        e.restore();
+        view->obj = nullptr;
+        return -1;
+    }
+}
+
+void release_buffer(PyObject* self, Py_buffer*) {
+    RegionBase& region = *nb::inst_ptr<RegionBase>(self);
+    region.holding->give_back(region.span);
+}
+
+PyType_Slot region_slots[] = {
+    {Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)},
+    {Py_bf_releasebuffer, reinterpret_cast<void*>(release_buffer)},
+    {0, nullptr},
+};
+
+// The last handle is gone. Memory that nobody can name any more is freed, and that is worth a warning.
+void drop(Holding* holding) {
+    Member& member = *holding->member();
+    if (member.usable && !holding->remaining().empty()) {
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        if (!holding->quiet &&
+            PyErr_ResourceWarning(nullptr, 1,
+                                  "a region of %zu bytes was dropped and is freed; "
+                                  "grant it, free it, or use it in a with statement",
+                                  static_cast<size_t>(holding->nbytes())) != 0)
+            PyErr_WriteUnraisable(nullptr);
+        PyErr_Restore(type, value, trace);
+        try {
+            holding->free_all();
+        } catch (const std::exception& e) {
+            PyErr_SetString(PyExc_OSError, e.what());
+            PyErr_WriteUnraisable(nullptr);
+        }
+    }
+    delete holding;
+}
+
+nb::object part(nb::handle_t<RegionBase> self, uint64_t start, uint64_t end) {
+    const RegionBase& whole = *nb::inst_ptr<RegionBase>(self);
+    RegionBase slice{whole.process, whole.holding, {whole.span.start + start, whole.span.start + end},
+                     whole.tag, whole.sender};
+    slice.require_owned();
+    return wrap_region(whole.process, self.type(), std::move(slice));
+}
+
+uint64_t free_region(RegionBase& region) {
+    region.require_owned();
+    region.require_unborrowed("freed");
+    if (region.span.start == region.span.end) return 0;
+    const uint64_t freed = region.holding->free_span(region.holding->pages_of(region.span));
+    region.holding->fate = "was freed";
+    return freed;
+}
+
+uint64_t free_remaining(RegionBase& region) {
+    Holding& holding = region.usable();
+    const Span all{0, UINT64_MAX};
+    if (const size_t views = holding.borrows_of(all))
+        raise_error("BufferError", "%zu view%s of this region %s alive; release %s before it is freed",
+                    views, views == 1 ? "" : "s", views == 1 ? "is" : "are", views == 1 ? "it" : "them");
+    const uint64_t freed = holding.free_all();
+    if (freed > 0) holding.fate = "was freed";
+    return freed;
+}
+
+// Cuts at the offsets; the handle is spent, the parts are regions of their own.
+nb::list split(nb::handle_t<RegionBase> self, const std::vector<uint64_t>& offsets) {
+    RegionBase& region = *nb::inst_ptr<RegionBase>(self);
+    region.require_owned();
+    region.require_unborrowed("split");
+    nb::list parts;
+    uint64_t start = region.span.start;
+    const uint64_t end = region.span.end;
+    for (size_t i = 0; i <= offsets.size(); i++) {
+        const uint64_t stop = i < offsets.size() ? region.span.start + offsets[i] : end;
+        const auto extent = region.holding->take_out(region.holding->pages_of({start, stop}));
+        if (!extent) raise_error("RackMemoryError", "the V2P table has no descriptor left for a split");
+        auto holding = hold(region.holding->member(), *extent);
+        const uint64_t bytes = holding->nbytes();
+        parts.append(wrap_region(region.process, self.type(),
+                                 {region.process, std::move(holding), {0, bytes}, region.tag, region.sender}));
+        start = stop;
+    }
+    region.holding->fate = "was split";
+    return parts;
+}
+
+nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
+    RegionBase& region = *nb::inst_ptr<RegionBase>(self);
+    region.require_owned();
+    other.require_owned();
+    region.require_unborrowed("merged");
+    other.require_unborrowed("merged");
+    const Span left = region.holding->pages_of(region.span), right = other.holding->pages_of(other.span);
+    if (region.holding->member() != other.holding->member() ||
+        region.holding->address() + left.end != other.holding->address() + right.start ||
+        left.end != region.span.end)
+        raise_error("ValueError", "only neighbours can be merged: the second region must begin where "
+                                  "the first one ends");
+    auto a = region.holding->take_out(left);
+    auto b = a ? other.holding->take_out(right) : std::nullopt;
+    Attachment& attachment = region.holding->member()->attachment;
+    const bool merged = a && b && attachment.table().adjacent(*a, *b) && attachment.merge(*a, *b);
+    if (!merged) {
+        if (a) region.holding->put_in(*a);
+        if (b) other.holding->put_in(*b);
+        raise_error("ValueError", "these two regions lie in different slabs and cannot be one");
+    }
+    region.holding->fate = other.holding->fate = "was merged";
+    auto holding = hold(region.holding->member(), *a);
+    const uint64_t bytes = holding->nbytes();
+    return wrap_region(region.process, self.type(),
+                       {region.process, std::move(holding), {0, bytes}, region.tag, region.sender});
+}
+
+}  // namespace
+
+Holding& RegionBase::usable() const {
+    if (!holding->member()->usable)
+        raise_error("NotAttached", "the process that owned this region has detached, or was forked: its "
+                                   "memory is not here; attach to the rack in this process");
+    return *holding;
+}
+
+void RegionBase::require_owned() const {
+    const Holding& h = usable();
+    if (!h.owns(span)) {
+        const bool all = h.is_spent();
+        raise_error("RegionMoved", "%s this region (%zu bytes at %#zx) %s; it is no longer yours",
+                    all ? "the memory of" : "a part of", static_cast<size_t>(h.nbytes()),
+                    static_cast<size_t>(h.address()), h.fate.empty() ? "has moved" : h.fate.c_str());
+    }
+}
+
+void RegionBase::require_unborrowed(const char* verb) const {
+    if (const size_t views = holding->borrows_of(span))
+        raise_error("BufferError", "%zu view%s of this region %s alive; release %s before it is %s", views,
+                    views == 1 ? "" : "s", views == 1 ? "is" : "are", views == 1 ? "it" : "them", verb);
+}
+
+std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Extent& extent) {
+    return {extent.descriptor == kNoDescriptor ? new Holding(member) : new Holding(member, extent), drop};
+}
+
+nb::object wrap_region(const nb::object& process, nb::handle region_type, RegionBase&& region) {
+    (void)process;
+    nb::object object = nb::inst_alloc(region_type);
+    new (nb::inst_ptr<RegionBase>(object)) RegionBase(std::move(region));
+    nb::inst_mark_ready(object);
+    return object;
+}
+
+void bind_region(nb::module_& m) {
+    using namespace nb::literals;
+    nb::class_<RegionBase>(m, "RegionBase", nb::type_slots(region_slots),
+                           "Memory that this process owns. Made by alloc() and accept() only.")
+        .def_prop_ro("process", [](RegionBase& r) { return r.process; })
+        .def_prop_ro("address", [](RegionBase& r) { return r.holding->address() + r.span.start; })
+        .def_prop_ro("nbytes", [](RegionBase& r) { return r.span.end - r.span.start; })
+        .def_prop_ro("offset", [](RegionBase& r) { return r.span.start; })
+        .def_prop_ro("tag", [](RegionBase& r) { return nb::bytes(r.tag.data(), r.tag.size()); })
+        .def_prop_ro("sender", [](RegionBase& r) { return r.sender; })
+        .def_prop_ro("views", [](RegionBase& r) { return r.holding->borrows_of(r.span); })
+        .def_prop_ro("owned",
+                     [](RegionBase& r) { return r.holding->member()->usable && r.holding->owns(r.span); })
+        .def_prop_ro("remaining",
+                     [](RegionBase& r) {
+                         nb::list spans;
+                         for (const Span& s : r.usable().remaining())
+                             spans.append(nb::make_tuple(s.start, s.end));
+                         return spans;
+                     })
+        .def("_part", &part, "start"_a, "end"_a)
+        .def("_split", &split, "offsets"_a)
+        .def("_merge", &merge, "other"_a)
+        .def("_free", &free_region)
+        .def("_free_remaining", &free_remaining)
+        .def("_free_when_dropped", [](RegionBase& r) { r.holding->quiet = true; })
+        .def("_set_fate", [](RegionBase& r, const std::string& fate) { r.holding->fate = fate; }, "fate"_a);
+}
+
+}  // namespace bequest

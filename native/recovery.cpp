@@ -1,0 +1,304 @@
+#include "recovery.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <unordered_map>
+
+#include "doorbell.hpp"
+
+namespace bequest {
+
+// --- slabs -------------------------------------------------------------------------------------
+
+bool Steward::write_record(const SlabSpec& spec) {
+    SlabRecord& record = table_.slab_record(spec.slab);
+    if (record.id_plus_one.load() != 0) return false;
+    record.element = spec.element;
+    record.address = spec.address;
+    record.pages = spec.pages;
+    record.home = spec.home;
+    record.huge = spec.huge;
+    record.id_plus_one.store(spec.slab + 1);
+    const uint32_t index = spec.slab % kMaxSlabs;
+    uint32_t used = table_.header().slabs_used.load();
+    while (used <= index && !table_.header().slabs_used.compare_exchange_weak(used, index + 1)) {
+    }
+    return true;
+}
+
+bool Steward::add_slab(const SlabSpec& spec) {
+    const auto empty = pool_.take();
+    if (!empty) return false;
+    if (!write_record(spec)) return pool_.give_back(*empty), false;
+    Descriptor& d = table_.extent(*empty);
+    d.address = spec.address;
+    d.nbytes = 0;
+    d.slab = spec.slab;
+    const OwnerWord unused = table_.owner(*empty);
+    table_.change(*empty, unused, unused.next(State::kFree, spec.home, spec.pages));
+    table_.push_return(kMmuId, spec.home, *empty);
+    return true;
+}
+
+bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addressee& to) {
+    const auto empty = pool_.take();
+    if (!empty) return false;
+    if (!write_record(spec)) return pool_.give_back(*empty), false;
+    Descriptor& d = table_.extent(*empty);
+    d.address = spec.address;
+    d.slab = spec.slab;
+    const OwnerWord unused = table_.owner(*empty);
+    Extent extent{*empty, unused.next(State::kFree, kMmuId, spec.pages)};
+    table_.change(*empty, unused, extent.word);
+    if (table_.change(extent, State::kOwned, kMmuId) && deliver(extent, nbytes, to)) return true;
+    table_.change(extent, State::kEmpty, kNobody);
+    pool_.give_back(*empty);
+    table_.slab_record(spec.slab).id_plus_one.store(0);
+    return false;
+}
+
+bool Steward::take_slab(uint32_t slab) {
+    const std::vector<Extent> extents = extents_of(slab);
+    if (extents.empty()) return false;
+    std::vector<Extent> taken;
+    bool all = true;
+    for (Extent e : extents) {
+        if (e.word.is(State::kOwned, kMmuId)) continue;
+        all = e.word.state() == State::kFree && table_.change(e, State::kOwned, kMmuId);
+        if (!all) break;
+        taken.push_back(e);
+    }
+    if (!all) {
+        for (Extent& e : taken) table_.free(kMmuId, e);
+        return false;
+    }
+    table_.slab_record(slab).id_plus_one.store(0);
+    for (const Extent& e : extents) {
+        const OwnerWord now = table_.owner(e.descriptor);
+        table_.change(e.descriptor, now, now.next(State::kEmpty, kNobody));
+    }
+    return true;
+}
+
+std::vector<uint32_t> Steward::idle_slabs() const {
+    std::unordered_map<uint32_t, uint64_t> idle_pages;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const OwnerWord word = table_.owner(i);
+        if (word.state() == State::kFree || word.is(State::kOwned, kMmuId))
+            idle_pages[table_.extent(i).slab] += word.pages();
+    }
+    std::vector<uint32_t> idle;
+    for (const auto& [slab, pages] : idle_pages)
+        if (table_.has_slab(slab) && pages == table_.slab_record(slab).pages) idle.push_back(slab);
+    std::sort(idle.begin(), idle.end());
+    return idle;
+}
+
+// --- memory that is away ---------------------------------------------------------------------------
+
+bool Steward::withdraw(Extent extent) {
+    return extent.word.state() == State::kOwned && extent.descriptor < kMaxExtents &&
+           table_.change(extent, State::kOwned, kMmuId);
+}
+
+std::optional<OwnerWord> Steward::restore(Extent before) {
+    const OwnerWord withdrawn = before.word.next(State::kOwned, kMmuId);
+    const OwnerWord restored = withdrawn.next(State::kOwned, before.word.id());
+    if (!table_.change(before.descriptor, withdrawn, restored)) return std::nullopt;
+    return restored;
+}
+
+bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to) {
+    if (!table_.is_live(to.id, to.incarnation)) return false;
+    const Inbox inbox(table_, to.id);
+    const auto position = inbox.claim(kMmuId);
+    if (!position) return false;
+    const Extent in_flight{extent.descriptor, extent.word.next(State::kInFlight, to.id)};
+    table_.extent(extent.descriptor).nbytes = nbytes;
+    inbox.seal(*position, in_flight, to.incarnation, to.sender, to.tag);
+    if (!table_.change(extent.descriptor, extent.word, in_flight.word)) {  // the commit point
+        inbox.abandon(*position, kMmuId);
+        return false;
+    }
+    inbox.publish(*position, kMmuId);
+    ring_doorbell(table_.slot(to.id), 1);
+    return true;
+}
+
+// The extent of exactly these pages, cut out of the away extent that holds them.
+std::optional<Extent> Steward::carve_away(uint64_t address, uint64_t pages) {
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        Extent e{i, table_.owner(i)};
+        const uint64_t start = table_.extent(i).address;
+        if (!e.word.is(State::kOwned, kMmuId) || address < start ||
+            address + pages * kPageBytes > start + e.word.pages() * kPageBytes)
+            continue;
+        if (address > start) {
+            const auto empty = pool_.take();
+            if (!empty) return std::nullopt;
+            const auto right = table_.split(kMmuId, e, (address - start) / kPageBytes, *empty);
+            if (!right) return std::nullopt;
+            e = *right;
+        }
+        if (e.word.pages() > pages) {
+            const auto empty = pool_.take();
+            if (!empty || !table_.split(kMmuId, e, pages, *empty)) return std::nullopt;
+        }
+        return e;
+    }
+    return std::nullopt;
+}
+
+bool Steward::deliver_into(uint64_t address, uint64_t pages, uint64_t nbytes, const Addressee& to) {
+    const auto extent = carve_away(address, pages);
+    return extent && deliver(*extent, nbytes, to);
+}
+
+uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
+    uint64_t freed = 0;
+    const uint64_t end = address + pages * kPageBytes;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        Extent e{i, table_.owner(i)};
+        if (!e.word.is(State::kOwned, kMmuId)) continue;
+        const uint64_t start = table_.extent(i).address;
+        const uint64_t stop = start + e.word.pages() * kPageBytes;
+        const uint64_t low = std::max(start, address), high = std::min(stop, end);
+        if (low >= high) continue;
+        auto part = carve_away(low, (high - low) / kPageBytes);
+        if (part && table_.free(kMmuId, *part)) freed += part->word.pages();
+    }
+    return freed;
+}
+
+// --- deaths ------------------------------------------------------------------------------------------
+
+bool Steward::settle_intent(uint32_t dead) {
+    Intent& intent = table_.slot(dead).intent;
+    const auto kind = static_cast<IntentKind>(intent.armed.load());
+    if (kind == IntentKind::kNone) return false;
+    const bool committed = table_.owner(intent.left % kMaxExtents).bits == intent.after;
+    const uint32_t right = intent.right % kMaxExtents;
+    const OwnerWord now = table_.owner(right);
+    const State state = static_cast<State>(intent.settled_state);
+    if (now.state() == State::kEmbryo && now.id() == OwnerWord{intent.before}.id()) {
+        const bool keep = (kind == IntentKind::kSplit) == committed;
+        table_.change(right, now,
+                      keep ? now.next(state, now.id()) : now.next(State::kEmpty, kNobody));
+    }
+    intent.armed.store(static_cast<uint32_t>(IntentKind::kNone));
+    return true;
+}
+
+uint32_t Steward::settle(uint32_t dead) {
+    uint32_t settled = settle_intent(dead);
+    for (uint32_t id = 1; id < kIdCount; id++) {
+        if (table_.life(id) == Life::kEmpty) continue;
+        const uint32_t cells = Inbox(table_, id).settle(dead);
+        if (cells > 0) ring_doorbell(table_.slot(id), cells);
+        settled += cells;
+        // An extent that `dead` was sending home may be on no list: its home must look for it.
+        if (id <= kMaxProcessId) table_.slot(id).rescan.store(1);
+    }
+    return settled;
+}
+
+uint64_t Steward::release(uint32_t dead) {
+    uint64_t pages = 0;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        Extent e{i, table_.owner(i)};
+        if (!e.word.is(State::kOwned, dead) && !e.word.is(State::kInFlight, dead)) continue;
+        if (table_.free(kMmuId, e)) pages += e.word.pages();
+    }
+    Delivery unread;  // what was told of the memory just freed
+    const Inbox inbox(table_, dead);
+    while (const auto position = inbox.take(kMmuId, unread)) inbox.finish(*position, kMmuId);
+    return pages;
+}
+
+Holdings Steward::holdings(uint32_t id) const {
+    Holdings held;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const OwnerWord word = table_.owner(i);
+        if (word.state() == State::kEmpty || word.id() != id) continue;
+        held.extents++;
+        (word.state() == State::kFree ? held.free_pages : held.pages) += word.pages();
+    }
+    return held;
+}
+
+// --- the validator -------------------------------------------------------------------------------------
+
+// The word as it would be if every armed intent were settled now.
+OwnerWord Steward::as_settled(uint32_t descriptor) const {
+    const OwnerWord word = table_.owner(descriptor);
+    if (word.state() != State::kEmbryo) return word;
+    for (uint32_t id = 1; id < kIdCount; id++) {
+        const Intent& intent = table_.slot(id).intent;
+        const auto kind = static_cast<IntentKind>(intent.armed.load());
+        if (kind == IntentKind::kNone || intent.right != descriptor) continue;
+        const bool committed = table_.owner(intent.left % kMaxExtents).bits == intent.after;
+        if ((kind == IntentKind::kSplit) == committed)
+            return word.next(static_cast<State>(intent.settled_state), word.id());
+    }
+    return word.next(State::kEmpty, kNobody);
+}
+
+std::vector<Extent> Steward::extents_of(uint32_t slab) const {
+    std::vector<Extent> found;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        if (table_.owner(i).state() == State::kEmpty || table_.extent(i).slab != slab) continue;
+        const OwnerWord word = as_settled(i);
+        if (word.state() != State::kEmpty) found.push_back({i, word});
+    }
+    std::sort(found.begin(), found.end(), [this](const Extent& a, const Extent& b) {
+        return table_.extent(a.descriptor).address < table_.extent(b.descriptor).address;
+    });
+    return found;
+}
+
+std::vector<std::string> Steward::audit() const {
+    std::vector<std::string> problems;
+    char line[200];
+    std::unordered_map<uint32_t, std::vector<Extent>> by_slab;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const OwnerWord word = as_settled(i);
+        if (word.state() == State::kEmpty) continue;
+        const uint32_t slab = table_.extent(i).slab;
+        if (!table_.has_slab(slab)) {
+            std::snprintf(line, sizeof line, "extent %u lies in slab %u, which is not there", i, slab);
+            problems.emplace_back(line);
+        } else if (static_cast<uint32_t>(word.state()) >= kStateCount || word.id() == kNobody) {
+            std::snprintf(line, sizeof line, "extent %u has no owner: word %#lx", i, word.bits);
+            problems.emplace_back(line);
+        }
+        by_slab[slab].push_back({i, word});
+    }
+    for (uint32_t index = 0; index < table_.header().slabs_used.load(); index++) {
+        const SlabRecord& record = table_.slab_record(index);
+        const uint32_t id_plus_one = record.id_plus_one.load();
+        if (id_plus_one == 0) continue;
+        auto& extents = by_slab[id_plus_one - 1];
+        std::sort(extents.begin(), extents.end(), [this](const Extent& a, const Extent& b) {
+            return table_.extent(a.descriptor).address < table_.extent(b.descriptor).address;
+        });
+        uint64_t expected = record.address;
+        for (const Extent& e : extents) {
+            const uint64_t address = table_.extent(e.descriptor).address;
+            if (address != expected) {
+                std::snprintf(line, sizeof line, "slab %u: pages at %#lx have %s owner (next extent at %#lx)",
+                              id_plus_one - 1, std::min(address, expected),
+                              address > expected ? "no" : "more than one", address);
+                problems.emplace_back(line);
+            }
+            expected = address + e.word.pages() * kPageBytes;
+        }
+        if (expected != record.address + record.pages * kPageBytes) {
+            std::snprintf(line, sizeof line, "slab %u: its extents end at %#lx, it at %#lx",
+                          id_plus_one - 1, expected, record.address + record.pages * kPageBytes);
+            problems.emplace_back(line);
+        }
+    }
+    return problems;
+}
+
+}  // namespace bequest

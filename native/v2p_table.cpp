@@ -1,0 +1,252 @@
+#include "v2p_table.hpp"
+
+#include <cassert>
+#include <cstring>
+
+namespace bequest {
+
+#ifdef BEQUEST_STEP_HOOK
+void (*step_hook)(const char* where) = nullptr;
+#endif
+
+namespace {
+
+constexpr bool _ = false, X = true;
+// From (row) to (column).            EMPTY EMBRYO FREE OWNED IN_FLIGHT
+constexpr bool kLegal[kStateCount][kStateCount] = {
+    /* EMPTY     */ {_, X, X, _, X},  // prepared for a split; a new slab; a slab that arrives granted
+    /* EMBRYO    */ {X, _, X, X, _},  // undone or absorbed; completed on either side
+    /* FREE      */ {X, X, X, X, _},  // its slab goes; merge; split; alloc
+    /* OWNED     */ {X, X, X, X, X},  // its slab moves away; merge; free; split, steal; grant
+    /* IN_FLIGHT */ {_, _, X, X, _},  // its receiver died; accepted
+};
+
+bool legal(OwnerWord from, OwnerWord to) {
+    const auto row = static_cast<uint32_t>(from.state()), column = static_cast<uint32_t>(to.state());
+    return row < kStateCount && column < kStateCount && kLegal[row][column];
+}
+
+uint64_t life_word(Life life, uint32_t incarnation) {
+    return uint64_t{incarnation} << 2 | static_cast<uint64_t>(life);
+}
+
+void arm(Intent& intent, IntentKind kind, uint32_t left, uint32_t right, OwnerWord before, OwnerWord after) {
+    intent.left = left;
+    intent.right = right;
+    intent.settled_state = static_cast<uint32_t>(before.state());
+    intent.before = before.bits;
+    intent.after = after.bits;
+    intent.armed.store(static_cast<uint32_t>(kind));
+    BEQUEST_STEP("intent armed");
+}
+
+void disarm(Intent& intent) { intent.armed.store(static_cast<uint32_t>(IntentKind::kNone)); }
+
+}  // namespace
+
+void Table::format(uint32_t group_id) {
+    TableHeader& h = header();  // fresh shared memory is zero, and zero means empty everywhere
+    h.version = kTableVersion;
+    h.group_id = group_id;
+    h.table_bytes = kTableBytes;
+    h.magic = kTableMagic;
+}
+
+bool Table::is_formatted() const {
+    const TableHeader& h = header();
+    return h.magic == kTableMagic && h.version == kTableVersion && h.table_bytes == kTableBytes;
+}
+
+uint32_t Table::extent_limit() const {
+    const uint32_t used = header().blocks_used.load();
+    return (used < kBlockCount ? used : kBlockCount) * kExtentsPerBlock;
+}
+
+void Table::admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char* name) {
+    Slot& s = slot(id);
+    assert(life(id) == Life::kEmpty);
+    s.os_pid = os_pid;
+    std::strncpy(s.name, name, kNameBytesMax);
+    s.name[kNameBytesMax] = 0;
+    s.sleepers.store(0);
+    s.space_waiters.store(0);
+    s.rescan.store(0);
+    s.grants = s.granted_pages = s.accepts = s.allocs = s.frees = 0;
+    s.life.store(life_word(Life::kLive, incarnation));
+}
+
+void Table::mark_dead(uint32_t id) { slot(id).life.store(life_word(Life::kDead, incarnation(id))); }
+
+void Table::vacate(uint32_t id) {
+    for (uint32_t i = 0; i < kBlockCount; i++) {  // its empty descriptors are anybody's now
+        uint64_t expected = id;
+        block(i).compare_exchange_strong(expected, kNobody);
+    }
+    slot(id).life.store(life_word(Life::kEmpty, incarnation(id)));
+}
+
+bool Table::change(uint32_t descriptor, OwnerWord from, OwnerWord to) const {
+    assert(legal(from, to) && "a transition that the table does not know");
+    assert(to.epoch() != from.epoch() && "an owner word that does not move on");
+    const bool done = extent(descriptor).owner.compare_exchange_strong(from.bits, to.bits);
+    BEQUEST_STEP("owner word changed");
+    return done;
+}
+
+bool Table::change(Extent& e, State state, uint32_t id) const {
+    const OwnerWord next = e.word.next(state, id);
+    if (!change(e.descriptor, e.word, next)) return false;
+    e.word = next;
+    return true;
+}
+
+std::optional<Extent> Table::split(uint32_t self, Extent& left, uint64_t pages, uint32_t empty) const {
+    const State state = left.word.state();
+    const uint64_t total = left.word.pages();
+    assert(pages > 0 && pages < total);
+    Descriptor& l = extent(left.descriptor);
+    Descriptor& r = extent(empty);
+    const OwnerWord unused = owner(empty);
+    assert(unused.state() == State::kEmpty);
+
+    const OwnerWord after = left.word.next(state, left.word.id(), pages);
+    const uint64_t left_bytes = pages * kPageBytes;
+    r.address = l.address + left_bytes;
+    r.nbytes = l.nbytes > left_bytes ? l.nbytes - left_bytes : 0;
+    r.slab = l.slab;
+    Intent& intent = slot(self).intent;
+    const OwnerWord embryo = unused.next(State::kEmbryo, left.word.id(), total - pages);
+    // Armed before the embryo exists: whoever settles us may then find either.
+    arm(intent, IntentKind::kSplit, left.descriptor, empty, left.word, after);
+    if (!change(empty, unused, embryo)) {
+        disarm(intent);
+        return std::nullopt;
+    }
+    if (!change(left.descriptor, left.word, after)) {  // the commit point
+        change(empty, embryo, embryo.next(State::kEmpty, kNobody));
+        disarm(intent);
+        return std::nullopt;
+    }
+    left.word = after;
+    if (l.nbytes > left_bytes) l.nbytes = left_bytes;
+    Extent right{empty, embryo.next(state, left.word.id())};
+    change(empty, embryo, right.word);
+    disarm(intent);
+    BEQUEST_STEP("intent disarmed");
+    return right;
+}
+
+bool Table::adjacent(const Extent& left, const Extent& right) const {
+    const Descriptor &l = extent(left.descriptor), &r = extent(right.descriptor);
+    return l.slab == r.slab && l.address + left.word.pages() * kPageBytes == r.address;
+}
+
+bool Table::merge(uint32_t self, Extent& left, const Extent& right) const {
+    const State state = left.word.state();
+    const uint32_t id = left.word.id();
+    assert(adjacent(left, right) && right.word.is(state, id));
+    const OwnerWord after = left.word.next(state, id, left.word.pages() + right.word.pages());
+    const OwnerWord embryo = right.word.next(State::kEmbryo, id);
+    Intent& intent = slot(self).intent;
+
+    arm(intent, IntentKind::kMerge, left.descriptor, right.descriptor, left.word, after);
+    if (!change(right.descriptor, right.word, embryo)) {
+        disarm(intent);
+        return false;
+    }
+    if (!change(left.descriptor, left.word, after)) {  // the commit point
+        change(right.descriptor, embryo, embryo.next(state, id));
+        disarm(intent);
+        return false;
+    }
+    extent(left.descriptor).nbytes =
+        left.word.pages() * kPageBytes + extent(right.descriptor).nbytes;
+    left.word = after;
+    change(right.descriptor, embryo, embryo.next(State::kEmpty, kNobody));
+    disarm(intent);
+    BEQUEST_STEP("intent disarmed");
+    return true;
+}
+
+// A return list is pushed at by many and drained whole by its home, so that its head needs no tag.
+// `linked` names who put an extent on a list: it is pushed once however many think they should,
+// and when a pusher dies half-way its home can tell (see Arena::rescan).
+void Table::push_return(uint32_t pusher, uint32_t home, uint32_t descriptor) const {
+    Descriptor& d = extent(descriptor);
+    uint32_t nobody = 0;
+    if (!d.linked.compare_exchange_strong(nobody, pusher + 1)) return;
+    BEQUEST_STEP("return linked");
+    std::atomic<uint32_t>& list = slot(home).returns;
+    uint32_t first = list.load();
+    do {
+        d.next.store(first);
+    } while (!list.compare_exchange_weak(first, descriptor + 1));
+    BEQUEST_STEP("return pushed");
+}
+
+std::vector<uint32_t> Table::drain_returns(uint32_t home) const {
+    std::vector<uint32_t> drained;
+    uint32_t link = slot(home).returns.exchange(0);
+    // A sane list is no longer than the table; a hostile member's may be a loop.
+    while (link != 0 && link <= kMaxExtents && drained.size() < kMaxExtents) {
+        Descriptor& d = extent(link - 1);
+        drained.push_back(link - 1);
+        link = d.next.load();
+        d.linked.store(0);
+        BEQUEST_STEP("return drained");
+    }
+    return drained;
+}
+
+bool Table::free(uint32_t self, Extent& e) const {
+    const uint32_t home = home_of(extent(e.descriptor).address);
+    if (!change(e, State::kFree, home)) return false;
+    if (home != self && life(home) == Life::kLive) push_return(self, home, e.descriptor);
+    return true;
+}
+
+// --- DescriptorPool --------------------------------------------------------------------------
+
+std::optional<uint32_t> DescriptorPool::take() {
+    for (;;) {
+        while (!empties_.empty()) {
+            const uint32_t candidate = empties_.back();
+            empties_.pop_back();
+            if (table_.owner(candidate).state() == State::kEmpty) return candidate;
+        }
+        if (!look_again() && !claim_block()) return std::nullopt;
+    }
+}
+
+// Descriptors of ours that others have emptied since; once between two new blocks.
+bool DescriptorPool::look_again() {
+    if (looked_) return false;
+    looked_ = true;
+    for (uint32_t block : blocks_) add_empties_of(block);
+    return empties_.size() >= kExtentsPerBlock / 8;  // else looking costs more than it finds
+}
+
+bool DescriptorPool::claim_block() {
+    looked_ = false;
+    TableHeader& header = table_.header();
+    for (uint32_t i = 0; i < kBlockCount; i++) {
+        uint64_t nobody = kNobody;
+        if (table_.block(i).load() != kNobody) continue;
+        if (!table_.block(i).compare_exchange_strong(nobody, id_)) continue;
+        uint32_t used = header.blocks_used.load();
+        while (used < i + 1 && !header.blocks_used.compare_exchange_weak(used, i + 1)) {
+        }
+        blocks_.push_back(i);
+        add_empties_of(i);
+        if (!empties_.empty()) return true;
+    }
+    return !empties_.empty();
+}
+
+void DescriptorPool::add_empties_of(uint32_t block) {
+    const uint32_t first = block * kExtentsPerBlock;
+    for (uint32_t i = first + kExtentsPerBlock; i-- > first;)
+        if (table_.owner(i).state() == State::kEmpty) empties_.push_back(i);
+}
+
+}  // namespace bequest

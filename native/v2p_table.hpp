@@ -1,0 +1,109 @@
+// The V2P table: which process owns which pages of its group.
+//
+// Theory of operation. Each slab of a group is partitioned into extents, always: every page lies in
+// exactly one extent, and free runs are extents too, owned by the allocator at home. An extent's
+// owner word (layout.hpp) holds owner, length and epoch; a change of ownership is one
+// compare-and-swap on it, and that is its commit point. Changes of two descriptors (split, merge)
+// arm an intent in the process's slot first and are still committed by one word, the left extent's.
+//
+// This file makes no system call and keeps no state of its own: it works on memory that other
+// processes change at the same time and that any of them may have left half-way through. Words read
+// from the table are therefore checked before they are used as an index.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "layout.hpp"
+
+namespace bequest {
+
+// A claim on an extent: good for as long as the word stands in the table.
+struct Extent {
+    uint32_t descriptor = kNoDescriptor;
+    OwnerWord word;
+};
+
+class Table {
+public:
+    explicit Table(void* base) : base_(static_cast<unsigned char*>(base)) {}
+
+    void format(uint32_t group_id);
+    bool is_formatted() const;  // right magic, version and size
+
+    TableHeader& header() const { return *at<TableHeader>(0); }
+    Slot& slot(uint32_t id) const { return at<Slot>(kSlotsOffset)[id % kIdCount]; }
+    Cell& cell(uint32_t id, uint64_t position) const {
+        return at<Cell>(kCellsOffset)[uint64_t{id % kIdCount} * kInboxCells + position % kInboxCells];
+    }
+    std::atomic<uint64_t>& block(uint32_t index) const {
+        return at<std::atomic<uint64_t>>(kBlocksOffset)[index];
+    }
+    Descriptor& extent(uint32_t index) const {
+        return at<Descriptor>(kDescriptorsOffset)[index % kMaxExtents];
+    }
+    OwnerWord owner(uint32_t index) const { return {extent(index).owner.load()}; }
+    SlabRecord& slab_record(uint32_t slab) const {
+        return at<SlabRecord>(kSlabsOffset)[slab % kMaxSlabs];
+    }
+    bool has_slab(uint32_t slab) const { return slab_record(slab).id_plus_one.load() == slab + 1; }
+    uint32_t extent_limit() const;  // indices below it may be in use
+
+    // --- lives -------------------------------------------------------------------------------
+    void admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char* name);
+    void mark_dead(uint32_t id);
+    void vacate(uint32_t id);
+    Life life(uint32_t id) const { return static_cast<Life>(slot(id).life.load() & 3); }
+    uint32_t incarnation(uint32_t id) const { return static_cast<uint32_t>(slot(id).life.load() >> 2); }
+    bool is_live(uint32_t id, uint32_t incarnation) const {
+        return slot(id).life.load() ==
+               (uint64_t{incarnation} << 2 | static_cast<uint64_t>(Life::kLive));
+    }
+
+    // --- ownership ---------------------------------------------------------------------------
+    // The one way in which an owner word changes. Asserts that the transition is a legal one.
+    bool change(uint32_t descriptor, OwnerWord from, OwnerWord to) const;
+    bool change(Extent& extent, State state, uint32_t id) const;  // same pages; updates extent.word
+
+    // The left `pages` of an extent stay in it, the rest becomes `empty`, which must be an EMPTY
+    // descriptor of the caller's. Nothing if the extent is no longer the caller's.
+    std::optional<Extent> split(uint32_t self, Extent& left, uint64_t pages, uint32_t empty) const;
+    // `right` must begin where `left` ends, in the same slab, with the same state and owner.
+    bool merge(uint32_t self, Extent& left, const Extent& right) const;
+    bool adjacent(const Extent& left, const Extent& right) const;
+
+    // --- coming home -------------------------------------------------------------------------
+    void push_return(uint32_t pusher, uint32_t home, uint32_t descriptor) const;
+    std::vector<uint32_t> drain_returns(uint32_t home) const;
+    // Frees an extent: to the allocator at home, and on its list if that is another process.
+    bool free(uint32_t self, Extent& extent) const;
+
+private:
+    template <class T>
+    T* at(uint64_t offset) const {
+        return reinterpret_cast<T*>(base_ + offset);
+    }
+    unsigned char* base_;
+};
+
+// Empty descriptors for one process to build extents from. Blocks of them are claimed in the table,
+// so that no two processes ever take the same one; which of a block's are empty is found by looking.
+class DescriptorPool {
+public:
+    DescriptorPool(Table table, uint32_t id) : table_(table), id_(id) {}
+    std::optional<uint32_t> take();
+    void give_back(uint32_t descriptor) { empties_.push_back(descriptor); }
+
+private:
+    bool look_again();
+    bool claim_block();
+    void add_empties_of(uint32_t block);
+
+    Table table_;
+    uint32_t id_;
+    std::vector<uint32_t> empties_;
+    std::vector<uint32_t> blocks_;
+    bool looked_ = false;
+};
+
+}  // namespace bequest
