@@ -23,7 +23,7 @@ ALONE := @mkdir -p build && flock build/.lock
 
 BUILD_TOOLS    := build cmake nanobind ninja scikit-build-core
 NATIVE_SOURCES := $(wildcard native/*.cpp native/*.hpp native/python/*.cpp native/python/*.hpp)
-NATIVE_TESTS   := $(wildcard tests/native/*.cpp tests/native/*.hpp)
+NATIVE_TESTS   := $(wildcard tests/native/*.[ch]pp)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14

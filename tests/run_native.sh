@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds the native core with its step hook and runs tests/native. Usage: run_native.sh BUILD_DIR [CMAKE OPTION…]
+# ThreadSanitizer wants a memory layout without randomisation on newer kernels, hence setarch where it is allowed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+directory=$1
+shift
+log=$directory/build.log
+mkdir -p "$directory"
+PATH=$PWD/.venv/bin:$PATH
+{ cmake -S . -B "$directory" -G Ninja -DBEQUEST_TESTS=ON "$@" && cmake --build "$directory"; } >"$log" 2>&1 ||
+    { cat "$log"; exit 1; }
+grep -E 'warning:' "$log" || true
+
+export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
+plainly=()
+case " $* " in
+    *=thread*) setarch -R true 2>/dev/null && plainly=(setarch -R) ;;
+esac
+exec "${plainly[@]}" "$directory/native_tests"
