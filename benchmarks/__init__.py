@@ -1,1 +1,5 @@
-"""What `bequest bench` measures: Bequest and its peers, in one run, with one harness."""
+"""The benchmarks of Bequest: every figure the project promises, measured beside its peers on this machine.
+
+`python -m benchmarks` (or `make bench`) runs them all; `__main__` lists the options. Nothing here is imported
+by the package itself.
+"""

@@ -1,0 +1,107 @@
+"""What the benchmarks ask of Bequest beyond its everyday face, and how they start processes, in one place."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+PATIENCE_SECONDS = 60.0
+SUPERVISOR = b"bequest.runtime.supervisor"
+
+
+def connect() -> Any:
+    """An embedded rack of this process's own, whatever rack the user may have running."""
+    import bequest
+
+    os.environ.pop("BEQUEST_RACK", None)
+    return bequest.connect()
+
+
+def rack_key(rack: Any) -> str:
+    """What another process passes to `join` to reach the same rack."""
+    return str(rack.name)
+
+
+def join(key: str) -> Any:
+    """The rack with that key."""
+    import bequest
+
+    return bequest.connect(key)
+
+
+def extents(rack: Any) -> int:
+    """How many extents the V2P table holds, free ones included."""
+    return int(rack.status("rack").extents)
+
+
+@contextmanager
+def partner(
+    task: Callable[..., None], *arguments: Any, method: Literal["spawn", "forkserver"] = "spawn"
+) -> Iterator[Connection]:
+    """Runs `task(connection, *arguments)` in a process of its own; it should end when its connection does."""
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=task, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join(timeout=20)
+        if process.is_alive():
+            process.kill()
+
+
+def sleeping_accept(me: Any) -> Any:
+    """The next region as most programs take it: a short spin, then asleep until it comes."""
+    return me.accept(timeout=PATIENCE_SECONDS)
+
+
+def spinning_accept(me: Any) -> Any:
+    """The next region, never sleeping."""
+    poll = me.accept_all
+    arrived = poll(1, 0)
+    while not arrived:
+        arrived = poll(1, 0)
+    return arrived[0]
+
+
+def daemons() -> set[int]:
+    """The process ids of all rack daemons on this host: forks of supervisors, with their command line."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # it ended meanwhile
+        if SUPERVISOR in command:
+            found.add(int(entry.name))
+    return found
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    """The kernel's smaps_rollup of a process in bytes: `Rss`, `Pss`, ... Empty if the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return {}
+    return {name.rstrip(":"): int(amount) * 1024 for name, amount, *_ in (line.split() for line in lines)}
+
+
+def table_operations_per_second(operations: int) -> float | None:
+    """The table's own operations in the native core, without protection; None where the hook is not built."""
+    from bequest import _core
+
+    bench = getattr(_core, "bench_table", None)
+    if bench is None:
+        return None
+    started = time.perf_counter()
+    bench(operations)
+    return operations / (time.perf_counter() - started)
