@@ -1,0 +1,153 @@
+"""What can go wrong, in three kinds that are never mixed.
+
+*The caller's mistake*: the call was wrong and would be wrong again; nothing has changed.
+*The peer's doing*: the call was right, but another process is gone, full or silent.
+*A component's fault*: the rack, its memory or this machine cannot do it.
+
+Every class is also the built-in exception that Python users would expect there, so ``except TimeoutError`` or
+``except MemoryError`` do what they say. The daemons report trouble as ``Failed(kind, …)`` on the wire; `from_failure`
+turns that into the exception, and `FAILURE_KINDS` is the whole list of kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# What is free where: (memory element, free bytes, largest allocation that fits).
+FreeMemory = tuple[str, int, int]
+
+
+class BequestError(Exception):
+    """Base of everything Bequest raises itself."""
+
+    def __str__(self) -> str:
+        # KeyError would print the repr of the message, OSError may add an errno.
+        return str(self.args[0]) if self.args else ""
+
+
+# --- the caller's mistakes -----------------------------------------------------------------------------------------
+
+
+class RegionMoved(BequestError, ValueError):
+    """The region was granted, freed, split or merged away. Use the handle that has it now."""
+
+
+class NotAttached(BequestError, RuntimeError):
+    """This process is not attached to a rack (any more), or was forked from one that is. Attach it first."""
+
+
+class NameTaken(BequestError, ValueError):
+    """Another attached process, group or rack bears this name. Choose another or wait until it has gone."""
+
+
+class BadName(BequestError, ValueError):
+    """A name must have 1 to 63 bytes of UTF-8, without control characters and '/'."""
+
+
+class UnknownProcess(BequestError, KeyError):
+    """No process or mailbox of this name is known in the rack. Check the name, or wait until it has attached."""
+
+
+class WrongSecret(BequestError, PermissionError):
+    """The group secret is not that of any group of this rack."""
+
+
+class TagTooLong(BequestError, ValueError):
+    """The inline message that travels with a region is too long. Put it into the region."""
+
+
+class BadSize(BequestError, ValueError):
+    """A size is zero, negative or absurd."""
+
+
+class BadConfig(BequestError, ValueError):
+    """A flag or a line of the rack's TOML file is wrong; the message says which, and what would be right."""
+
+
+class BadDirectory(BequestError, PermissionError):
+    """The directory for racks, or one rack's, is not this user's own. Remove it, or name another one."""
+
+
+# --- the peers' doing ----------------------------------------------------------------------------------------------
+
+
+class ProcessDead(BequestError, ProcessLookupError):
+    """The recipient has died or detached. The region is still the caller's."""
+
+
+class InboxFull(BequestError, TimeoutError):
+    """The recipient's inbox stayed full. What was not sent is still the caller's; ``granted`` regions have gone."""
+
+    def __init__(self, message: str = "", granted: int = 0) -> None:
+        super().__init__(message)
+        self.granted = granted
+
+
+class AcceptTimeout(BequestError, TimeoutError):
+    """Nothing arrived in time."""
+
+
+# --- faults of components --------------------------------------------------------------------------------------------
+
+
+class RackGone(BequestError, ConnectionError):
+    """A daemon of the rack has ended, and with it every region. Connect anew for a fresh rack."""
+
+
+class NoRack(BequestError, ConnectionError):
+    """No rack runs under the name or directory asked for. Start one with ``bequest up``."""
+
+
+class RackMemoryError(BequestError, MemoryError):
+    """The memory asked for is not there. ``free`` tells what is: (element, free bytes, largest allocation)."""
+
+    def __init__(self, message: str = "", free: Sequence[FreeMemory] = ()) -> None:
+        super().__init__(message)
+        self.free: list[FreeMemory] = list(free)
+
+
+class AddressSpaceFull(RackMemoryError):
+    """This process has used up its 64 GiB of rack addresses. Free regions that it allocated."""
+
+
+class TooManyMappings(RackMemoryError):
+    """Mapping more would hit the kernel's vm.max_map_count. Use fewer, larger regions, or raise it by sysctl."""
+
+
+class VersionMismatch(BequestError, ConnectionError):
+    """The library and the rack's daemons speak different versions. Restart the rack with this library."""
+
+
+class UnsupportedPlatform(BequestError, OSError):
+    """The kernel or machine lacks something Bequest needs. ``bequest doctor`` says what."""
+
+
+class RackFault(BequestError, RuntimeError):
+    """A daemon could not make sense of a request, or failed over it. Its log tells more; please report it."""
+
+
+FAILURE_KINDS: dict[str, type[BequestError]] = {
+    "moved": RegionMoved,
+    "not-attached": NotAttached,
+    "name-taken": NameTaken,
+    "bad-name": BadName,
+    "unknown": UnknownProcess,
+    "secret": WrongSecret,
+    "tag": TagTooLong,
+    "size": BadSize,
+    "config": BadConfig,
+    "dead": ProcessDead,
+    "inbox-full": InboxFull,
+    "memory": RackMemoryError,
+    "address-space": AddressSpaceFull,
+    "version": VersionMismatch,
+    "protocol": RackFault,
+}
+
+
+def from_failure(kind: str, message: str, free: Sequence[FreeMemory] = ()) -> BequestError:
+    """The exception for a daemon's ``Failed(kind, message, free)``."""
+    error = FAILURE_KINDS.get(kind, RackFault)
+    if issubclass(error, RackMemoryError):
+        return error(message, free)
+    return error(message)

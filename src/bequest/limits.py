@@ -1,0 +1,95 @@
+"""Every limit and timeout of the control plane, in one place, with the reason for each figure.
+
+The address plan and the capacities of the shared table are agreed on in native code (native/layout.hpp); they are
+re-exported here so that nobody types them a second time. Sizes are in bytes, times in seconds.
+"""
+
+from __future__ import annotations
+
+from bequest._core import (
+    FIRST_MAILBOX_ID,
+    HUGE_PAGE_BYTES,
+    INBOX_CELLS,
+    LARGE_REGION_BYTES,
+    LAST_MAILBOX_ID,
+    MAX_EXTENTS,
+    MAX_PROCESS_ID,
+    MAX_SLABS,
+    MMU_ID,
+    NAME_BYTES_MAX,
+    PAGE_BYTES,
+    PROCESS_SPACE_BITS,
+    TABLE_VERSION,
+    TAG_BYTES_MAX,
+    WINDOW_BASE,
+    WINDOW_BITS,
+)
+
+__all__ = [
+    "FIRST_MAILBOX_ID",
+    "HUGE_PAGE_BYTES",
+    "INBOX_CELLS",
+    "LARGE_REGION_BYTES",
+    "LAST_MAILBOX_ID",
+    "MAX_EXTENTS",
+    "MAX_PROCESS_ID",
+    "MAX_SLABS",
+    "MMU_ID",
+    "NAME_BYTES_MAX",
+    "PAGE_BYTES",
+    "PROCESS_SPACE_BITS",
+    "TABLE_VERSION",
+    "TAG_BYTES_MAX",
+    "WINDOW_BASE",
+    "WINDOW_BITS",
+]
+
+MIB = 1 << 20
+PAGES_PER_HUGE_PAGE = HUGE_PAGE_BYTES // PAGE_BYTES
+PROCESS_SPACE_BYTES = 1 << PROCESS_SPACE_BITS
+
+# --- wire --------------------------------------------------------------------------------------------------------------
+WIRE_VERSION = 1
+PACKET_BYTES_MAX = 128 << 10  # below the 208 KiB that Linux gives a Unix socket by default
+PACKET_FDS_MAX = 4  # nobody has reason to send more than one
+REPORT_BYTES_MAX = 96 << 10  # a page of a status report, with room for its envelope
+PEER_QUEUE_MAX = 8  # packets waiting for a client that does not read; requests come one at a time
+LINK_QUEUE_MAX = 100_000  # between daemons of one rack
+PEERS_MAX = 4096  # clients of one socket
+HELLO_TIMEOUT = 10.0  # a client that connects and says nothing is dropped
+
+# --- clients -----------------------------------------------------------------------------------------------------------
+CONNECT_TIMEOUT = 10.0
+REQUEST_TIMEOUT = 600.0  # first touch of 64 GiB takes minutes on a small machine
+EMBEDDED_START_TIMEOUT = 30.0
+
+# --- the Rack MMU ------------------------------------------------------------------------------------------------------
+GROUPS_MAX = 1024
+SECRET_BYTES = 16
+TICKET_BYTES = 16
+ORPHAN_KEEP = 60.0  # a dead process's memory waits this long for somebody to take it
+ID_REST = 1.0  # an id rests this long after its bearer has gone, so that late messages find nobody
+SWEEP_INTERVAL = 1.0
+EMBEDDED_LINGER = 1.0  # an embedded rack outlives its last client by this
+EMBEDDED_FIRST_CLIENT = 15.0  # and waits this long for its first
+AUDIT_FINDINGS_MAX = 200
+STATUS_EXTENTS_MAX = 50_000  # extents looked at for one page of a report: some tens of milliseconds
+SLAB_RUNS_MAX = 64  # runs of pages drawn for one slab
+
+# --- memory elements ---------------------------------------------------------------------------------------------------
+POOL_CLASSES = tuple(2 * MIB << step for step in range(6))  # 2 … 64 MiB
+POOL_START: tuple[tuple[int, bool, int], ...] = (  # (class, huge, how many): 16 MiB together
+    (2 * MIB, False, 2),
+    (2 * MIB, True, 2),
+    (8 * MIB, True, 1),
+)
+POOL_BYTES_MAX = 256 * MIB  # and never more than an eighth of the element
+POOL_DEMAND_WINDOW = 10.0  # as many slabs are kept ready as were asked for in this time
+POOL_IDLE = 30.0  # what nobody asked for in this time is given back
+POOL_RETRY = 10.0  # pause after the pool could not be filled
+RECYCLED_SHARE = 4  # a quarter of the element may be slabs waiting for re-use in their group
+WARM_CHUNK_BYTES = 64 * MIB
+
+# --- the supervisor ----------------------------------------------------------------------------------------------------
+STOP_TIMEOUT = 3.0  # from SIGTERM to SIGKILL for a daemon that does not end
+GENERATIONS_PER_MINUTE = 5  # a rack that dies more often is not started again

@@ -1,0 +1,91 @@
+"""Groups: processes that trust each other, with one table and one ticket at every memory element.
+
+The secret of a group is given out once and never kept, only its SHA-256. Every user of the rack has a default group
+that needs no secret, because the socket has told who the user is. A group lives while anything is in it or the
+connection that made it is open.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+from bequest.ids import GroupId
+from bequest.limits import GROUPS_MAX, SECRET_BYTES, TICKET_BYTES
+from bequest.protocol.outputs import PeerId
+from bequest.protocol.refusal import Refusal
+from bequest.protocol.shard import Shard, ShardMaker
+
+
+@dataclass(slots=True)
+class Group:
+    id: GroupId
+    name: str
+    shard: Shard
+    ticket: bytes
+    secret_digest: bytes | None = None
+    creator: PeerId | None = None
+    uid: int | None = None  # of a user's default group
+
+    @property
+    def is_default(self) -> bool:
+        return self.uid is not None
+
+
+class Groups:
+    def __init__(self, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes]) -> None:
+        self._make_shard = make_shard
+        self._fresh_bytes = fresh_bytes
+        self._groups: dict[GroupId, Group] = {}
+        self._last_id = 0
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(list(self._groups.values()))
+
+    def __getitem__(self, group: GroupId) -> Group:
+        return self._groups[group]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def create(self, name: str, creator: PeerId) -> tuple[Group, bytes]:
+        """A new group and its secret, which is not to be had again."""
+        if any(group.name == name for group in self):
+            raise Refusal("name-taken", f"there is a group {name!r} in this rack already")
+        group = self._add(name)
+        secret = self._fresh_bytes(SECRET_BYTES)
+        group.secret_digest = sha256(secret).digest()
+        group.creator = creator
+        return group, secret
+
+    def default_of(self, uid: int) -> tuple[Group, bool]:
+        """The group of a user's processes that name no other, and whether it is new."""
+        for group in self:
+            if group.uid == uid:
+                return group, False
+        group = self._add(f"user-{uid}")
+        group.uid = uid
+        return group, True
+
+    def of_secret(self, secret: bytes) -> Group:
+        digest = sha256(secret).digest()
+        found = None
+        for group in self:  # all of them, always: the time taken tells nothing
+            if group.secret_digest is not None and hmac.compare_digest(group.secret_digest, digest):
+                found = group
+        if found is None:
+            raise Refusal("secret", "no group of this rack has this secret; ask the group's creator for it")
+        return found
+
+    def forget(self, group: GroupId) -> None:
+        del self._groups[group]
+
+    def _add(self, name: str) -> Group:
+        if len(self._groups) >= GROUPS_MAX:
+            raise Refusal("memory", f"this rack has {GROUPS_MAX} groups already; let some end")
+        self._last_id += 1
+        group = Group(self._last_id, name, self._make_shard(self._last_id), self._fresh_bytes(TICKET_BYTES))
+        self._groups[group.id] = group
+        return group

@@ -1,0 +1,306 @@
+"""A memory element: holds pages, and guards them with a table of its own (paper, section 2).
+
+Theory of operation. The Rack MMU reserves slabs here, each for one group. A client is given a slab's file only if it
+shows the ticket of the slab's group: that is the local enforcement of what the Rack MMU has decided. A slab's memory is
+a *file* (machines know files by number); making one takes long, because its pages are touched for the first time and
+gathered into huge ones, so a pool of them is kept *warm* by what was asked for lately, and filled in the background.
+A retired slab's file is *recycled*, still warm, but only for the group it served: old members may hold it open for
+ever. The file of a slab that has been in two groups is closed.
+
+Slabs, warm and recycled files together never exceed the element's size: the slabs are promised, so the others yield.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bequest.limits import (
+    POOL_BYTES_MAX,
+    POOL_CLASSES,
+    POOL_DEMAND_WINDOW,
+    POOL_IDLE,
+    POOL_RETRY,
+    POOL_START,
+    RECYCLED_SHARE,
+)
+from bequest.protocol.outputs import CloseFile, CopyFile, MakeFile, Note, Output, PeerId, PunchFile, Reply, ToMmu
+from bequest.protocol.refusal import Refusal
+from bequest.wire import messages as wire
+
+Kind = tuple[int, bool]  # (bytes, on huge pages): what makes files interchangeable
+TICK_INTERVAL = 1.0
+
+
+@dataclass(slots=True)
+class File:
+    id: int
+    nbytes: int
+    huge: bool
+    huge_bytes: int = 0  # really on huge pages
+    since: float = 0.0  # warm or recycled since
+
+    @property
+    def kind(self) -> Kind:
+        return self.nbytes, self.huge
+
+
+@dataclass(slots=True)
+class HeldSlab:
+    id: int
+    group: int
+    file: File
+    is_ready: bool = False
+    was_regrouped: bool = False
+    retried: bool = False
+
+
+@dataclass(slots=True)
+class Demand:
+    """What was asked for of one kind lately."""
+
+    asked_at: list[float] = field(default_factory=list)
+
+    def note(self, now: float) -> None:
+        self.asked_at = [then for then in self.asked_at if now - then < POOL_DEMAND_WINDOW] + [now]
+
+    def lately(self, now: float) -> int:
+        return sum(now - then < POOL_DEMAND_WINDOW for then in self.asked_at)
+
+
+class MemoryElement:
+    def __init__(self, size: int, now: float) -> None:
+        self._size = size
+        self._pool_max = min(POOL_BYTES_MAX, size // 8)
+        self._tickets: dict[bytes, int] = {}
+        self._slabs: dict[int, HeldSlab] = {}
+        self._making: dict[int, HeldSlab | None] = {}  # file -> the slab that waits for it; None: for the pool
+        self._warming: dict[int, File] = {}
+        self._warm: list[File] = []
+        self._recycled: dict[int, list[File]] = {}  # by group
+        self._demand: dict[Kind, Demand] = {}
+        self._start_until = now + POOL_IDLE
+        self._pool_rests_until = now
+        self._last_file = 0
+        self._last_report = wire.ElementUsage()
+        self._hits = self._misses = 0
+        self._outputs: list[Output] = []
+        self._next_tick = now
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def mmu_message(self, message: wire.Message, now: float) -> list[Output]:
+        match message:
+            case wire.ReserveSlab():
+                self._reserve(message, now)
+            case wire.RetireSlab(slab):
+                self._retire(self._slabs.pop(slab), now)
+            case wire.RegroupSlab(slab, group):
+                self._slabs[slab].group = group
+                self._slabs[slab].was_regrouped = True
+                self._outputs.append(ToMmu(wire.SlabRegrouped(slab)))
+            case wire.CopyPages(job, source, source_offset, target, target_offset, nbytes):
+                files = self._slabs[source].file.id, self._slabs[target].file.id
+                self._outputs.append(CopyFile(job, files[0], source_offset, files[1], target_offset, nbytes))
+            case wire.PunchPages(slab, offset, nbytes):
+                self._outputs.append(PunchFile(self._slabs[slab].file.id, offset, nbytes))
+            case wire.AdmitGroup(group, ticket):
+                self._tickets[ticket] = group
+            case wire.ForgetGroup(group):
+                self._forget_group(group)
+            case _:
+                raise AssertionError(f"the Rack MMU says {message}")
+        return self._take_outputs()
+
+    def client_message(self, peer: PeerId, message: wire.Message) -> list[Output]:
+        assert isinstance(message, wire.OpenSlab)
+        group = self._tickets.get(message.ticket)
+        slab = self._slabs.get(message.slab)
+        if group is None or slab is None or slab.group != group or not slab.is_ready:
+            # One answer for all of these: who has no right to a slab learns nothing of it.
+            refusal = Refusal("unknown", f"this ticket opens no slab {message.slab}")
+            self._outputs.append(Reply(peer, refusal.reply()))
+        else:
+            self._outputs.append(Reply(peer, wire.SlabOpened(slab.id, slab.file.nbytes), file=slab.file.id))
+        return self._take_outputs()
+
+    def file_made(self, file: int, huge_bytes: int, now: float) -> list[Output]:
+        slab = self._making.pop(file)
+        if slab is None:
+            warm = self._warming.pop(file)
+            warm.huge_bytes, warm.since = huge_bytes, now
+            self._warm.append(warm)
+            self._refill(now)
+        else:
+            slab.file.huge_bytes = huge_bytes
+            self._ready(slab)
+        return self._take_outputs()
+
+    def file_failed(self, file: int, message: str, now: float) -> list[Output]:
+        slab = self._making.pop(file)
+        if slab is None:
+            del self._warming[file]
+            self._pool_rests_until = now + POOL_RETRY
+            self._outputs.append(Note(f"the pool could not be filled: {message}", trouble=True))
+        elif not slab.retried and (self._warm or any(self._recycled.values())):
+            slab.retried = True
+            self._evict(None)
+            self._make(slab.file, slab)
+        else:
+            del self._slabs[slab.id]
+            self._outputs.append(ToMmu(wire.SlabRefused(slab.id, message)))
+        return self._take_outputs()
+
+    def copy_done(self, job: int) -> list[Output]:
+        return [ToMmu(wire.PagesCopied(job))]
+
+    def copy_failed(self, job: int, message: str) -> list[Output]:
+        return [ToMmu(wire.CopyFailed(job, message))]
+
+    def tick(self, now: float) -> list[Output]:
+        if now >= self._next_tick:
+            self._next_tick = now + TICK_INTERVAL
+            self._give_back(now)
+            self._refill(now)
+            self._report()
+        return self._take_outputs()
+
+    def next_deadline(self) -> float:
+        return self._next_tick
+
+    def usage(self) -> wire.ElementUsage:
+        held = [slab.file for slab in self._slabs.values()]
+        recycled = self._all_recycled()
+        return wire.ElementUsage(
+            slab_bytes=sum(file.nbytes for file in held),
+            warm_bytes=sum(file.nbytes for file in self._warm) + sum(file.nbytes for file in self._warming.values()),
+            recycled_bytes=sum(file.nbytes for file in recycled),
+            huge_bytes=sum(file.huge_bytes for file in held + self._warm + recycled),
+            warm_hits=self._hits,
+            cold_misses=self._misses,
+        )
+
+    # --- slabs -------------------------------------------------------------------------------------------------------
+
+    def _reserve(self, message: wire.ReserveSlab, now: float) -> None:
+        kind = (message.nbytes, message.huge)
+        if message.nbytes in POOL_CLASSES:
+            self._demand.setdefault(kind, Demand()).note(now)
+        file = self._pick(self._recycled.get(message.group, []), kind) or self._pick(self._warm, kind)
+        slab = HeldSlab(message.slab, message.group, file or self._new_file(*kind))
+        self._slabs[slab.id] = slab
+        self._evict(self._size)
+        if file is not None:
+            self._hits += 1
+            self._ready(slab)
+        else:
+            self._misses += 1
+            self._make(slab.file, slab)
+        self._refill(now)
+
+    def _ready(self, slab: HeldSlab) -> None:
+        slab.is_ready = True
+        self._outputs.append(ToMmu(wire.SlabReserved(slab.id)))
+
+    def _retire(self, slab: HeldSlab, now: float) -> None:
+        file = slab.file
+        recycled_bytes = sum(other.nbytes for other in self._all_recycled())
+        is_known = slab.group in self._tickets.values()
+        if slab.was_regrouped or not is_known or recycled_bytes + file.nbytes > self._size // RECYCLED_SHARE:
+            self._outputs.append(CloseFile(file.id))
+        else:
+            file.since = now
+            self._recycled.setdefault(slab.group, []).append(file)
+
+    def _forget_group(self, group: int) -> None:
+        self._tickets = {ticket: other for ticket, other in self._tickets.items() if other != group}
+        for file in self._recycled.pop(group, []):
+            self._outputs.append(CloseFile(file.id))
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def _new_file(self, nbytes: int, huge: bool) -> File:
+        self._last_file += 1
+        return File(self._last_file, nbytes, huge)
+
+    def _make(self, file: File, slab: HeldSlab | None) -> None:
+        self._making[file.id] = slab
+        self._outputs.append(MakeFile(file.id, file.nbytes, file.huge, urgent=slab is not None))
+
+    def _pick(self, files: list[File], kind: Kind) -> File | None:
+        """The one that was used last: its pages are most likely in a cache."""
+        for index in range(len(files) - 1, -1, -1):
+            if files[index].kind == kind:
+                return files.pop(index)
+        return None
+
+    def _all_recycled(self) -> list[File]:
+        return [file for files in self._recycled.values() for file in files]
+
+    # --- the pool ----------------------------------------------------------------------------------------------------
+
+    def _wanted(self, now: float) -> dict[Kind, int]:
+        """How many of each kind should be warm: what the start needs, then as many as were asked for lately."""
+        wanted: dict[Kind, int] = {}
+        if now < self._start_until:
+            wanted = {(nbytes, huge): count for nbytes, huge, count in POOL_START}
+        for kind, demand in self._demand.items():
+            wanted[kind] = max(wanted.get(kind, 0), demand.lately(now))
+        return wanted
+
+    def _refill(self, now: float) -> None:
+        """Makes one file at a time, the scarcest kind first, as far as there is room."""
+        if self._warming or now < self._pool_rests_until:
+            return
+        room = min(self._pool_max - sum(file.nbytes for file in self._warm), self._size - self._held_bytes())
+        lacking = []
+        for kind, count in self._wanted(now).items():
+            warm = sum(file.kind == kind for file in self._warm)
+            if warm < count and kind[0] <= room:
+                lacking.append((warm, kind))
+        if lacking:
+            file = self._new_file(*min(lacking)[1])
+            self._warming[file.id] = file
+            self._make(file, None)
+
+    def _give_back(self, now: float) -> None:
+        """Closes what nobody asked for in a while."""
+        wanted = self._wanted(now)
+        for file in list(self._warm):
+            if now - file.since >= POOL_IDLE and wanted.get(file.kind, 0) == 0:
+                self._warm.remove(file)
+                self._outputs.append(CloseFile(file.id))
+        for group, files in list(self._recycled.items()):
+            for file in files:
+                if now - file.since >= POOL_IDLE:
+                    self._outputs.append(CloseFile(file.id))
+            self._recycled[group] = [file for file in files if now - file.since < POOL_IDLE]
+
+    def _evict(self, limit: int | None) -> None:
+        """Closes warm and recycled files, oldest first, until everything fits in the limit; all of them without one."""
+        spare = sorted([*self._warm, *self._all_recycled()], key=lambda file: file.since)
+        excess = None if limit is None else self._held_bytes() - limit
+        for file in spare:
+            if excess is not None and excess <= 0:
+                return
+            if file in self._warm:
+                self._warm.remove(file)
+            else:
+                self._recycled = {group: [f for f in files if f is not file] for group, files in self._recycled.items()}
+            self._outputs.append(CloseFile(file.id))
+            excess = None if excess is None else excess - file.nbytes
+
+    def _held_bytes(self) -> int:
+        held = [slab.file for slab in self._slabs.values()]
+        return sum(file.nbytes for file in [*held, *self._warm, *self._all_recycled(), *self._warming.values()])
+
+    # --- within ------------------------------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        usage = self.usage()
+        if usage != self._last_report:
+            self._last_report = usage
+            self._outputs.append(ToMmu(wire.ElementReport(usage)))
+
+    def _take_outputs(self) -> list[Output]:
+        outputs, self._outputs = self._outputs, []
+        return outputs

@@ -1,0 +1,322 @@
+"""The Rack MMU: the control plane's one authority, as a machine without I/O.
+
+Inputs are what clients, memory elements and agents say, that a client has gone, and the passing of time; each returns
+the outputs to carry out, in order. Tables are reached through `Shard`. What happens per grant inside a group does not
+pass here at all: processes do it in the table, and the Rack MMU decides who is in it and which slabs are.
+
+A process ends in one of two ways. *Detach*: it says so; whatever it still has is freed. *Death*: its connection or its
+agent tells. Only the kernel's word (the agent's pidfd) makes its memory orphaned; a process that lost its connection
+and runs on might still write. Orphaned memory is kept for a while and then freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bequest import ids
+from bequest.errors import BadName
+from bequest.limits import EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
+from bequest.protocol.cross_grant import CrossGrants
+from bequest.protocol.groups import Group
+from bequest.protocol.mailboxes import Mailboxes
+from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent
+from bequest.protocol.placement import choose_compute
+from bequest.protocol.process_table import Kind, Member, State
+from bequest.protocol.rack_state import MmuConfig, RackState, Session
+from bequest.protocol.refusal import Refusal
+from bequest.protocol.shard import ShardMaker
+from bequest.protocol.slab_request import SlabRequest
+from bequest.protocol.slab_supply import SlabSupply
+from bequest.protocol.status_desk import StatusDesk
+from bequest.wire import messages as wire
+
+
+class RackMmu:
+    def __init__(
+        self, config: MmuConfig, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes], now: float
+    ) -> None:
+        self._config = config
+        self._state = RackState(config, make_shard, fresh_bytes)
+        self._supply = SlabSupply(self._state)
+        self._grants = CrossGrants(self._state, self._supply)
+        self._mailboxes = Mailboxes(self._state)
+        self._status = StatusDesk(self._state, now)
+        self._next_sweep = now + SWEEP_INTERVAL
+        self._stop_at = None if config.linger is None else now + EMBEDDED_FIRST_CLIENT
+        # Each answers its request, at once or later, exactly once; `Refusal` is the answer no.
+        self._requests: dict[type[wire.Message], Callable[[Session, Any, float], None]] = {
+            wire.CreateGroup: self._create_group,
+            wire.Attach: self._attach,
+            wire.Detach: self._detach,
+            wire.NeedSlab: self._need_slab,
+            wire.FindPeer: self._find_peer,
+            wire.CrossGrant: self._cross_grant,
+            wire.OpenMailbox: self._open_mailbox,
+            wire.CloseMailbox: self._close_mailbox,
+            wire.PlaceProcess: self._place_process,
+            wire.Status: self._report,
+            wire.Shutdown: self._shutdown,
+        }
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def client_opened(self, peer: PeerId, uid: int, os_pid: int) -> list[Output]:
+        self._state.sessions[peer] = Session(peer, uid, os_pid)
+        self._stop_at = None
+        return self._take_outputs()
+
+    def client_message(self, peer: PeerId, message: wire.Message, now: float) -> list[Output]:
+        session = self._state.sessions[peer]
+        try:
+            self._requests[type(message)](session, message, now)
+        except Refusal as refusal:
+            self._state.refuse(peer, refusal)
+        return self._take_outputs()
+
+    def client_gone(self, peer: PeerId, now: float) -> list[Output]:
+        session = self._state.sessions.pop(peer)
+        self._mailboxes.close_all(session)
+        process = self._process_of(session)
+        if process is not None and process.is_attached:
+            if process.enrolled:
+                self._lost(process)
+            else:
+                self._exited(process, now)
+        for group in self._state.groups:
+            if group.creator == peer:
+                group.creator = None
+        if self._config.linger is not None and not self._state.sessions:
+            self._stop_at = now + self._config.linger
+        self._tidy(now)
+        return self._take_outputs()
+
+    def element_message(self, element: int, message: wire.Message) -> list[Output]:
+        match message:
+            case wire.SlabReserved(slab):
+                self._supply.reserved(slab)
+            case wire.SlabRefused(slab, text):
+                self._supply.refused(slab, text)
+            case wire.SlabRegrouped(slab):
+                self._grants.regrouped(slab)
+            case wire.PagesCopied(job):
+                self._grants.copied(job)
+            case wire.CopyFailed(job, text):
+                self._grants.copy_failed(job, text)
+            case wire.ElementReport(usage):
+                self._state.usage[element] = usage
+            case _:
+                raise AssertionError(f"a memory element says {message}")
+        return self._take_outputs()
+
+    def agent_message(self, message: wire.Message, now: float) -> list[Output]:
+        match message:
+            case wire.ProcessEnrolled(pid, incarnation):
+                if (process := self._state.processes.exact(pid, incarnation)) is not None:
+                    process.enrolled = True
+            case wire.ProcessLost(pid, incarnation):
+                if (process := self._state.processes.exact(pid, incarnation)) is not None and process.is_attached:
+                    self._lost(process)
+            case wire.ProcessExited(pid, incarnation):
+                process = self._state.processes.exact(pid, incarnation)
+                if process is not None and process.state in (State.ATTACHED, State.LOST):
+                    self._exited(process, now)
+            case _:
+                raise AssertionError(f"an agent says {message}")
+        return self._take_outputs()
+
+    def tick(self, now: float) -> list[Output]:
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_INTERVAL
+            self._tidy(now)
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop_at = None
+            self._state.outputs.append(StopRack("the last process that used this embedded rack has gone"))
+        return self._take_outputs()
+
+    def next_deadline(self) -> float:
+        return self._next_sweep if self._stop_at is None else min(self._next_sweep, self._stop_at)
+
+    def _take_outputs(self) -> list[Output]:
+        outputs, self._state.outputs = self._state.outputs, []
+        return outputs
+
+    # --- groups, attaching, detaching --------------------------------------------------------------------------------
+
+    def _create_group(self, session: Session, message: wire.CreateGroup, now: float) -> None:
+        name = _checked(message.name, "group's name")
+        group, secret = self._state.groups.create(name, session.peer)
+        self._state.announce_group(group)
+        self._state.reply(session.peer, wire.GroupCreated(name, secret))
+
+    def _attach(self, session: Session, message: wire.Attach, now: float) -> None:
+        state = self._state
+        name = _checked(message.name, "process's name")
+        if session.process is not None:
+            raise Refusal("not-attached", "this connection has a process attached already; use another one")
+        if state.processes.attached(name) is not None:
+            raise Refusal("name-taken", f"a process {name!r} is attached to this rack already")
+        compute = self._compute(message.compute)
+        group = self._group_for(session, message.secret)
+        process = state.processes.admit(Kind.PROCESS, name, group.id, now)
+        process.os_pid, process.compute, process.peer = session.os_pid, compute, session.peer
+        group.shard.admit(process.id, process.incarnation, process.os_pid, name)
+        session.process = process.id
+        ticket = state.fresh_bytes(TICKET_BYTES)
+        expect = wire.ExpectProcess(process.id, process.incarnation, process.os_pid, ticket)
+        state.outputs.append(ToAgent(compute, expect))
+        state.reply(session.peer, self._attached(process, group, ticket), table=group.id)
+
+    def _attached(self, process: Member, group: Group, agent_ticket: bytes) -> wire.Attached:
+        config = self._config
+        return wire.Attached(
+            pid=process.id,
+            incarnation=process.incarnation,
+            group=group.id,
+            group_name=group.name,
+            compute=process.compute,
+            agent_path=config.agent_paths[config.computes.index(process.compute)],
+            agent_ticket=agent_ticket,
+            elements=[wire.ElementAddress(e.id, e.name, e.kind, e.path) for e in config.elements],
+            element_ticket=group.ticket,
+        )
+
+    def _group_for(self, session: Session, secret: bytes | None) -> Group:
+        if secret is not None:
+            return self._state.groups.of_secret(secret)
+        group, is_new = self._state.groups.default_of(session.uid)
+        if is_new:
+            self._state.announce_group(group)
+        return group
+
+    def _compute(self, name: str | None) -> str:
+        if name is None:
+            return choose_compute(self._state.processes.load(self._config.computes))
+        if name not in self._config.computes:
+            known = ", ".join(self._config.computes)
+            raise Refusal("config", f"this rack has no compute element {name!r}; it has {known}")
+        return name
+
+    def _detach(self, session: Session, message: wire.Detach, now: float) -> None:
+        process = self._attached_process(session)
+        self._mailboxes.close_all(session)
+        session.process = None
+        process.peer = None
+        self._state.outputs.append(ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation)))
+        shard = self._state.groups[process.group].shard
+        shard.mark_dead(process.id)
+        shard.settle(process.id)
+        self._free_all(process)
+        self._tidy(now)
+        self._state.reply(session.peer, wire.Done())
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def _need_slab(self, session: Session, message: wire.NeedSlab, now: float) -> None:
+        SlabRequest(self._state, self._supply, session, self._attached_process(session), message).start()
+
+    def _cross_grant(self, session: Session, message: wire.CrossGrant, now: float) -> None:
+        self._grants.start(session, self._attached_process(session), message)
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    def _find_peer(self, session: Session, message: wire.FindPeer, now: float) -> None:
+        process = self._attached_process(session)
+        processes = self._state.processes
+        found = processes.attached(message.name) or processes.mailbox(message.name, process.group)
+        if found is None:
+            if processes.departed(message.name) is not None:
+                raise Refusal("dead", f"process {message.name!r} has gone")
+            raise Refusal("unknown", f"no process {message.name!r} is attached to this rack")
+        reply = wire.PeerFound(found.id, found.incarnation, found.group == process.group)
+        self._state.reply(session.peer, reply)
+
+    def _open_mailbox(self, session: Session, message: wire.OpenMailbox, now: float) -> None:
+        name = None if message.name is None else _checked(message.name, "mailbox's name")
+        opener = self._attached_process(session)
+        mailbox = self._mailboxes.open(session, opener, name, message.create, now)
+        self._state.reply(session.peer, wire.MailboxOpened(mailbox.id, mailbox.incarnation, mailbox.name))
+
+    def _close_mailbox(self, session: Session, message: wire.CloseMailbox, now: float) -> None:
+        self._mailboxes.close(session, message.id)
+        self._tidy(now)
+        self._state.reply(session.peer, wire.Done())
+
+    # --- the rack ----------------------------------------------------------------------------------------------------
+
+    def _place_process(self, session: Session, message: wire.PlaceProcess, now: float) -> None:
+        self._state.reply(session.peer, wire.Placed(self._compute(None)))
+
+    def _report(self, session: Session, message: wire.Status, now: float) -> None:
+        self._state.reply(session.peer, self._status.report(message, now))
+
+    def _shutdown(self, session: Session, message: wire.Shutdown, now: float) -> None:
+        self._state.reply(session.peer, wire.Done())
+        self._state.outputs.append(StopRack(f"asked to by process {session.os_pid} of user {session.uid}"))
+
+    # --- ends of processes -------------------------------------------------------------------------------------------
+
+    def _lost(self, process: Member) -> None:
+        process.become(State.LOST)
+        self._state.groups[process.group].shard.mark_dead(process.id)
+
+    def _exited(self, process: Member, now: float) -> None:
+        shard = self._state.groups[process.group].shard
+        if process.is_attached:
+            shard.mark_dead(process.id)
+        settled = shard.settle(process.id)
+        process.become(State.ORPHANED)
+        process.free_at = now + self._config.orphan_keep
+        session = None if process.peer is None else self._state.sessions.get(process.peer)
+        if session is not None:
+            self._mailboxes.close_all(session)
+        text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
+        self._state.outputs.append(Note(text))
+        if not process.enrolled:
+            self._state.outputs.append(ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation)))
+
+    def _free_all(self, process: Member) -> None:
+        process.become(State.GONE)
+        process.free_at = None
+        self._state.groups[process.group].shard.release(process.id)
+
+    def _tidy(self, now: float) -> None:
+        """Frees orphans whose time is up, idle slabs that nobody at home can use, and ids that nothing bears."""
+        for member in self._state.processes:
+            if member.state is State.ORPHANED and member.free_at is not None and now >= member.free_at:
+                self._free_all(member)
+        self._supply.sweep()
+        for member in self._state.processes:
+            if member.state is State.GONE and member.pending == 0:
+                self._forget_if_nothing_left(member, now)
+        for group in self._state.groups:
+            self._state.forget_group_if_over(group)
+
+    def _forget_if_nothing_left(self, member: Member, now: float) -> None:
+        shard = self._state.groups[member.group].shard
+        held = shard.holdings(member.id)
+        if held[1] > 0:  # a sender that had looked before it was marked dead committed after it
+            shard.release(member.id)
+        elif held == (0, 0, 0) and not self._state.plan.in_use(member.id):
+            shard.vacate(member.id)
+            self._state.processes.forget(member, now)
+
+    # --- within ------------------------------------------------------------------------------------------------------
+
+    def _process_of(self, session: Session) -> Member | None:
+        """The session's process, unless its id has another bearer by now."""
+        process = None if session.process is None else self._state.processes.get(session.process)
+        return process if process is not None and process.peer == session.peer else None
+
+    def _attached_process(self, session: Session) -> Member:
+        process = self._process_of(session)
+        if process is None or not process.is_attached:
+            raise Refusal("not-attached", "no process is attached through this connection")
+        return process
+
+
+def _checked(name: str, what: str) -> str:
+    try:
+        return ids.check_name(name, what)
+    except BadName as error:
+        raise Refusal("bad-name", str(error)) from error

@@ -1,0 +1,105 @@
+"""What the parts of the Rack MMU share: its configuration, its books, and the outputs of the present input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bequest.errors import FreeMemory
+from bequest.ids import GroupId
+from bequest.limits import HUGE_PAGE_BYTES, ORPHAN_KEEP
+from bequest.protocol.address_plan import AddressPlan
+from bequest.protocol.groups import Group, Groups
+from bequest.protocol.outputs import DropTable, Output, PeerId, Reply, ToElement
+from bequest.protocol.process_table import ProcessTable
+from bequest.protocol.refusal import Refusal
+from bequest.protocol.shard import ShardMaker
+from bequest.protocol.slab_ledger import SlabLedger
+from bequest.wire import messages as wire
+
+
+@dataclass(frozen=True, slots=True)
+class ElementInfo:
+    """A memory element as configured. ``path`` is its socket's name in the rack's directory."""
+
+    id: int
+    name: str
+    kind: str
+    size: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class MmuConfig:
+    name: str
+    uid: int
+    elements: tuple[ElementInfo, ...]
+    computes: tuple[str, ...]
+    agent_paths: tuple[str, ...]
+    policy: str = "best-fit"
+    orphan_keep: float = ORPHAN_KEEP
+    linger: float | None = None  # an embedded rack ends so long after its last client
+    generation: int = 1
+
+
+@dataclass(slots=True)
+class Session:
+    """A client's connection, after its Hello."""
+
+    peer: PeerId
+    uid: int
+    os_pid: int
+    process: int | None = None
+    mailboxes: dict[int, int] = field(default_factory=dict)  # id -> how often opened
+
+
+class RackState:
+    def __init__(self, config: MmuConfig, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes]) -> None:
+        self.config = config
+        self.fresh_bytes = fresh_bytes
+        self.elements = {element.id: element for element in config.elements}
+        self.usage = {element.id: wire.ElementUsage() for element in config.elements}
+        self.groups = Groups(make_shard, fresh_bytes)
+        self.processes = ProcessTable()
+        self.ledger = SlabLedger([element.id for element in config.elements])
+        self.plan = AddressPlan()
+        self.sessions: dict[PeerId, Session] = {}
+        self.outputs: list[Output] = []
+
+    # --- outputs -----------------------------------------------------------------------------------------------------
+
+    def reply(self, peer: PeerId, message: wire.Message, table: GroupId | None = None) -> None:
+        """Answers, unless the client has gone meanwhile."""
+        if peer in self.sessions:
+            self.outputs.append(Reply(peer, message, table))
+
+    def refuse(self, peer: PeerId, refusal: Refusal) -> None:
+        self.reply(peer, refusal.reply())
+
+    def tell_element(self, element: int, message: wire.Message) -> None:
+        self.outputs.append(ToElement(element, message))
+
+    # --- groups ------------------------------------------------------------------------------------------------------
+
+    def announce_group(self, group: Group) -> None:
+        for element in self.elements:
+            self.tell_element(element, wire.AdmitGroup(group.id, group.ticket))
+
+    def forget_group_if_over(self, group: Group) -> None:
+        if group.is_default or group.creator is not None:
+            return
+        if self.processes.any_in(group.id) or self.ledger.any_in(group.id):
+            return
+        self.groups.forget(group.id)
+        for element in self.elements:
+            self.tell_element(element, wire.ForgetGroup(group.id))
+        self.outputs.append(DropTable(group.id))
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def free_bytes(self, element: int) -> int:
+        return self.elements[element].size - self.ledger.used(element)
+
+    def free_memory(self) -> list[FreeMemory]:
+        free = ((element.name, self.free_bytes(element.id)) for element in self.elements.values())
+        return [(name, nbytes, nbytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES) for name, nbytes in free]

@@ -1,0 +1,22 @@
+"""How a machine says no to a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bequest.errors import FAILURE_KINDS, FreeMemory
+from bequest.wire import messages as wire
+
+
+class Refusal(Exception):
+    """The request cannot be met; nothing has changed. Becomes the reply `wire.Failed`."""
+
+    def __init__(self, kind: str, message: str, free: Sequence[FreeMemory] = ()) -> None:
+        assert kind in FAILURE_KINDS, kind
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.free = list(free)
+
+    def reply(self) -> wire.Failed:
+        return wire.Failed(self.kind, self.message, self.free)

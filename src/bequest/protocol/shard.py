@@ -1,0 +1,79 @@
+"""What the Rack MMU asks of one group's table: the machine's only way to the shared memory.
+
+The native ``bequest._core.Table`` is one; tests and the simulator bring their own. None of these calls blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+LIFE_EMPTY, LIFE_LIVE, LIFE_DEAD = 0, 1, 2
+
+
+class Shard(Protocol):
+    def admit(self, id: int, incarnation: int, os_pid: int, name: str) -> None: ...
+
+    def mark_dead(self, id: int) -> None: ...
+
+    def vacate(self, id: int) -> None: ...
+
+    def add_slab(self, slab: int, address: int, pages: int, element: int, huge: bool, home: int) -> bool:
+        """Records a slab and one FREE extent over it, announced to its live home. False: the table is full."""
+
+    def add_slab_granted(
+        self,
+        slab: int,
+        address: int,
+        pages: int,
+        element: int,
+        huge: bool,
+        nbytes: int,
+        to: int,
+        incarnation: int,
+        sender: int,
+        tag: bytes,
+    ) -> bool:
+        """Records a slab and one extent over it, on its way to a receiver. False, and no change: no room."""
+
+    def idle_slabs(self) -> list[int]:
+        """The slabs in which nobody owns a page: all is free, or away in another group."""
+
+    def take_slab(self, slab: int) -> bool:
+        """Removes an idle slab. False, and no change, if it is not idle."""
+
+    def withdraw(self, descriptor: int, word: int) -> bool:
+        """A member's extent becomes the MMU's ("away"). False if the word no longer stands."""
+
+    def restore(self, descriptor: int, word: int) -> int:
+        """Undoes `withdraw` (``word`` is the one from before it); returns the new word."""
+
+    def deliver_into(
+        self, address: int, pages: int, nbytes: int, to: int, incarnation: int, sender: int, tag: bytes
+    ) -> bool:
+        """Away pages inside a slab become an extent on its way to a receiver. False: no room."""
+
+    def free_away(self, address: int, pages: int) -> int: ...
+
+    def settle(self, id: int) -> int: ...
+
+    def release(self, id: int) -> int: ...
+
+    def holdings(self, id: int) -> tuple[int, int, int]: ...
+
+    def usage(self) -> list[tuple[int, int, int, int]]: ...
+
+    def slabs(self) -> list[tuple[int, int, int, int, bool, int]]: ...
+
+    def slab_extents(self, slab: int) -> list[tuple[int, int, int, int, int]]: ...
+
+    def descriptor(self, index: int) -> tuple[int, int, int, int, int, int, int]: ...
+
+    def inbox_depth(self, id: int) -> int: ...
+
+    def counters(self, id: int) -> dict[str, int]: ...
+
+    def audit(self) -> list[str]: ...
+
+
+ShardMaker = Callable[[int], Shard]  # from a group id

@@ -1,0 +1,117 @@
+"""The Rack MMU's own book of slabs: where each lies, whose group has it, and what it was copied from.
+
+A part of a slab that is granted across groups is copied into a slab of its own, at the same address, whose *parent* is
+the slab it came from; the parent keeps a hole there ("away") until the copy has ended. A parent may end before its
+copies: it then has no memory any more but keeps its addresses reserved (*ghost*).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from bequest.ids import GroupId, ProcessId, SlabId, home_of
+from bequest.limits import MAX_SLABS, PAGE_BYTES
+from bequest.protocol.address_plan import Run
+
+
+class SlabState(Enum):
+    RESERVING = "reserving"  # at the element; not in any table yet
+    LIVE = "live"  # in its group's table
+    GHOST = "ghost"  # only its addresses are left
+
+
+@dataclass(slots=True)
+class Slab:
+    id: SlabId
+    group: GroupId
+    element: int
+    address: int
+    pages: int
+    huge: bool
+    parent: SlabId | None = None
+    state: SlabState = SlabState.RESERVING
+    pins: int = 0  # grants under way that move or copy it: it is not idle, whatever its table says
+
+    @property
+    def nbytes(self) -> int:
+        return self.pages * PAGE_BYTES
+
+    @property
+    def run(self) -> Run:
+        return self.address, self.address + self.nbytes
+
+    @property
+    def home(self) -> ProcessId:
+        return home_of(self.address)
+
+    def overlaps(self, run: Run) -> bool:
+        return self.address < run[1] and run[0] < self.address + self.nbytes
+
+    def covers(self, run: Run) -> bool:
+        return self.address <= run[0] and run[1] <= self.address + self.nbytes
+
+
+class SlabLedger:
+    def __init__(self, elements: Sequence[int]) -> None:
+        self._slabs: dict[SlabId, Slab] = {}
+        self._used = dict.fromkeys(elements, 0)
+        self._last_id = 0
+
+    def __iter__(self) -> Iterator[Slab]:
+        return iter(list(self._slabs.values()))
+
+    def __getitem__(self, slab: SlabId) -> Slab:
+        return self._slabs[slab]
+
+    def get(self, slab: SlabId) -> Slab | None:
+        return self._slabs.get(slab)
+
+    def used(self, element: int) -> int:
+        return self._used[element]
+
+    def add(
+        self, group: GroupId, element: int, address: int, pages: int, huge: bool, parent: SlabId | None = None
+    ) -> Slab:
+        slab = Slab(self._fresh_id(), group, element, address, pages, huge, parent)
+        self._slabs[slab.id] = slab
+        self._used[element] += slab.nbytes
+        return slab
+
+    def lose_memory(self, slab: Slab) -> None:
+        assert slab.state is not SlabState.GHOST
+        slab.state = SlabState.GHOST
+        self._used[slab.element] -= slab.nbytes
+
+    def forget(self, slab: Slab) -> None:
+        assert slab.state is SlabState.GHOST
+        del self._slabs[slab.id]
+
+    def copies_of(self, slab: Slab) -> list[Slab]:
+        return [other for other in self if other.parent == slab.id]
+
+    def overlapping(self, group: GroupId, run: Run) -> list[Slab]:
+        return [
+            slab for slab in self if slab.group == group and slab.state is not SlabState.GHOST and slab.overlaps(run)
+        ]
+
+    def held_at_home(self, element: int, home: ProcessId) -> int:
+        return sum(
+            slab.nbytes
+            for slab in self._slabs.values()
+            if slab.element == element and slab.home == home and slab.state is not SlabState.GHOST
+        )
+
+    def any_in(self, group: GroupId) -> bool:
+        return any(slab.group == group and slab.state is not SlabState.GHOST for slab in self._slabs.values())
+
+    def _fresh_id(self) -> SlabId:
+        """Never used before in this rack, and at no other slab's place in the table (its id modulo the capacity)."""
+        if len(self._slabs) >= MAX_SLABS - 1:
+            raise OverflowError(f"a rack has {MAX_SLABS} slabs at most")
+        places = {slab % MAX_SLABS for slab in self._slabs} if self._last_id >= MAX_SLABS else ()
+        self._last_id += 1
+        while self._last_id % MAX_SLABS in places:
+            self._last_id += 1
+        return self._last_id

@@ -1,0 +1,203 @@
+"""What the command line asks: who is here, who owns what, and whether the books agree.
+
+Answers that may be long come in pages, each bounded in bytes by the packet and in extents looked at, so that a big
+rack can be inspected without stopping it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bequest._core import STATE_FREE, STATE_IN_FLIGHT
+from bequest.limits import (
+    AUDIT_FINDINGS_MAX,
+    MMU_ID,
+    PAGE_BYTES,
+    REPORT_BYTES_MAX,
+    SLAB_RUNS_MAX,
+    STATUS_EXTENTS_MAX,
+    TABLE_VERSION,
+    WIRE_VERSION,
+)
+from bequest.protocol.process_table import Member
+from bequest.protocol.rack_state import RackState
+from bequest.protocol.refusal import Refusal
+from bequest.protocol.slab_ledger import Slab, SlabState
+from bequest.wire import messages as wire
+
+_PROCESS_REPORT_BYTES = 400  # no report of one process is longer
+_SLAB_STATUS_BYTES = 500
+_SLAB_RUN_BYTES = 50
+_OWNER_BYTES = 10
+
+
+class StatusDesk:
+    def __init__(self, state: RackState, started: float) -> None:
+        self._state = state
+        self._started = started
+
+    def report(self, question: wire.Status, now: float) -> wire.Message:
+        answers: dict[str, Callable[[], wire.Message]] = {
+            "rack": lambda: self._rack(now),
+            "processes": lambda: self._processes(question.cursor),
+            "elements": self._elements,
+            "slabs": lambda: self._slabs(question.cursor),
+            "audit": self._audit,
+        }
+        if question.what not in answers:
+            raise Refusal("config", f"no report {question.what!r}; there are {', '.join(answers)}")
+        return answers[question.what]()
+
+    def _rack(self, now: float) -> wire.RackReport:
+        state = self._state
+        config = state.config
+        return wire.RackReport(
+            name=config.name,
+            uid=config.uid,
+            generation=config.generation,
+            uptime=now - self._started,
+            policy=config.policy,
+            orphan_keep=config.orphan_keep,
+            embedded=config.linger is not None,
+            wire_version=WIRE_VERSION,
+            table_version=TABLE_VERSION,
+            groups=[group.name for group in state.groups][:AUDIT_FINDINGS_MAX],
+            computes=state.processes.load(config.computes),
+            clients=len(state.sessions),
+            slabs=sum(slab.state is SlabState.LIVE for slab in state.ledger),
+            extents=sum(extents for group in state.groups for _, extents, _, _ in group.shard.usage()),
+            slab_bytes=sum(state.ledger.used(element) for element in state.elements),
+        )
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    def _processes(self, cursor: int) -> wire.ProcessList:
+        """In the order of ids; the cursor is the first id to report."""
+        state = self._state
+        members = sorted((m for m in state.processes if m.id >= cursor), key=lambda member: member.id)
+        room = REPORT_BYTES_MAX // _PROCESS_REPORT_BYTES
+        usage = {
+            (group.id, number): (extents, pages, free)
+            for group in state.groups
+            for number, extents, pages, free in group.shard.usage()
+        }
+        reports = [self._process(member, usage.get((member.group, member.id), (0, 0, 0))) for member in members[:room]]
+        return wire.ProcessList(reports, members[room].id if len(members) > room else None)
+
+    def _process(self, member: Member, held: tuple[int, int, int]) -> wire.ProcessReport:
+        group = self._state.groups[member.group]
+        extents, pages, free = held
+        return wire.ProcessReport(
+            id=member.id,
+            name=member.name,
+            group=group.name,
+            compute=member.compute,
+            os_pid=member.os_pid,
+            state=member.state.value,
+            kind=member.kind.value,
+            extents=extents,
+            owned_bytes=pages * PAGE_BYTES,
+            free_bytes=free * PAGE_BYTES,
+            inbox_depth=group.shard.inbox_depth(member.id),
+            counters=group.shard.counters(member.id),
+        )
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def _elements(self) -> wire.ElementList:
+        state = self._state
+        counts = dict.fromkeys(state.elements, 0)
+        for slab in state.ledger:
+            if slab.state is not SlabState.GHOST:
+                counts[slab.element] += 1
+        return wire.ElementList(
+            [
+                wire.ElementStatus(
+                    id=element.id,
+                    name=element.name,
+                    kind=element.kind,
+                    size=element.size,
+                    used=state.ledger.used(element.id),
+                    free=state.free_bytes(element.id),
+                    slabs=counts[element.id],
+                    usage=state.usage[element.id],
+                )
+                for element in state.elements.values()
+            ]
+        )
+
+    def _slabs(self, cursor: int) -> wire.SlabList:
+        """In the order of slab ids; the cursor is the first id to report."""
+        live = [slab for slab in self._state.ledger if slab.state is SlabState.LIVE and slab.id >= cursor]
+        live.sort(key=lambda slab: slab.id)
+        reports: list[wire.SlabStatus] = []
+        room, extents = REPORT_BYTES_MAX, STATUS_EXTENTS_MAX
+        for slab in live:
+            report = self._slab(slab)
+            room -= _SLAB_STATUS_BYTES + _SLAB_RUN_BYTES * len(report.runs) + _OWNER_BYTES * len(report.owners)
+            extents -= report.extents
+            if reports and (room < 0 or extents < 0):
+                return wire.SlabList(reports, slab.id)
+            reports.append(report)
+        return wire.SlabList(reports)
+
+    def _slab(self, slab: Slab) -> wire.SlabStatus:
+        state = self._state
+        group = state.groups[slab.group]
+        extents = group.shard.slab_extents(slab.id)
+        runs = _joined_runs(extents)
+        free_runs = [run.pages for run in runs if run.state == "free"]
+        owners: dict[int, int] = {}
+        for run in runs:
+            if run.state in ("owned", "in-flight"):
+                owners[run.owner] = owners.get(run.owner, 0) + run.pages
+        return wire.SlabStatus(
+            slab=slab.id,
+            group=group.name,
+            element=state.elements[slab.element].name,
+            home=slab.home,
+            address=slab.address,
+            pages=slab.pages,
+            huge=slab.huge,
+            extents=len(extents),
+            free_pages=sum(free_runs),
+            free_runs=len(free_runs),
+            largest_free_run=max(free_runs, default=0),
+            owners=sorted(owners.items()),
+            runs=runs[:SLAB_RUNS_MAX],
+        )
+
+    # --- audit -------------------------------------------------------------------------------------------------------
+
+    def _audit(self) -> wire.AuditReport:
+        state = self._state
+        findings: list[str] = []
+        slabs = 0
+        for group in state.groups:
+            findings += [f"group {group.name!r}: {problem}" for problem in group.shard.audit()]
+            recorded = sorted(number for number, *_ in group.shard.slabs())
+            known = sorted(s.id for s in state.ledger if s.group == group.id and s.state is SlabState.LIVE)
+            slabs += len(recorded)
+            if recorded != known:
+                findings.append(f"group {group.name!r}: the table has slabs {recorded}, the Rack MMU {known}")
+        return wire.AuditReport([line[:200] for line in findings[:AUDIT_FINDINGS_MAX]], len(state.groups), slabs)
+
+
+def _joined_runs(extents: list[tuple[int, int, int, int, int]]) -> list[wire.SlabRun]:
+    runs: list[wire.SlabRun] = []
+    for _, pages, state, owner, _ in extents:
+        name = _state_name(state, owner)
+        last = runs[-1] if runs else None
+        if last is not None and (last.state, last.owner) == (name, owner):
+            runs[-1] = wire.SlabRun(last.pages + pages, name, owner)
+        else:
+            runs.append(wire.SlabRun(pages, name, owner))
+    return runs
+
+
+def _state_name(state: int, owner: int) -> str:
+    if state == STATE_FREE:
+        return "free"
+    if state == STATE_IN_FLIGHT:
+        return "in-flight"
+    return "away" if owner == MMU_ID else "owned"

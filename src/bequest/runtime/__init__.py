@@ -1,0 +1,1 @@
+"""What drives the machines of `bequest.protocol`: processes, sockets, files, clocks."""

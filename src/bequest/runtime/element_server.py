@@ -1,0 +1,108 @@
+"""Drives one memory element: it alone holds the memory, so that it fails on its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import time
+from functools import partial
+from typing import Any
+
+from bequest.protocol.memory_element import MemoryElement
+from bequest.protocol.outputs import CloseFile, CopyFile, MakeFile, Note, Output, PunchFile, Reply, ToMmu
+from bequest.protocol.rack_state import ElementInfo, MmuConfig
+from bequest.runtime.loop import Daemon, Link, Peer, log
+from bequest.runtime.slab_files import SlabFiles
+from bequest.runtime.workers import Workers
+from bequest.wire import messages as wire
+
+# Requests somebody waits for, in order; and the pool, which may wait for them.
+_URGENT, _BACKGROUND = "slabs", "pool"
+
+
+class ElementServer(Daemon):
+    role = "memory-element"
+
+    def __init__(
+        self, config: MmuConfig, element: ElementInfo, listener: socket.socket, life: int, mmu_link: socket.socket
+    ) -> None:
+        super().__init__(config.name, config.generation, config.uid, listener, wire.ClientToElement, life)
+        self.role = f"memory element {element.name}"
+        _raise_descriptor_limit()
+        self._machine = MemoryElement(element.size, time.monotonic())
+        self._files = SlabFiles(element.name, element.kind)
+        self._fds: dict[int, int] = {}
+        self._mmu = self.add_link("the Rack MMU", mmu_link, wire.MmuToElement)
+        self._workers = Workers((_URGENT, _BACKGROUND))
+        self.watch(self._workers.fileno(), self._workers.collect)
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def peer_message(self, peer: Peer, message: wire.Message) -> None:
+        self._carry_out(self._machine.client_message(peer.id, message))
+
+    def link_message(self, link: Link, message: wire.Message) -> None:
+        self._carry_out(self._machine.mmu_message(message, time.monotonic()))
+
+    def tick(self, now: float) -> None:
+        self._carry_out(self._machine.tick(now))
+
+    def next_deadline(self) -> float:
+        return self._machine.next_deadline()
+
+    # --- outputs -----------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Reply(peer, message, file=file):
+                    self.reply(peer, message, () if file is None else (self._fds[file],))
+                case ToMmu(message):
+                    self.send_to_link(self._mmu, message)
+                case MakeFile(file, nbytes, huge, urgent):
+                    lane = _URGENT if urgent else _BACKGROUND
+                    self._workers.submit(lane, partial(self._files.make, nbytes, huge), partial(self._made, file))
+                case CloseFile(file):
+                    # Freeing a gigabyte takes long, too; and what comes after may count on its having happened.
+                    self._workers.submit(_URGENT, partial(os.close, self._fds.pop(file)), self._logged)
+                case PunchFile(file, offset, nbytes):
+                    job = partial(self._files.punch, self._fds[file], offset, nbytes)
+                    self._workers.submit(_URGENT, job, self._logged)
+                case CopyFile():
+                    self._copy(output)
+                case Note(text, trouble):
+                    (log.warning if trouble else log.info)("%s: %s", self.role, text)
+                case _:
+                    raise AssertionError(f"the memory element wants {output}")
+
+    def _copy(self, copy: CopyFile) -> None:
+        source, target = self._fds[copy.source], self._fds[copy.target]
+        job = partial(self._files.copy, source, copy.source_offset, target, copy.target_offset, copy.nbytes)
+        self._workers.submit(_URGENT, job, partial(self._copied, copy.job))
+
+    # --- what the workers did ----------------------------------------------------------------------------------------
+
+    def _made(self, file: int, outcome: Any) -> None:
+        now = time.monotonic()
+        if isinstance(outcome, Exception):
+            self._carry_out(self._machine.file_failed(file, str(outcome), now))
+            return
+        self._fds[file], huge_bytes = outcome
+        self._carry_out(self._machine.file_made(file, huge_bytes, now))
+
+    def _copied(self, job: int, outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            self._carry_out(self._machine.copy_failed(job, str(outcome)))
+        else:
+            self._carry_out(self._machine.copy_done(job))
+
+    def _logged(self, outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            log.error("%s: %s", self.role, outcome)
+
+
+def _raise_descriptor_limit() -> None:
+    """Each slab costs a descriptor."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

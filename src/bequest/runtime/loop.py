@@ -1,0 +1,356 @@
+"""The loop under every daemon: a listening socket, clients, links to other daemons, deadlines, and the end.
+
+Theory of operation. One thread waits in epoll and hands what comes to the daemon, a subclass. Links are read before
+clients: what one daemon told another before it answered a client is then known before the client acts on it. A client
+is read only when it has been answered, so it cannot pile up work. Whatever a client does wrong costs it its connection
+and nobody else anything; only the end of the supervisor, a link, or a signal ends the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from bequest.limits import (
+    HELLO_TIMEOUT,
+    LINK_QUEUE_MAX,
+    PEER_QUEUE_MAX,
+    PEERS_MAX,
+    TABLE_VERSION,
+    WIRE_VERSION,
+)
+from bequest.runtime.transport import new_buffer, peer_credentials, receive_packet, send_packet
+from bequest.wire import messages as wire
+from bequest.wire.codec import Decoder, GarbledPacket, encode
+
+log = logging.getLogger("bequest.daemon")
+
+
+class SlowReader(Exception):
+    """The other side does not read what it is sent."""
+
+
+@dataclass(slots=True, eq=False)
+class Wire:
+    """A socket with what waits to be sent through it."""
+
+    socket: socket.socket
+    queue_max: int
+    queue: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None:
+        """Now if possible, else later; descriptors that must wait are duplicated, as their owner may close them."""
+        if not self.queue:
+            try:
+                send_packet(self.socket, data, fds)
+                return
+            except BlockingIOError:
+                pass
+        if len(self.queue) >= self.queue_max:
+            raise SlowReader(f"{self.queue_max} packets wait for it")
+        self.queue.append((data, [os.dup(fd) for fd in fds]))
+
+    def flush(self) -> None:
+        while self.queue:
+            data, fds = self.queue[0]
+            try:
+                send_packet(self.socket, data, fds)
+            except BlockingIOError:
+                return
+            self.queue.popleft()
+            for fd in fds:
+                os.close(fd)
+
+    def close(self) -> None:
+        for _, fds in self.queue:
+            for fd in fds:
+                os.close(fd)
+        self.queue.clear()
+        self.socket.close()
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """A client."""
+
+    id: int
+    wire: Wire
+    os_pid: int
+    uid: int
+    silent_until: float | None  # when a client that has not said Hello is dropped; None: it has
+    events: int = selectors.EVENT_READ
+    is_owed_reply: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """The way to another daemon of the rack."""
+
+    name: str
+    wire: Wire
+    decoder: Decoder
+    events: int = selectors.EVENT_READ
+
+
+class Daemon:
+    """Base of the rack's daemons; a subclass brings the machine."""
+
+    role = "daemon"
+
+    def __init__(self, rack: str, generation: int, uid: int, listener: socket.socket, union: object, life: int) -> None:
+        self._rack = rack
+        self._generation = generation
+        self._uid = uid
+        self._listener = listener
+        self._decoder = Decoder(union)
+        self._selector = selectors.DefaultSelector()
+        self._buffer = new_buffer()
+        self._peers: dict[int, Peer] = {}
+        self._links: list[Link] = []
+        self._last_peer = 0
+        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._stopping: str | None = None
+        self.followed = False  # it ended because another daemon had
+        self.supervisor_has_gone = False
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(life, selectors.EVENT_READ, self._supervisor_gone)
+        self._next_hello_check = time.monotonic() + HELLO_TIMEOUT
+
+    # --- for the subclass --------------------------------------------------------------------------------------------
+
+    def peer_opened(self, peer: Peer) -> None:
+        """It has said Hello."""
+
+    def peer_message(self, peer: Peer, message: wire.Message) -> None:
+        raise NotImplementedError
+
+    def peer_gone(self, peer: Peer) -> None:
+        """It had said Hello, and its connection has ended."""
+
+    def link_message(self, link: Link, message: wire.Message) -> None:
+        raise NotImplementedError
+
+    def tick(self, now: float) -> None:
+        """Called after every batch of events and at the deadline."""
+
+    def next_deadline(self) -> float:
+        return float("inf")
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def add_link(self, name: str, end: socket.socket, union: object) -> Link:
+        new = Link(name, Wire(end, LINK_QUEUE_MAX), Decoder(union))
+        self._links.append(new)
+        self._selector.register(end, new.events, new)
+        return new
+
+    def watch(self, fd: int, when_readable: Callable[[], None]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, when_readable)
+
+    def unwatch(self, fd: int) -> None:
+        self._selector.unregister(fd)
+
+    def stop(self, reason: str) -> None:
+        if self._stopping is None:
+            log.info("%s stops: %s", self.role, reason)
+            self._stopping = reason
+
+    def _supervisor_gone(self) -> None:
+        self.supervisor_has_gone = True
+        self.stop("the supervisor has gone")
+
+    def _link_broken(self, link: Link, reason: str) -> None:
+        self.followed = True
+        self.stop(f"the link to {link.name} is broken: {reason}")
+
+    def run(self) -> None:
+        wakeup, _wakeup_sender = self._catch_signals()
+        self._selector.register(wakeup, selectors.EVENT_READ, lambda: self.stop("terminated by a signal"))
+        while self._stopping is None:
+            now = time.monotonic()
+            self._drop_silent(now)
+            self.tick(now)
+            deadline = min(self.next_deadline(), self._next_hello_check)
+            self._handle(self._selector.select(max(0.0, deadline - time.monotonic())))
+
+    def _catch_signals(self) -> tuple[socket.socket, socket.socket]:
+        ends = socket.socketpair()
+        for end in ends:
+            end.setblocking(False)
+        signal.set_wakeup_fd(ends[1].fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        return ends
+
+    def _handle(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, mask in events:
+            if isinstance(key.data, Link):
+                self._link_ready(key.data, mask)
+        for key, mask in events:
+            if isinstance(key.data, Peer):
+                self._peer_ready(key.data, mask)
+            elif not isinstance(key.data, Link) and self._stopping is None:
+                key.data()
+
+    # --- links -------------------------------------------------------------------------------------------------------
+
+    def send_to_link(self, link: Link, message: wire.Message) -> None:
+        try:
+            link.wire.send(encode(message), ())
+        except (OSError, SlowReader) as error:
+            self._link_broken(link, str(error))
+            return
+        self._watch_for(link)
+
+    def _link_ready(self, link: Link, mask: int) -> None:
+        try:
+            if mask & selectors.EVENT_WRITE:
+                link.wire.flush()
+                self._watch_for(link)
+            while mask & selectors.EVENT_READ and self._stopping is None:
+                packet = receive_packet(link.wire.socket, self._buffer)
+                packet.close_fds()
+                if not packet.data:
+                    self._link_broken(link, "it has gone")
+                    return
+                self.link_message(link, link.decoder.decode(packet.data))
+        except BlockingIOError:
+            pass
+        except (OSError, GarbledPacket) as error:
+            self._link_broken(link, str(error))
+
+    # --- clients -----------------------------------------------------------------------------------------------------
+
+    def reply(self, peer_id: int, message: wire.Message, fds: Sequence[int] = ()) -> None:
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            return
+        peer.is_owed_reply = False
+        try:
+            peer.wire.send(encode(message), fds)
+        except (OSError, SlowReader) as error:
+            self.drop(peer, f"it cannot be sent to: {error}")
+        else:
+            self._watch_for(peer)
+
+    def drop(self, peer: Peer, reason: str) -> None:
+        if self._peers.pop(peer.id, None) is None:
+            return
+        if peer.events:
+            self._selector.unregister(peer.wire.socket)
+        peer.wire.close()
+        if reason:
+            log.warning("%s drops client %d (os pid %d, user %d): %s", self.role, peer.id, peer.os_pid, peer.uid, reason)
+        if peer.silent_until is None:
+            self.peer_gone(peer)
+
+    def _accept(self) -> None:
+        for _ in range(16):  # then let those who are connected have their turn
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._refuse_one(error)
+                return
+            self._admit(connection)
+
+    def _admit(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        os_pid, uid = peer_credentials(connection)
+        if uid not in (self._uid, 0) or len(self._peers) >= PEERS_MAX:
+            log.warning("%s refuses os pid %d of user %d, having %d clients", self.role, os_pid, uid, len(self._peers))
+            connection.close()
+            return
+        self._last_peer += 1
+        silent_until = time.monotonic() + HELLO_TIMEOUT
+        peer = Peer(self._last_peer, Wire(connection, PEER_QUEUE_MAX), os_pid, uid, silent_until)
+        self._peers[peer.id] = peer
+        self._selector.register(connection, peer.events, peer)
+
+    def _refuse_one(self, error: OSError) -> None:
+        """Out of descriptors: the spare one serves to accept a client and send it away, or it would wait for ever."""
+        log.error("%s cannot accept a client: %s", self.role, error)
+        os.close(self._spare_fd)
+        try:
+            self._listener.accept()[0].close()
+        except OSError:
+            pass
+        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _peer_ready(self, peer: Peer, mask: int) -> None:
+        if peer.id not in self._peers:
+            return  # dropped earlier in this batch
+        try:
+            if mask & selectors.EVENT_WRITE:
+                peer.wire.flush()
+            if mask & selectors.EVENT_READ and not peer.is_owed_reply:
+                self._read(peer)
+        except BlockingIOError:
+            pass
+        except (OSError, GarbledPacket) as error:
+            self.drop(peer, f"{type(error).__name__}: {error}")
+        if peer.id in self._peers:
+            self._watch_for(peer)
+
+    def _read(self, peer: Peer) -> None:
+        """One packet only: the next may speak of what a link has yet to tell."""
+        packet = receive_packet(peer.wire.socket, self._buffer)
+        packet.close_fds()  # no client has reason to send any
+        if not packet.data:
+            self.drop(peer, "")
+            return
+        message = self._decoder.decode(packet.data)
+        peer.is_owed_reply = True
+        if peer.silent_until is not None:
+            self._greet(peer, message)
+        elif isinstance(message, wire.Hello):
+            raise GarbledPacket("a second Hello")
+        else:
+            self.peer_message(peer, message)
+
+    def _greet(self, peer: Peer, message: wire.Message) -> None:
+        if not isinstance(message, wire.Hello):
+            raise GarbledPacket(f"{type(message).__name__} before Hello")
+        if (message.version, message.table_version) != (WIRE_VERSION, TABLE_VERSION):
+            text = (
+                f"this rack speaks version {WIRE_VERSION} (table {TABLE_VERSION}), the client {message.version} (table"
+                f" {message.table_version}); restart the rack with the same bequest as the client"
+            )
+            self.reply(peer.id, wire.Failed("version", text))
+            self.drop(peer, "it speaks another version")
+            return
+        peer.silent_until = None
+        self.peer_opened(peer)
+        self.reply(peer.id, wire.Welcome(self._rack, self.role, self._generation))
+
+    def _drop_silent(self, now: float) -> None:
+        if now < self._next_hello_check:
+            return
+        for peer in list(self._peers.values()):
+            if peer.silent_until is not None and now >= peer.silent_until:
+                self.drop(peer, f"it has said nothing for {HELLO_TIMEOUT:g} s")
+        self._next_hello_check = now + HELLO_TIMEOUT / 4
+
+    def _watch_for(self, end: Peer | Link) -> None:
+        """Read unless a reply is owed; write while something waits."""
+        wants = selectors.EVENT_WRITE if end.wire.queue else 0
+        if isinstance(end, Link) or not end.is_owed_reply:
+            wants |= selectors.EVENT_READ
+        if wants == end.events:
+            return
+        if wants and end.events:
+            self._selector.modify(end.wire.socket, wants, end)
+        elif wants:
+            self._selector.register(end.wire.socket, wants, end)
+        else:
+            self._selector.unregister(end.wire.socket)
+        end.events = wants

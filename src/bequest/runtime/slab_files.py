@@ -1,0 +1,97 @@
+"""The memory of a memory element: anonymous files, made in worker threads.
+
+- ``dram``: memfds; large slabs are gathered into 2 MiB pages.
+- ``huge``: memfds on the kernel's reserved huge pages.
+- ``file:PATH``: unnamed files (O_TMPFILE) in a directory, of a DAX file system for instance.
+
+None has a name, so nothing is left behind however the element ends. All pages are allocated when the file is made: a
+full disk, cgroup or pool is an error then, not a SIGBUS later. Memfds are sealed against changes of size, so that no
+client can cut off another's memory; files on disk cannot be.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from pathlib import Path
+
+from bequest import _core
+from bequest.limits import HUGE_PAGE_BYTES, WARM_CHUNK_BYTES
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class SlabFileError(Exception):
+    """The memory is not there; says what to do about it."""
+
+
+class SlabFiles:
+    """Makes and changes files of one element's kind. All methods may be called from worker threads."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self._name = name
+        self._kind = kind
+        self._directory = Path(kind.removeprefix("file:")) if kind.startswith("file:") else None
+
+    def make(self, nbytes: int, huge: bool) -> tuple[int, int]:
+        """A descriptor of fresh, present memory, and how much of it is on huge pages."""
+        size = -(-nbytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES if self._kind == "huge" else nbytes
+        try:
+            fd = self._open()
+        except OSError as error:
+            raise SlabFileError(self._explain(error, size)) from error
+        try:
+            huge_bytes = self._fill(fd, size, huge)
+            if self._directory is None:
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError as error:
+            os.close(fd)
+            raise SlabFileError(self._explain(error, size)) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, huge_bytes
+
+    def punch(self, fd: int, offset: int, nbytes: int) -> None:
+        """Frees pages, which read as zero from then on. (MADV_REMOVE is fallocate's PUNCH_HOLE by another door.)"""
+        with mmap.mmap(fd, nbytes, offset=offset) as pages:
+            pages.madvise(mmap.MADV_REMOVE)
+
+    def copy(self, source: int, source_offset: int, target: int, target_offset: int, nbytes: int) -> None:
+        _core.copy_pages(source, source_offset, target, target_offset, nbytes)
+
+    def probe(self) -> None:
+        """Raises `SlabFileError` if not even 2 MiB of this kind can be had."""
+        os.close(self.make(HUGE_PAGE_BYTES, huge=False)[0])
+
+    def _open(self) -> int:
+        if self._directory is not None:
+            return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        if self._kind == "huge":
+            flags |= os.MFD_HUGETLB
+        return os.memfd_create(f"bequest-{self._name}", flags)
+
+    def _fill(self, fd: int, nbytes: int, huge: bool) -> int:
+        os.ftruncate(fd, nbytes)
+        os.posix_fallocate(fd, 0, nbytes)
+        if self._kind == "huge":
+            return nbytes
+        if not huge:
+            return 0
+        return sum(
+            _core.warm(fd, offset, min(WARM_CHUNK_BYTES, nbytes - offset), True)
+            for offset in range(0, nbytes, WARM_CHUNK_BYTES)
+        )
+
+    def _explain(self, error: OSError, nbytes: int) -> str:
+        what = f"memory element {self._name!r} cannot get {nbytes >> 20} MiB"
+        if self._kind == "huge" and error.errno in (errno.ENOMEM, errno.ENOSPC):
+            return f"{what} of reserved huge pages: none are left; raise vm.nr_hugepages (sysctl) or use kind dram"
+        if self._directory is not None and error.errno == errno.EOPNOTSUPP:
+            return f"{what}: the file system of {self._directory} has no unnamed files (O_TMPFILE); use another one"
+        if self._directory is not None:
+            return f"{what} in {self._directory}: {error.strerror}"
+        return f"{what}: {error.strerror}; the machine or this container's memory limit is used up"

@@ -1,0 +1,242 @@
+"""Packets with file descriptors over Unix sockets, and the client's end of a conversation.
+
+``SOCK_SEQPACKET`` keeps packets apart and tells when the other side has gone. Descriptors that arrive are owned by the
+`Packet`; whoever does not want them closes it, so that none leaks. Socket paths are limited to 107 bytes by the kernel;
+longer ones are reached through a descriptor of their directory.
+
+A `Channel` belongs to the process that opened it. A fork closes the child's copy: otherwise the daemons would not see
+the parent end, and two processes would read one conversation.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bequest.errors import NotAttached, RackFault, RackGone, VersionMismatch, from_failure
+from bequest.limits import (
+    CONNECT_TIMEOUT,
+    PACKET_BYTES_MAX,
+    PACKET_FDS_MAX,
+    REQUEST_TIMEOUT,
+    TABLE_VERSION,
+    WIRE_VERSION,
+)
+from bequest.wire import messages as wire
+from bequest.wire.codec import Decoder, GarbledPacket, encode
+
+_PATH_BYTES_MAX = 107
+_CREDENTIALS = struct.Struct("3i")
+# Room for more descriptors than are allowed, so that too many are seen, and closed, rather than cut off.
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4 * PACKET_FDS_MAX * array.array("i").itemsize)
+
+
+class Packet:
+    """What came out of a socket. Empty ``data`` is the end of the conversation."""
+
+    __slots__ = ("data", "fds")
+
+    def __init__(self, data: bytes, fds: list[int]) -> None:
+        self.data = data
+        self.fds = fds
+
+    def close_fds(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+def receive_packet(connection: socket.socket, buffer: bytearray) -> Packet:
+    """One packet. Raises `GarbledPacket`, with no descriptor left open, if it was too long or had too many of them."""
+    count, ancillary, flags, _ = connection.recvmsg_into([buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    packet = Packet(bytes(memoryview(buffer)[:count]), [])
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds = array.array("i")
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            packet.fds += fds
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet.fds) > PACKET_FDS_MAX:
+        packet.close_fds()
+        raise GarbledPacket("the packet was too long, or carried too many file descriptors")
+    return packet
+
+
+def send_packet(connection: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    connection.sendmsg([data], ancillary, flags | socket.MSG_NOSIGNAL)
+
+
+def new_buffer() -> bytearray:
+    return bytearray(PACKET_BYTES_MAX)
+
+
+def peer_credentials(connection: socket.socket) -> tuple[int, int]:
+    """Operating-system pid and uid of whoever connected, by the kernel's word."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(data)
+    return pid, uid
+
+
+@contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with _short_path(path) as short:
+        listener.bind(short)
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
+
+
+def link() -> tuple[socket.socket, socket.socket]:
+    """A connection between two daemons, made before they are forked: nobody else can pose as one."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setblocking(False)
+    return ends
+
+
+# --- the client's end --------------------------------------------------------------------------------------------------
+
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+class Channel:
+    """A conversation with one daemon: blocking requests, one at a time, from any thread.
+
+    Raises the exception that a `wire.Failed` stands for, and `RackGone` when the daemon has ended.
+    """
+
+    def __init__(self, connection: socket.socket, path: Path) -> None:
+        self._socket = connection
+        self._path = path
+        self._lock = threading.Lock()
+        self._buffer = new_buffer()
+        self._decoder = _daemon_decoder()
+        self._unread_replies = 0  # to requests whose caller was interrupted
+        self._owner = os.getpid()
+        self.is_closed = False
+        self.welcome: wire.Welcome | None = None
+        _channels.add(self)
+
+    @classmethod
+    def connect(cls, path: Path, timeout: float = CONNECT_TIMEOUT) -> Channel:
+        """Connects to a daemon's socket and exchanges Hello and Welcome."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.settimeout(timeout)
+            with _short_path(path) as short:
+                connection.connect(short)
+        except OSError as error:
+            connection.close()
+            raise RackGone(f"no daemon answers at {path}: {error.strerror or error}") from error
+        channel = cls(connection, path)
+        try:
+            reply, _ = channel.request(wire.Hello(WIRE_VERSION, TABLE_VERSION), timeout)
+        except BaseException:
+            channel.close()
+            raise
+        if not isinstance(reply, wire.Welcome):
+            channel.close()
+            raise VersionMismatch(f"the daemon at {path} answers Hello with {type(reply).__name__}")
+        channel.welcome = reply
+        return channel
+
+    def request(self, message: wire.Message, timeout: float = REQUEST_TIMEOUT) -> tuple[wire.Message, list[int]]:
+        """The reply, and the file descriptors that came with it, which the caller owns."""
+        self._check_usable()
+        with self._lock:
+            packet = self._exchange(encode(message), timeout)
+        try:
+            reply = self._decoder.decode(packet.data)
+        except GarbledPacket as error:
+            packet.close_fds()
+            self.close()
+            raise RackFault(f"the daemon at {self._path} sent garbage: {error}") from error
+        if isinstance(reply, wire.Failed):
+            packet.close_fds()
+            raise from_failure(reply.kind, reply.message, reply.free)
+        return reply, packet.fds
+
+    def is_alive(self) -> bool:
+        """False once the daemon has closed its end; costs one system call."""
+        if self.is_closed or os.getpid() != self._owner:
+            return False
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def fileno(self) -> int:
+        """Readable when the daemon has gone, while no request is under way."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._socket.close()
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._owner:
+            raise NotAttached("this process was forked from one that is connected to a rack; it must connect itself")
+        if self.is_closed:
+            raise NotAttached("the connection to the rack has been closed")
+
+    def _exchange(self, data: bytes, timeout: float) -> Packet:
+        try:
+            self._socket.settimeout(timeout)
+            while self._unread_replies > 0:
+                self._receive().close_fds()
+                self._unread_replies -= 1
+            send_packet(self._socket, data)
+            self._unread_replies += 1
+            packet = self._receive()
+            self._unread_replies -= 1
+            return packet
+        except TimeoutError as error:
+            raise RackGone(f"the daemon at {self._path} has not answered for {timeout:g} s") from error
+        except (OSError, GarbledPacket) as error:
+            self.close()
+            raise RackGone(f"the daemon at {self._path} has gone: {error}") from error
+
+    def _receive(self) -> Packet:
+        packet = receive_packet(self._socket, self._buffer)
+        if not packet.data:
+            packet.close_fds()
+            raise ConnectionResetError("it closed the connection")
+        return packet
+
+
+_decoder: Decoder | None = None
+
+
+def _daemon_decoder() -> Decoder:
+    global _decoder
+    if _decoder is None:
+        _decoder = Decoder(wire.DaemonToClient)
+    return _decoder
+
+
+def _close_all_in_child() -> None:
+    for channel in list(_channels):
+        channel.close()
+
+
+os.register_at_fork(after_in_child=_close_all_in_child)

@@ -1,0 +1,41 @@
+"""Messages to packets and back.
+
+There is no framing of our own: ``SOCK_SEQPACKET`` keeps the borders of packets. What remains to be checked is that a
+packet is a message that belongs at this socket; anything else is `GarbledPacket`, whose sender is to be dropped.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from bequest.limits import PACKET_BYTES_MAX
+from bequest.wire import messages as wire
+
+
+class GarbledPacket(Exception):
+    """The packet is no message that belongs here: garbage, truncated, of the wrong type, or too long."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: wire.Message) -> bytes:
+    packet = _encoder.encode(message)
+    if len(packet) > PACKET_BYTES_MAX:
+        raise ValueError(f"a {type(message).__name__} of {len(packet)} bytes exceeds the {PACKET_BYTES_MAX} of a packet")
+    return packet
+
+
+class Decoder:
+    """Understands the messages of one union, such as `wire.ClientToMmu`, and nothing else."""
+
+    def __init__(self, union: object) -> None:
+        self._decoder: msgspec.msgpack.Decoder[wire.Message] = msgspec.msgpack.Decoder(union)
+
+    def decode(self, packet: bytes | bytearray | memoryview) -> wire.Message:
+        if len(packet) > PACKET_BYTES_MAX:
+            raise GarbledPacket(f"{len(packet)} bytes exceed the {PACKET_BYTES_MAX} of a packet")
+        try:
+            return self._decoder.decode(packet)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+            raise GarbledPacket(str(error)) from error

@@ -1,0 +1,468 @@
+"""Every message of the control plane.
+
+One message is one packet of a ``SOCK_SEQPACKET`` socket: a msgpack map tagged with the name of its struct. A client
+says `Hello` first and gets `Welcome`; from then on it sends one request at a time and gets exactly one reply, the one
+named beside the request here or `Failed`. Requests to the Rack MMU, to memory elements and to agents are separate
+unions, so that a message at the wrong socket is garbage there. Daemons of one rack talk over links made before they
+were forked, without requests and replies: what is said over a link arrives in order, once.
+
+File descriptors ride along where it is said: the group's table with `Attached`, the slab's memory with `SlabOpened`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of all messages; the tag is the struct's name."""
+
+
+# --- everywhere ----------------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """The first message of every client. Its shape never changes, so that a mismatch can always be told."""
+
+    version: int
+    table_version: int
+
+
+class Welcome(Message, frozen=True):
+    rack: str
+    role: str
+    generation: int = 0
+
+
+class Done(Message, frozen=True):
+    """It was done, and there is nothing to tell about it."""
+
+
+class Failed(Message, frozen=True):
+    """It was not done, and nothing has changed. ``kind`` is a key of `bequest.errors.FAILURE_KINDS`."""
+
+    kind: str
+    message: str
+    free: list[tuple[str, int, int]] = []  # with memory trouble: (element, free bytes, largest allocation)
+
+
+# --- client to Rack MMU --------------------------------------------------------------------------------------------
+
+
+class CreateGroup(Message, frozen=True):
+    """-> GroupCreated. The group lives while this connection does, or anything is in it."""
+
+    name: str
+
+
+class GroupCreated(Message, frozen=True):
+    name: str
+    secret: bytes
+
+
+class Attach(Message, frozen=True):
+    """-> Attached, with the group's table as file descriptor. One process per connection.
+
+    Without a secret: the default group of the connection's user. Without a compute element: the rack places it.
+    """
+
+    name: str
+    secret: bytes | None = None
+    compute: str | None = None
+
+
+class ElementAddress(msgspec.Struct, frozen=True):
+    """Where a memory element listens: a socket's name in the rack's directory."""
+
+    id: int
+    name: str
+    kind: str
+    path: str
+
+
+class Attached(Message, frozen=True):
+    pid: int
+    incarnation: int
+    group: int
+    group_name: str
+    compute: str
+    agent_path: str
+    agent_ticket: bytes
+    elements: list[ElementAddress]
+    element_ticket: bytes
+
+
+class Detach(Message, frozen=True):
+    """-> Done. Everything the process still owns or was sent is freed at once."""
+
+
+class NeedSlab(Message, frozen=True):
+    """-> SlabReady; the slab is in the table by then, free, at the asking process's addresses.
+
+    ``element`` names the only memory element that will do, ``policy`` how to choose one: best-fit, worst-fit, spread.
+    """
+
+    pages: int
+    huge: bool = False
+    element: str | None = None
+    policy: str | None = None
+
+
+class SlabReady(Message, frozen=True):
+    slab: int
+
+
+class FindPeer(Message, frozen=True):
+    """-> PeerFound. Looks for an attached process anywhere in the rack, then for a mailbox of the own group."""
+
+    name: str
+
+
+class PeerFound(Message, frozen=True):
+    pid: int
+    incarnation: int
+    same_group: bool
+
+
+class CrossGrant(Message, frozen=True):
+    """-> CrossGranted. Grants an extent, whose owner word is ``word``, to a process of another group.
+
+    The sender has revoked its own mapping before. Should this fail, the extent is the sender's again, but under a new
+    owner word, which is to be read from the table.
+    """
+
+    descriptor: int
+    word: int
+    to: int
+    incarnation: int
+    tag: bytes = b""
+
+
+class CrossGranted(Message, frozen=True):
+    copied_bytes: int  # 0 when the whole slab moved
+
+
+class OpenMailbox(Message, frozen=True):
+    """-> MailboxOpened. Without a name the rack makes one up. Freed when its last opener has closed it or gone."""
+
+    name: str | None = None
+    create: bool = False
+
+
+class MailboxOpened(Message, frozen=True):
+    id: int
+    incarnation: int
+    name: str
+
+
+class CloseMailbox(Message, frozen=True):
+    """-> Done."""
+
+    id: int
+
+
+class PlaceProcess(Message, frozen=True):
+    """-> Placed: the compute element that the rack would choose for the next process."""
+
+
+class Placed(Message, frozen=True):
+    compute: str
+
+
+class Shutdown(Message, frozen=True):
+    """-> Done, and then the rack ends, with everything in it."""
+
+
+# --- status: plain data for the command line -----------------------------------------------------------------------
+
+
+class Status(Message, frozen=True):
+    """-> RackReport ("rack"), ProcessList ("processes"), ElementList ("elements"), SlabList ("slabs"),
+    AuditReport ("audit").
+
+    Lists come in pages: ask again with the ``next_cursor`` of the last reply until it is None.
+    """
+
+    what: str
+    cursor: int = 0
+
+
+class RackReport(Message, frozen=True):
+    name: str
+    uid: int
+    generation: int
+    uptime: float
+    policy: str
+    orphan_keep: float
+    embedded: bool
+    wire_version: int
+    table_version: int
+    groups: list[str]
+    computes: dict[str, int]  # compute element -> processes attached there
+    clients: int
+    slabs: int
+    extents: int
+    slab_bytes: int
+
+
+class ProcessReport(msgspec.Struct, frozen=True):
+    id: int
+    name: str
+    group: str
+    compute: str
+    os_pid: int
+    state: str  # attached, lost (connection gone, still running), orphaned, gone (freed, but its addresses are in use)
+    kind: str  # process or mailbox
+    extents: int
+    owned_bytes: int  # regions, and what is on its way to it
+    free_bytes: int  # cached at home for its next allocations
+    inbox_depth: int
+    counters: dict[str, int]
+
+
+class ProcessList(Message, frozen=True):
+    processes: list[ProcessReport]
+    next_cursor: int | None = None
+
+
+class ElementUsage(msgspec.Struct, frozen=True):
+    """What an element says of itself: bytes by purpose, and how many of its slabs' bytes are on huge pages."""
+
+    slab_bytes: int = 0
+    warm_bytes: int = 0
+    recycled_bytes: int = 0
+    huge_bytes: int = 0
+    warm_hits: int = 0
+    cold_misses: int = 0
+
+
+class ElementStatus(msgspec.Struct, frozen=True):
+    id: int
+    name: str
+    kind: str
+    size: int
+    used: int
+    free: int
+    slabs: int
+    usage: ElementUsage
+
+
+class ElementList(Message, frozen=True):
+    elements: list[ElementStatus]
+
+
+class SlabRun(msgspec.Struct, frozen=True):
+    pages: int
+    state: str  # free, owned, in-flight, away
+    owner: int
+
+
+class SlabStatus(msgspec.Struct, frozen=True):
+    slab: int
+    group: str
+    element: str
+    home: int
+    address: int
+    pages: int
+    huge: bool
+    extents: int
+    free_pages: int
+    free_runs: int
+    largest_free_run: int
+    owners: list[tuple[int, int]]  # (id, pages), ordered by id
+    runs: list[SlabRun]  # neighbours of one owner joined; the first few only
+
+
+class SlabList(Message, frozen=True):
+    slabs: list[SlabStatus]
+    next_cursor: int | None = None
+
+
+class AuditReport(Message, frozen=True):
+    """Empty findings: every page of every slab has exactly one owner, and the daemons' books agree with the table."""
+
+    findings: list[str]
+    groups: int
+    slabs: int
+
+
+# --- client to agent -----------------------------------------------------------------------------------------------
+
+
+class Enrol(Message, frozen=True):
+    """-> Enrolled. From now on the agent watches this process; the connection stays open for its life."""
+
+    ticket: bytes
+
+
+class Enrolled(Message, frozen=True):
+    pid: int
+
+
+# --- client to memory element --------------------------------------------------------------------------------------
+
+
+class OpenSlab(Message, frozen=True):
+    """-> SlabOpened, with the slab's memory as file descriptor, for whoever shows the ticket of its group."""
+
+    ticket: bytes
+    slab: int
+
+
+class SlabOpened(Message, frozen=True):
+    slab: int
+    nbytes: int
+
+
+# --- Rack MMU to memory element, and back --------------------------------------------------------------------------
+
+
+class AdmitGroup(Message, frozen=True):
+    group: int
+    ticket: bytes
+
+
+class ForgetGroup(Message, frozen=True):
+    group: int
+
+
+class ReserveSlab(Message, frozen=True):
+    """-> SlabReserved or SlabRefused, later and in any order."""
+
+    slab: int
+    group: int
+    nbytes: int
+    huge: bool
+
+
+class SlabReserved(Message, frozen=True):
+    slab: int
+
+
+class SlabRefused(Message, frozen=True):
+    slab: int
+    message: str
+
+
+class RetireSlab(Message, frozen=True):
+    """The slab has left the table: its memory may serve its group again, or is given back."""
+
+    slab: int
+
+
+class RegroupSlab(Message, frozen=True):
+    """-> SlabRegrouped. Members of the old group may hold its memory open, so it is never recycled."""
+
+    slab: int
+    group: int
+
+
+class SlabRegrouped(Message, frozen=True):
+    slab: int
+
+
+class CopyPages(Message, frozen=True):
+    """-> PagesCopied or CopyFailed. Inside the element, by its own processor."""
+
+    job: int
+    source: int
+    source_offset: int
+    target: int
+    target_offset: int
+    nbytes: int
+
+
+class PagesCopied(Message, frozen=True):
+    job: int
+
+
+class CopyFailed(Message, frozen=True):
+    job: int
+    message: str
+
+
+class PunchPages(Message, frozen=True):
+    """Gives the memory of pages back whose contents have gone elsewhere; the addresses stay."""
+
+    slab: int
+    offset: int
+    nbytes: int
+
+
+class ElementReport(Message, frozen=True):
+    usage: ElementUsage
+
+
+# --- Rack MMU to agent, and back -----------------------------------------------------------------------------------
+
+
+class ExpectProcess(Message, frozen=True):
+    pid: int
+    incarnation: int
+    os_pid: int
+    ticket: bytes
+
+
+class ForgetProcess(Message, frozen=True):
+    pid: int
+    incarnation: int
+
+
+class ProcessEnrolled(Message, frozen=True):
+    pid: int
+    incarnation: int
+
+
+class ProcessLost(Message, frozen=True):
+    """Its connection is gone, but it runs: it may still touch what it owns."""
+
+    pid: int
+    incarnation: int
+
+
+class ProcessExited(Message, frozen=True):
+    """The kernel says that it has gone: nothing of it will ever run again."""
+
+    pid: int
+    incarnation: int
+
+
+ClientToMmu = (
+    Hello
+    | CreateGroup
+    | Attach
+    | Detach
+    | NeedSlab
+    | FindPeer
+    | CrossGrant
+    | OpenMailbox
+    | CloseMailbox
+    | PlaceProcess
+    | Status
+    | Shutdown
+)
+ClientToAgent = Hello | Enrol
+ClientToElement = Hello | OpenSlab
+DaemonToClient = (
+    Welcome
+    | Done
+    | Failed
+    | GroupCreated
+    | Attached
+    | SlabReady
+    | PeerFound
+    | CrossGranted
+    | MailboxOpened
+    | Placed
+    | RackReport
+    | ProcessList
+    | ElementList
+    | SlabList
+    | AuditReport
+    | Enrolled
+    | SlabOpened
+)
+MmuToElement = AdmitGroup | ForgetGroup | ReserveSlab | RetireSlab | RegroupSlab | CopyPages | PunchPages
+ElementToMmu = SlabReserved | SlabRefused | SlabRegrouped | PagesCopied | CopyFailed | ElementReport
+MmuToAgent = ExpectProcess | ForgetProcess
+AgentToMmu = ProcessEnrolled | ProcessLost | ProcessExited
