@@ -108,7 +108,8 @@ format: $(VENV)/.installed ## put Python and C++ into the house style
 
 wheel: $(VENV)/.installed ## the source distribution and the wheel, in dist/
 	$(SAY) "wheel: python -m build"
-	@$(BIN)/python -m build --no-isolation --outdir dist .
+	@$(BIN)/python -m build --no-isolation --outdir dist . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	@ls -1 dist/*
 
 lock: $(VENV)/.made ## requirements-ci.lock again, from the newest versions that fit
 	$(SAY) "lock: pip-compile over pyproject.toml and the build tools"
