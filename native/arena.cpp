@@ -74,6 +74,13 @@ void Arena::rescan() {
     }
 }
 
+std::vector<Extent> Arena::runs() const {
+    std::vector<Extent> runs;
+    for (const Bins& bins : bins_)
+        for (const auto& [pages, bin] : bins) runs.insert(runs.end(), bin.begin(), bin.end());
+    return runs;
+}
+
 bool Arena::coalesce(bool huge) {
     if (!unmerged_[huge]) return false;
     std::vector<Extent> runs;

@@ -28,6 +28,7 @@ public:
     // A free run of at least that many pages, removed from the index.
     std::optional<Extent> pick(const RunRequest& request);
     void put(const Extent& run);
+    std::vector<Extent> runs() const;
     uint64_t free_pages() const { return free_pages_[0] + free_pages_[1]; }
 
 private:

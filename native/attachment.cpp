@@ -54,6 +54,13 @@ void Attachment::close_pages(const Extent& e) {
     space_->close(address(e), e.word.pages() * kPageBytes);
 }
 
+void Attachment::close_free_runs() {
+    for (const Extent& run : arena_.runs()) {
+        const uint64_t start = address(run), bytes = run.word.pages() * kPageBytes;
+        if (space_->is_open(start, bytes)) space_->close(start, bytes);
+    }
+}
+
 std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes) {
     while (auto run = arena_.pick(request)) {
         try {

@@ -80,6 +80,7 @@ bool Holding::cut_at(uint64_t at) {
 
 std::optional<Extent> Holding::take_out(const Span& span) {
     assert(span.start % kPageBytes == 0 && span.end % kPageBytes == 0 && span.start < span.end);
+    if (!owns(span)) return std::nullopt;
     if (!cut_at(span.start) || !cut_at(span.end)) return std::nullopt;
     const auto inside = [&](const Extent& e) {
         const Span s = span_of(e);
@@ -104,6 +105,12 @@ void Holding::put_in(const Extent& extent) {
     const auto at = std::find_if(pieces_.begin(), pieces_.end(),
                                  [&](const Extent& e) { return offset(e) > offset(extent); });
     pieces_.insert(at, extent);
+}
+
+void Holding::abandon(bool forked) {
+    for (const Extent& piece : pieces_)
+        if (!forked) member_->attachment.close_pages(piece);
+    pieces_.clear();
 }
 
 uint64_t Holding::free_span(const Span& span) {

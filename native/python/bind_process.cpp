@@ -117,6 +117,17 @@ nb::list accept(nb::handle_t<ProcessBase> self, uint32_t inbox_id, size_t limit,
     }
 }
 
+// True when something is waiting; for asyncio's helper thread, which accepts nothing itself.
+bool wait_ready(ProcessBase& process, uint32_t inbox_id, int64_t timeout_ns) {
+    const std::shared_ptr<Member> member = process.member;
+    process.usable();
+    const Table table = member->attachment.table();
+    const Inbox inbox(table, inbox_id);
+    Slot& slot = table.slot(inbox_id);
+    const auto ready = [&] { return !member->usable || inbox.ready(); };
+    return wait(ready, slot.doorbell, slot.sleepers, 0, timeout_ns);
+}
+
 bool wait_for_space(ProcessBase& process, uint32_t inbox_id, uint64_t capacity, int64_t timeout_ns) {
     const std::shared_ptr<Member> member = process.member;
     process.usable();
@@ -193,9 +204,12 @@ nb::object surrender(ProcessBase& process, RegionBase& region) {
     return nb::make_tuple(extent->descriptor, extent->word.bits);
 }
 
-void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor, uint64_t word) {
-    const Extent extent{descriptor, {word}};
-    process.usable().attachment.open_pages(extent);
+// The grant failed: the MMU has given the extent back, under a word of its own.
+void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor) {
+    Attachment& attachment = process.usable().attachment;
+    const Extent extent{descriptor, attachment.table().owner(descriptor)};
+    if (!extent.word.is(State::kOwned, attachment.id())) return;
+    attachment.open_pages(extent);
     region.holding->put_in(extent);
 }
 
@@ -214,13 +228,14 @@ size_t live_views(ProcessBase& process) {
     return views;
 }
 
-// From here on nothing of the rack can be reached through this process. Its memory is freed by the
-// MMU, which learns of it by the control plane.
-void leave(ProcessBase& process) {
+// From here on nothing of the rack can be reached through this process: its pages are closed, and freed
+// by the MMU, which learns of it by the control plane. In the child of a fork they were never mapped.
+void leave(ProcessBase& process, bool forked) {
     Member& member = *process.member;
     if (!member.usable) return;
+    for (Holding* holding : member.holdings) holding->abandon(forked);
+    if (!forked) member.attachment.close_free_runs();
     member.usable = false;
-    for (Holding* holding : member.holdings) holding->forget();
 }
 
 }  // namespace
@@ -262,15 +277,16 @@ void bind_process(nb::module_& m) {
         .def("_ready",
              [](ProcessBase& p, uint32_t inbox) { return Inbox(p.usable().attachment.table(), inbox).ready(); },
              "inbox"_a)
+        .def("_wait_ready", &wait_ready, "inbox"_a, "timeout_ns"_a)
         .def("_surrender", &surrender, "region"_a)
-        .def("_take_back", &take_back, "region"_a, "descriptor"_a, "word"_a)
+        .def("_take_back", &take_back, "region"_a, "descriptor"_a)
         .def("_find", &find, "name"_a)
         .def("_is_live",
              [](ProcessBase& p, uint32_t id, uint32_t incarnation) {
                  return p.usable().attachment.table().is_live(id, incarnation);
              },
              "id"_a, "incarnation"_a)
-        .def("_leave", &leave);
+        .def("_leave", &leave, "forked"_a);
 }
 
 }  // namespace bequest

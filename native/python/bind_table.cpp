@@ -164,6 +164,12 @@ void bind_table(nb::module_& m) {
                  }
                  return slabs;
              })
+        .def("slab_element",
+             [](TableFile& t, uint32_t slab) {
+                 if (!t.table().has_slab(slab)) raise_error("ValueError", "there is no slab %u", slab);
+                 return t.table().slab_record(slab).element;
+             },
+             "slab"_a)
         .def("slab_extents",
              [](TableFile& t, uint32_t slab) {
                  nb::list extents;

@@ -25,7 +25,7 @@ class BequestError(Exception):
         return str(self.args[0]) if self.args else ""
 
 
-# --- the caller's mistakes -----------------------------------------------------------------------------------------
+# --- the caller's mistakes --------------------------------------------------------------------------------
 
 
 class RegionMoved(BequestError, ValueError):
@@ -68,7 +68,7 @@ class BadDirectory(BequestError, PermissionError):
     """The directory for racks, or one rack's, is not this user's own. Remove it, or name another one."""
 
 
-# --- the peers' doing ----------------------------------------------------------------------------------------------
+# --- the peers' doing -------------------------------------------------------------------------------------
 
 
 class ProcessDead(BequestError, ProcessLookupError):
@@ -87,7 +87,7 @@ class AcceptTimeout(BequestError, TimeoutError):
     """Nothing arrived in time."""
 
 
-# --- faults of components --------------------------------------------------------------------------------------------
+# --- faults of components ---------------------------------------------------------------------------------
 
 
 class RackGone(BequestError, ConnectionError):

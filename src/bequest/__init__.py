@@ -1,0 +1,87 @@
+"""Memory that moves between processes and outlives them.
+
+A *rack* pools memory; programs *attach* to it as named processes and own *regions* of it::
+
+    import bequest as bq
+
+    rack = bq.connect()
+    with rack.attach("mapper") as me:
+        region = me.alloc(64 << 20)
+        region.grant("reducer")      # the pages change hands; nothing is copied
+
+`connect` finds or starts a rack, `Rack.attach` joins it, `Process` allocates, grants and accepts, and `Region` is
+memory with one owner. `dumps` and `loads` put Python objects into regions, and `Queue` replaces `multiprocessing.Queue`.
+This module only re-exports; everything is documented where it is defined.
+"""
+
+import sys as _sys
+
+if _sys.platform != "linux":
+    raise ImportError(f"bequest runs on Linux only: it stands on memfd, futex and mprotect, not on {_sys.platform}")
+
+from bequest.errors import (
+    AcceptTimeout,
+    AddressSpaceFull,
+    BadConfig,
+    BadName,
+    BadSize,
+    BequestError,
+    InboxFull,
+    NameTaken,
+    NoRack,
+    NotAttached,
+    ProcessDead,
+    RackFault,
+    RackGone,
+    RackMemoryError,
+    RegionMoved,
+    TagTooLong,
+    TooManyMappings,
+    UnknownProcess,
+    UnsupportedPlatform,
+    VersionMismatch,
+    WrongSecret,
+)
+from bequest.memory.inbox import Inbox
+from bequest.memory.pickling import NotPickled, dumps, loads
+from bequest.memory.process import Process, current
+from bequest.memory.rack import Group, Rack, connect
+from bequest.memory.region import Region
+from bequest.queue import Queue
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AcceptTimeout",
+    "AddressSpaceFull",
+    "BadConfig",
+    "BadName",
+    "BadSize",
+    "BequestError",
+    "Group",
+    "Inbox",
+    "InboxFull",
+    "NameTaken",
+    "NoRack",
+    "NotAttached",
+    "NotPickled",
+    "Process",
+    "ProcessDead",
+    "Queue",
+    "Rack",
+    "RackFault",
+    "RackGone",
+    "RackMemoryError",
+    "Region",
+    "RegionMoved",
+    "TagTooLong",
+    "TooManyMappings",
+    "UnknownProcess",
+    "UnsupportedPlatform",
+    "VersionMismatch",
+    "WrongSecret",
+    "connect",
+    "current",
+    "dumps",
+    "loads",
+]

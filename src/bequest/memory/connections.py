@@ -1,0 +1,88 @@
+"""The connections behind one attached process: to the Rack MMU, to its agent, and to memory elements.
+
+The MMU's connection is the attachment's life on the control plane; the agent's is how a death is noticed (and, with it,
+pidfd); memory elements are connected to when the first slab of theirs is needed, and hand out a slab's memory to whoever
+shows the group's ticket.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from bequest._core import Table
+from bequest.errors import RackFault
+from bequest.runtime.transport import Channel
+from bequest.wire import messages as wire
+
+
+_Reply = TypeVar("_Reply", bound=wire.Message)
+
+
+class Connections:
+    """Made by attaching: raises `NameTaken`, `WrongSecret`, `BadName`, `RackGone`, and holds nothing if it does."""
+
+    def __init__(self, directory: Path, name: str, secret: bytes | None, compute: str | None) -> None:
+        self._directory = directory
+        self._elements: dict[int, Channel] = {}
+        self._agent: Channel | None = None
+        self.mmu = Channel.connect(directory / "mmu.sock")
+        try:
+            reply, fds = self.mmu.request(wire.Attach(name, secret, compute))
+            self.attached = expect(reply, wire.Attached)
+            self.table = _open_table(fds)
+            self._agent = Channel.connect(directory / self.attached.agent_path)
+            self._agent.request(wire.Enrol(self.attached.agent_ticket))
+        except BaseException:
+            self.close()
+            raise
+
+    def open_slab(self, slab: int) -> int:
+        """A file descriptor of the slab's memory, for the native core to map and close."""
+        element = self.table_element(slab)
+        channel = self._elements.get(element.id)
+        if channel is None or channel.is_closed:
+            channel = self._elements[element.id] = Channel.connect(self._directory / element.path)
+        _, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
+        if len(fds) != 1:
+            for fd in fds:
+                os.close(fd)
+            raise RackFault(f"memory element {element.name} sent {len(fds)} descriptors for slab {slab}")
+        return fds[0]
+
+    def table_element(self, slab: int) -> wire.ElementAddress:
+        number = self.table.slab_element(slab)
+        for element in self.attached.elements:
+            if element.id == number:
+                return element
+        raise RackFault(f"slab {slab} lies on memory element {number}, which this rack does not have")
+
+    def element_number(self, name: str) -> int:
+        for element in self.attached.elements:
+            if element.name == name:
+                return element.id
+        known = ", ".join(element.name for element in self.attached.elements)
+        raise ValueError(f"this rack has no memory element {name!r}; it has {known}")
+
+    def close(self) -> None:
+        for channel in (self.mmu, self._agent, *self._elements.values()):
+            if channel is not None:
+                channel.close()
+
+
+def expect(reply: wire.Message, kind: type[_Reply]) -> _Reply:
+    """The reply, which must be of this kind; else the daemon is broken, and that is said."""
+    if not isinstance(reply, kind):
+        raise RackFault(f"the rack answered {type(reply).__name__} where {kind.__name__} was due")
+    return reply
+
+
+def _open_table(fds: list[int]) -> Table:
+    try:
+        if len(fds) != 1:
+            raise RackFault(f"the Rack MMU sent {len(fds)} descriptors with the V2P table, not one")
+        return Table.open(fds[0])
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,354 @@
+"""An attached process: it allocates, grants and accepts.
+
+What happens per grant happens in native code and shared memory, without any daemon (DESIGN: a slow control plane, a
+fast data plane). This file is the thin way in, and the slow paths: asking the Rack MMU for a slab, looking a peer up,
+granting to another group. A process has one attachment for each rack name it bears; threads may share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bequest._core import ANY_ELEMENT, ProcessBase
+from bequest.errors import (
+    BadSize,
+    BequestError,
+    InboxFull,
+    NotAttached,
+    ProcessDead,
+    RackMemoryError,
+    RegionMoved,
+    TagTooLong,
+    UnknownProcess,
+)
+from bequest.limits import (
+    HUGE_PAGE_BYTES,
+    INBOX_CELLS,
+    LARGE_REGION_BYTES,
+    MIB,
+    PAGE_BYTES,
+    TAG_BYTES_MAX,
+)
+from bequest.memory.connections import Connections, expect
+from bequest.memory.inbox import Inbox, as_nanoseconds
+from bequest.memory.region import Region
+from bequest.wire import messages as wire
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+DEFAULT_SPIN = 50e-6  # seconds a receiver spins before it sleeps: about what a wake-up costs
+_DONE, _FULL, _DEAD, _LOST = range(4)  # GrantStatus in native/attachment.hpp
+_SLAB_BYTES_MAX = 64 * MIB
+_ASYNC_POLL = 0.0005  # seconds between looks at a full inbox, from asyncio
+
+
+class Peer(NamedTuple):
+    """An inbox in the rack, and the life of its owner that was meant."""
+
+    id: int
+    incarnation: int
+    same_group: bool
+
+
+class Process(ProcessBase):
+    """This operating-system process, attached to a rack under a name. From `Rack.attach`; a context manager.
+
+    ``name``, ``group`` and ``compute`` tell how it was attached, ``id`` is its process id in the rack.
+    """
+
+    def __init__(
+        self, directory: Path, name: str, secret: bytes | None, compute: str | None, spin: float
+    ) -> None:
+        if spin < 0:
+            raise ValueError(f"a process cannot spin for {spin} s; 0 sleeps at once")
+        links = Connections(directory, name, secret, compute)
+        try:
+            super().__init__(links.table, links.attached.pid, str(directory), links.open_slab, Region, spin)
+        except BaseException:
+            links.close()
+            raise
+        self.name = name
+        self.group = links.attached.group_name
+        self.compute = links.attached.compute
+        self._links = links
+        self._peers: dict[str, Peer] = {}
+        self._slab_bytes = 0  # asked for so far; slabs grow with it
+        self.inbox = Inbox(self)
+        _attached.append(weakref.ref(self))
+        if len(_exit_calls) == 0:
+            run_at_exit(_detach_at_exit)
+
+    # --- memory ----------------------------------------------------------------------------------------------------
+
+    def alloc(
+        self,
+        nbytes: int,
+        *,
+        huge: bool | None = None,
+        element: str | None = None,
+        placement: str | None = None,
+    ) -> Region:
+        """A region of ``nbytes`` bytes, owned by this process. Its contents are undefined.
+
+        It gets 2 MiB pages if ``huge``, which defaults to true from 1 MiB on: they change hands a hundred times faster
+        than 4 KiB pages, and take up a multiple of 2 MiB. ``element`` names the memory element to take it from;
+        ``placement`` (best-fit, worst-fit, spread) how the rack chooses one when a new slab is needed.
+
+        Raises `BadSize`, `RackMemoryError` (saying what is free where), `AddressSpaceFull`, `TooManyMappings`.
+        """
+        if nbytes <= 0:
+            raise BadSize(f"a region has at least 1 byte, not {nbytes}")
+        if huge is None:
+            huge = nbytes >= LARGE_REGION_BYTES
+        wanted = ANY_ELEMENT if element is None else self._links.element_number(element)
+        region: Region | None = self._alloc(nbytes, huge, wanted)
+        while region is None:
+            self._need_slab(nbytes, huge, element, placement)
+            region = self._alloc(nbytes, huge, wanted)
+        return region
+
+    def _need_slab(self, nbytes: int, huge: bool, element: str | None, placement: str | None) -> None:
+        """Has the Rack MMU add a slab to this process's free memory: larger ones, the more it uses."""
+        needed = -(-nbytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        generous = min(max(needed, self._slab_bytes // 4 // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES), _SLAB_BYTES_MAX)
+        try:
+            size = max(needed, generous)
+            self._links.mmu.request(wire.NeedSlab(size // PAGE_BYTES, huge, element, placement))
+        except RackMemoryError:
+            if size == needed:
+                raise
+            size = needed
+            self._links.mmu.request(wire.NeedSlab(size // PAGE_BYTES, huge, element, placement))
+        self._slab_bytes += size
+
+    # --- handing over ------------------------------------------------------------------------------------------------
+
+    def grant_all(
+        self, regions: Iterable[Region], to: str, *, tag: bytes = b"", timeout: float | None = None
+    ) -> int:
+        """Grants several regions at once, in order: neighbours in memory change hands in one step.
+
+        As `Region.grant`. If the inbox stays full, `InboxFull` tells in ``granted`` how many have gone.
+        """
+        batch = list(regions)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        done = 0
+        while True:
+            peer = self._peers.get(to) or self._find_peer(to)
+            if not peer.same_group:
+                return self._grant_across(batch, to, peer, tag)
+            status, count = self._grant(batch, done, peer.id, peer.incarnation, tag, to, INBOX_CELLS)
+            done += count
+            if status == _DONE:
+                return 0
+            self._check_progress(status, to, done, len(batch))
+            if status == _FULL and not self._wait_until(peer.id, deadline):
+                raise _inbox_full(to, done, len(batch), timeout)
+
+    async def grant_all_async(
+        self, regions: Iterable[Region], to: str, *, tag: bytes = b"", timeout: float | None = None
+    ) -> int:
+        """`grant_all`, for asyncio."""
+        batch = list(regions)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return self.grant_all(batch, to, tag=tag, timeout=0)
+            except InboxFull as full:
+                batch = batch[full.granted :]
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(_ASYNC_POLL)
+
+    def send(self, to: str, message: bytes, *, timeout: float | None = None) -> None:
+        """Sends up to 216 bytes without memory. They arrive as an empty region (``nbytes == 0``) whose tag they are."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            peer = self._peers.get(to) or self._find_peer(to)
+            if not peer.same_group:
+                raise UnknownProcess(f"{to!r} is in another group; bare messages stay within a group")
+            status = self._send(peer.id, peer.incarnation, message, INBOX_CELLS)
+            if status == _DONE:
+                return
+            self._check_progress(status, to, 0, 1)
+            if status == _FULL and not self._wait_until(peer.id, deadline):
+                raise _inbox_full(to, 0, 1, timeout)
+
+    def _check_progress(self, status: int, to: str, done: int, total: int) -> None:
+        """Raises what a status other than success means, unless another try can help."""
+        if status == _LOST:
+            raise RegionMoved(f"region {done + 1} of {total} was taken away before it could be granted")
+        if status != _DEAD:
+            return
+        self._peers.pop(to, None)
+        try:
+            self._find_peer(to)  # the name may have a new bearer
+        except UnknownProcess:
+            gone = f"{to!r} has died or detached"
+            raise ProcessDead(gone if done == 0 else f"{gone}; it got {done} of {total} regions") from None
+
+    def _wait_until(self, inbox: int, deadline: float | None) -> bool:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            return False
+        return self._wait_for_space(inbox, INBOX_CELLS, as_nanoseconds(left))
+
+    def _find_peer(self, name: str) -> Peer:
+        found = self._find(name)
+        if found is not None:
+            peer = Peer(*found, same_group=True)
+        else:
+            reply, _ = self._links.mmu.request(wire.FindPeer(name))
+            answer = expect(reply, wire.PeerFound)
+            peer = Peer(answer.pid, answer.incarnation, answer.same_group)
+        self._peers[name] = peer
+        return peer
+
+    def _grant_across(self, regions: list[Region], to: str, peer: Peer, tag: bytes) -> int:
+        """Has the Rack MMU carry out a grant to another group: only it may write to both tables."""
+        if len(tag) > TAG_BYTES_MAX:
+            raise TagTooLong(f"a tag has at most {TAG_BYTES_MAX} bytes, this one has {len(tag)}")
+        copied = 0
+        for region in regions:
+            descriptor, word = self._surrender(region)
+            try:
+                reply, _ = self._links.mmu.request(
+                    wire.CrossGrant(descriptor, word, peer.id, peer.incarnation, tag)
+                )
+                copied += expect(reply, wire.CrossGranted).copied_bytes
+            except BequestError:
+                self._peers.pop(to, None)
+                self._take_back(region, descriptor)
+                raise
+            region._set_fate(f"was granted to {to!r}")
+        return copied
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    def accept(self, timeout: float | None = None) -> Region:
+        """The next region granted to this process. Raises `AcceptTimeout` after ``timeout`` seconds (None: never)."""
+        return self.inbox.accept(timeout)
+
+    def accept_all(self, limit: int = INBOX_CELLS, timeout: float | None = None) -> list[Region]:
+        """All regions that wait, at least one and at most ``limit``; waits for the first like `accept`."""
+        return self.inbox.accept_all(limit, timeout)
+
+    async def accept_async(self, timeout: float | None = None) -> Region:
+        """`accept`, for asyncio."""
+        return await self.inbox.accept_async(timeout)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Leaves the rack; all memory that this process owns is freed. Does nothing the second time.
+
+        Raises `BufferError` while views of its regions live: they would point at memory that is somebody else's.
+        """
+        if not self.attached:
+            return
+        views = self.live_views
+        if views:
+            raise BufferError(
+                f"{self.name!r} cannot detach while {views} view{'s' if views > 1 else ''} of its regions "
+                f"live; release them first (del the arrays, memoryview.release())"
+            )
+        self._leave(forked=False)
+        self.inbox.close()
+        with contextlib.suppress(BequestError):  # a rack that has gone holds nothing of ours
+            self._links.mmu.request(wire.Detach())
+        self._links.close()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.detach()
+            return
+        with contextlib.suppress(BufferError):  # the frames of the exception hold views: it matters more
+            self.detach()
+
+    async def __aenter__(self) -> Process:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        state = "" if self.attached else " detached"
+        return f"<bequest.Process {self.name!r} id={self.id} group={self.group!r}{state}>"
+
+
+def _inbox_full(to: str, done: int, total: int, timeout: float | None) -> InboxFull:
+    return InboxFull(
+        f"the inbox of {to!r} stayed full for {timeout} s; {done} of {total} were sent", granted=done
+    )
+
+
+# --- which process this is -------------------------------------------------------------------------------------------
+
+_attached: list[weakref.ref[Process]] = []
+
+
+def current() -> Process:
+    """The process that this program attached last and has not detached. Raises `NotAttached` if there is none."""
+    while _attached:
+        process = _attached[-1]()
+        if process is not None and process.attached:
+            return process
+        _attached.pop()
+    raise NotAttached("this program is not attached to a rack: use rack.attach(name) first")
+
+
+def _leave_in_child() -> None:
+    for reference in _attached:
+        process = reference()
+        if process is not None:
+            process._leave(forked=True)
+    _attached.clear()
+    _exit_calls.clear()
+
+
+def _detach_at_exit() -> None:
+    """What is still attached when the program ends leaves cleanly, unless views keep it: then its death tells."""
+    for reference in reversed(_attached):
+        process = reference()
+        if process is not None and process.attached:
+            with contextlib.suppress(BufferError):
+                process.detach()
+
+
+_exit_calls: list[Callable[[], None]] = []
+
+
+def run_at_exit(call: Callable[[], None]) -> None:
+    """Calls it when this process ends, before it detaches: also in a child of multiprocessing, which skips atexit."""
+    if not _exit_calls:
+        atexit.register(_at_exit)
+        if "multiprocessing.util" in sys.modules:
+            from multiprocessing.util import Finalize
+
+            Finalize(None, _at_exit, exitpriority=0)
+    _exit_calls.append(call)
+
+
+def _at_exit() -> None:
+    while _exit_calls:
+        _exit_calls.pop()()
+
+
+os.register_at_fork(after_in_child=_leave_in_child)

@@ -1,0 +1,123 @@
+"""Finding a rack, starting one, and joining it.
+
+`connect` looks where a user would expect: at ``$BEQUEST_RACK`` (a name or a directory), then for the rack that the user
+has running, and else starts an *embedded* rack, which ends with the last process that uses it. An embedded rack is made
+known to the program's children through the environment, so that they find the same one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bequest.errors import RackGone
+from bequest.memory.connections import expect
+from bequest.memory.process import DEFAULT_SPIN, Process
+from bequest.runtime import embedded
+from bequest.runtime.transport import Channel
+from bequest.wire import messages as wire
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+RACK_VARIABLE = "BEQUEST_RACK"
+COMPUTE_VARIABLE = "BEQUEST_COMPUTE"  # set by `bequest run`: the compute element that a program was placed on
+
+_starting = threading.Lock()
+
+
+@dataclass(frozen=True, repr=False)
+class Group:
+    """Processes that trust each other with their memory. Whoever has ``secret`` can join: pass it on with care."""
+
+    name: str
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"<bequest.Group {self.name!r}>"
+
+
+class Rack:
+    """A connection to a rack, from `connect`. Threads may share it; `close` ends it, not the rack."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._mmu = Channel.connect(directory / "mmu.sock")
+
+    @property
+    def name(self) -> str:
+        assert self._mmu.welcome is not None
+        return self._mmu.welcome.rack
+
+    def attach(
+        self,
+        name: str,
+        *,
+        group: Group | bytes | None = None,
+        compute: str | None = None,
+        spin: float = DEFAULT_SPIN,
+    ) -> Process:
+        """Attaches this program to the rack as the process ``name``, which must not be taken.
+
+        ``group`` is a `Group` or its secret; None joins the user's default group. ``compute`` names the compute element
+        (default: ``$BEQUEST_COMPUTE``, else the rack chooses). ``spin`` is how many seconds a wait for memory spins
+        before it sleeps: more is faster while a core is idle. Raises `NameTaken`, `BadName`, `WrongSecret`, `RackGone`.
+        """
+        secret = group.secret if isinstance(group, Group) else group
+        place = compute if compute is not None else os.environ.get(COMPUTE_VARIABLE) or None
+        return Process(self.directory, name, secret, place, spin)
+
+    def create_group(self, name: str) -> Group:
+        """A new group: a protection domain of its own. It lives while this connection does, or anyone is in it."""
+        reply, _ = self._mmu.request(wire.CreateGroup(name))
+        created = expect(reply, wire.GroupCreated)
+        return Group(created.name, created.secret)
+
+    def request(self, message: wire.Message) -> wire.Message:
+        """For the command line: any request that the Rack MMU answers without descriptors."""
+        reply, fds = self._mmu.request(message)
+        for fd in fds:
+            os.close(fd)
+        return reply
+
+    def is_alive(self) -> bool:
+        """False once the rack has ended."""
+        return self._mmu.is_alive()
+
+    def close(self) -> None:
+        """Ends this connection. Attached processes have their own and stay."""
+        self._mmu.close()
+
+    def __enter__(self) -> Rack:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<bequest.Rack {str(self.directory)!r}>"
+
+
+def connect(name: str | None = None) -> Rack:
+    """Connects to a rack: the one named (or at that directory), else ``$BEQUEST_RACK``, else the user's running one.
+
+    If there is none and none was asked for, starts an embedded rack, which ends with the last process that uses it,
+    and sets ``$BEQUEST_RACK`` for this program's children. Raises `NoRack` if the one asked for does not run.
+    """
+    wanted = name if name is not None else os.environ.get(RACK_VARIABLE) or None
+    with _starting:  # two threads must not start a rack each
+        found = embedded.find(wanted)
+        if found is not None:
+            try:
+                return Rack(found.path)
+            except RackGone:
+                if wanted is not None:
+                    raise
+        started = embedded.start_embedded()
+        os.environ[RACK_VARIABLE] = str(started.path)
+        return Rack(started.path)

@@ -1,0 +1,148 @@
+"""A region: memory that this process owns.
+
+Ownership is exclusive, and a region is its token. What can be done with one follows from that: it exports buffers
+(NumPy, memoryview, Arrow), and while any buffer lives, nothing can change who owns the memory, so no view ever points
+at pages that are not ours (`BufferError`, as with `bytearray` and `mmap`). When the region has been granted, its handle
+is spent (`RegionMoved`). A slice is a *part*: the same memory, page-granular, with a borrow and a fate of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bequest._core import RegionBase
+from bequest.errors import BadSize
+from bequest.limits import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from bequest.memory.process import Process
+
+
+class Region(RegionBase):
+    """Memory in the rack that this process owns, from `Process.alloc` or `Process.accept`.
+
+    Use it through the buffer protocol (``memoryview(region)``), or `array` for NumPy. `address` is its virtual address,
+    the same in every process that ever owns it; `nbytes` its size; `tag` and `sender` what came along with it.
+    A region of no bytes is a bare message (see `Process.send`).
+
+    As a context manager it frees, at the end, what is still owned of it.
+    """
+
+    __slots__ = ()
+
+    process: Process
+
+    # --- using it ------------------------------------------------------------------------------------------------
+
+    def array(
+        self,
+        dtype: npt.DTypeLike = "uint8",
+        shape: int | Sequence[int] | None = None,
+        offset: int = 0,
+    ) -> np.ndarray[Any, Any]:
+        """A writable NumPy array over the region's memory: a view, nothing is copied.
+
+        ``shape`` defaults to one dimension over everything from ``offset`` (in bytes) on. Raises `RegionMoved` if the
+        memory is gone and ValueError if the array does not fit.
+        """
+        import math  # on demand, like numpy: programs without arrays start faster
+
+        import numpy
+
+        element = numpy.dtype(dtype)
+        if shape is None:
+            count = (self.nbytes - offset) // element.itemsize
+            return numpy.frombuffer(self, element, count, offset)
+        dimensions = (shape,) if isinstance(shape, int) else tuple(shape)
+        # frombuffer, not ndarray(buffer=…): that one lets go of the buffer at once, and with it of the borrow.
+        return numpy.frombuffer(self, element, math.prod(dimensions), offset).reshape(dimensions)
+
+    def __getitem__(self, key: slice) -> Region:
+        """A page-granular part of this region, to be used, granted or freed on its own.
+
+        Offsets are those of this region and do not shift when parts leave. The start must be a multiple of the page
+        size, 4096 bytes, and so must the stop unless it is the end.
+        """
+        if not isinstance(key, slice) or key.step not in (None, 1):
+            raise TypeError("a region is indexed by a slice of bytes without step: region[start:stop]")
+        start, stop, _ = key.indices(self.nbytes)
+        if start >= stop:
+            raise BadSize(f"the part [{key.start}:{key.stop}] of a region of {self.nbytes} bytes is empty")
+        if (self.offset + start) % PAGE_BYTES or (stop != self.nbytes and (self.offset + stop) % PAGE_BYTES):
+            raise BadSize(
+                f"a part must begin and end at a page ({PAGE_BYTES} bytes): [{start}:{stop}] does not; "
+                "use memoryview(region) to slice bytes"
+            )
+        part: Region = self._part(start, stop)
+        return part
+
+    # --- handing it over -----------------------------------------------------------------------------------------
+
+    def grant(self, to: str, *, tag: bytes = b"", timeout: float | None = None) -> int:
+        """Gives this memory to the process named ``to``, at the same address, uncopied (paper, section 3.1).
+
+        Afterwards this handle is spent. ``tag`` is up to 216 bytes that arrive with it. If the recipient's inbox is
+        full, waits for at most ``timeout`` seconds (None: for ever; 0: not at all). Returns the bytes that had to be
+        copied: 0 within a group, and between groups when a whole slab moves; the size of a smaller part otherwise,
+        which the memory element copies to a slab of the other group.
+
+        Raises `BufferError` while a view of it lives, `RegionMoved`, `UnknownProcess`, `ProcessDead`, `InboxFull`.
+        After any of them the memory is still this process's.
+        """
+        return self.process.grant_all([self], to, tag=tag, timeout=timeout)
+
+    async def grant_async(self, to: str, *, tag: bytes = b"", timeout: float | None = None) -> int:
+        """`grant`, for asyncio: waits for a full inbox without blocking the event loop."""
+        return await self.process.grant_all_async([self], to, tag=tag, timeout=timeout)
+
+    def free(self) -> None:
+        """Gives the memory back to the process that allocated it. Raises `BufferError` while a view of it lives."""
+        self._free()
+
+    def split(self, *offsets: int) -> list[Region]:
+        """Cuts the region at these byte offsets (multiples of the page size) into regions of their own.
+
+        Unlike a slice, which is a part of this region, each of them has its own handle and this one is spent.
+        """
+        if any(offset % PAGE_BYTES or not 0 < offset < self.nbytes for offset in offsets):
+            raise BadSize(f"a region is split at multiples of {PAGE_BYTES} inside of it, not at {offsets}")
+        if list(offsets) != sorted(set(offsets)):
+            raise BadSize(f"the offsets of a split must ascend: {offsets}")
+        parts: list[Region] = self._split(list(offsets))
+        return parts
+
+    def merge(self, right: Region) -> Region:
+        """One region out of this one and its right neighbour, whose memory begins where this one's ends."""
+        merged: Region = self._merge(right)
+        return merged
+
+    # --- the habits of Python ------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __bool__(self) -> bool:
+        return True  # a handle is there, however small its memory
+
+    def __enter__(self) -> Region:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.attached:
+            self._free_remaining()
+
+    def __repr__(self) -> str:
+        state = "" if self.owned else " moved"
+        tag = f" tag={self.tag!r}" if self.tag else ""
+        return f"<bequest.Region {self.nbytes} bytes at {self.address:#x}{tag}{state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a region cannot be pickled, for then it would have two owners; grant it instead")
