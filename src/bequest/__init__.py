@@ -10,19 +10,22 @@ A *rack* pools memory; programs *attach* to it as named processes and own *regio
         region.grant("reducer")      # the pages change hands; nothing is copied
 
 `connect` finds or starts a rack, `Rack.attach` joins it, `Process` allocates, grants and accepts, and `Region` is
-memory with one owner. `dumps` and `loads` put Python objects into regions, and `Queue` replaces `multiprocessing.Queue`.
-This module only re-exports; everything is documented where it is defined.
+memory with one owner. `dumps` and `loads` put Python objects into regions, and `Queue` replaces
+`multiprocessing.Queue`. This module only re-exports; everything is documented where it is defined.
 """
 
 import sys as _sys
 
 if _sys.platform != "linux":
-    raise ImportError(f"bequest runs on Linux only: it stands on memfd, futex and mprotect, not on {_sys.platform}")
+    raise ImportError(
+        f"bequest runs on Linux only: it stands on memfd, futex and mprotect, not on {_sys.platform}"
+    )
 
 from bequest.errors import (
     AcceptTimeout,
     AddressSpaceFull,
     BadConfig,
+    BadDirectory,
     BadName,
     BadSize,
     BequestError,
@@ -55,6 +58,7 @@ __all__ = [
     "AcceptTimeout",
     "AddressSpaceFull",
     "BadConfig",
+    "BadDirectory",
     "BadName",
     "BadSize",
     "BequestError",

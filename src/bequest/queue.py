@@ -47,7 +47,7 @@ class Queue(Generic[_Item]):
 
     def __init__(self, maxsize: int = 0, *, ctx: object = None) -> None:
         del ctx  # multiprocessing's: a rack serves all start methods alike
-        self._maxsize = maxsize if maxsize > 0 else 0
+        self._maxsize = max(0, maxsize)
         with connect() as rack:
             self._directory = rack.directory
         self._name: str | None = None
@@ -66,7 +66,7 @@ class Queue(Generic[_Item]):
         self._closed = False
         self._wait_at_exit = True
 
-    # --- multiprocessing.Queue's face --------------------------------------------------------------------------------
+    # --- multiprocessing.Queue's face -----------------------------------------------------------------------
 
     def put(self, obj: _Item, block: bool = True, timeout: float | None = None) -> None:
         """Puts an item. Raises `queue.Full` if there is no room within ``timeout`` seconds, ValueError if closed."""
@@ -96,9 +96,11 @@ class Queue(Generic[_Item]):
         return item
 
     def put_nowait(self, obj: _Item) -> None:
+        """`put` without waiting."""
         self.put(obj, block=False)
 
     def get_nowait(self) -> _Item:
+        """`get` without waiting."""
         return self.get(block=False)
 
     def qsize(self) -> int:
@@ -106,9 +108,11 @@ class Queue(Generic[_Item]):
         return self._seat()._depth(self._mailbox[0]) + len(self._overflow)
 
     def empty(self) -> bool:
+        """Whether nothing waited, as of some moment ago."""
         return self.qsize() == 0
 
     def full(self) -> bool:
+        """Whether ``maxsize`` items waited, as of some moment ago."""
         return bool(self._maxsize) and self.qsize() >= self._maxsize
 
     def close(self) -> None:
@@ -125,7 +129,7 @@ class Queue(Generic[_Item]):
         """At exit, do not wait for items that found no room: they are lost."""
         self._wait_at_exit = False
 
-    # --- putting -------------------------------------------------------------------------------------------------------
+    # --- putting --------------------------------------------------------------------------------------------
 
     @property
     def _capacity(self) -> int:
@@ -183,7 +187,7 @@ class Queue(Generic[_Item]):
         if self._wait_at_exit and os.getpid() == self._owner:
             self._flush()
 
-    # --- being in several processes ------------------------------------------------------------------------------------
+    # --- being in several processes -------------------------------------------------------------------------
 
     def _seat(self) -> Process:
         """This program's attachment for queues, with the mailbox open; made at the first use in each process."""

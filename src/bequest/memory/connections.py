@@ -1,8 +1,8 @@
 """The connections behind one attached process: to the Rack MMU, to its agent, and to memory elements.
 
-The MMU's connection is the attachment's life on the control plane; the agent's is how a death is noticed (and, with it,
-pidfd); memory elements are connected to when the first slab of theirs is needed, and hand out a slab's memory to whoever
-shows the group's ticket.
+The MMU's connection is the attachment's life on the control plane; the agent's is how a death is noticed (and, with
+it, pidfd); memory elements are connected to when the first slab of theirs is needed, and hand out a slab's memory to
+whoever shows the group's ticket.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from bequest._core import Table
 from bequest.errors import RackFault
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
-
 
 _Reply = TypeVar("_Reply", bound=wire.Message)
 
@@ -40,7 +39,7 @@ class Connections:
 
     def open_slab(self, slab: int) -> int:
         """A file descriptor of the slab's memory, for the native core to map and close."""
-        element = self.table_element(slab)
+        element = self._element_of(slab)
         channel = self._elements.get(element.id)
         if channel is None or channel.is_closed:
             channel = self._elements[element.id] = Channel.connect(self._directory / element.path)
@@ -51,7 +50,7 @@ class Connections:
             raise RackFault(f"memory element {element.name} sent {len(fds)} descriptors for slab {slab}")
         return fds[0]
 
-    def table_element(self, slab: int) -> wire.ElementAddress:
+    def _element_of(self, slab: int) -> wire.ElementAddress:
         number = self.table.slab_element(slab)
         for element in self.attached.elements:
             if element.id == number:
@@ -59,6 +58,7 @@ class Connections:
         raise RackFault(f"slab {slab} lies on memory element {number}, which this rack does not have")
 
     def element_number(self, name: str) -> int:
+        """The number of a memory element, from its name. Raises ValueError for an unknown one."""
         for element in self.attached.elements:
             if element.name == name:
                 return element.id
@@ -66,6 +66,7 @@ class Connections:
         raise ValueError(f"this rack has no memory element {name!r}; it has {known}")
 
     def close(self) -> None:
+        """Ends all connections; the agent takes that for the end of the attachment."""
         for channel in (self.mmu, self._agent, *self._elements.values()):
             if channel is not None:
                 channel.close()

@@ -7,15 +7,16 @@ must not pay for a receiver's event loop with a system call of its own.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from bequest.errors import AcceptTimeout, NotAttached
 
 if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
     from bequest.memory.process import Process
     from bequest.memory.region import Region
 
@@ -60,6 +61,8 @@ class Inbox:
 
     async def accept_async(self, timeout: float | None = None) -> Region:
         """`accept`, for asyncio. Cancelling it loses nothing: what has not been accepted stays in the inbox."""
+        import asyncio  # on demand: it would be half of the time that importing bequest takes
+
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         while True:
@@ -74,6 +77,8 @@ class Inbox:
 
     async def _until_ready(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         if self._waiter is None:
+            from concurrent.futures import ThreadPoolExecutor
+
             self._waiter = ThreadPoolExecutor(1, thread_name_prefix="bequest-inbox")
         await loop.run_in_executor(self._waiter, self._process._wait_ready, self._id, as_nanoseconds(seconds))
 
@@ -83,6 +88,7 @@ class Inbox:
         return AcceptTimeout(f"nothing was granted to this process within {timeout} s")
 
     def close(self) -> None:
+        """Lets the helper thread end. The process calls it when it detaches."""
         if self._waiter is not None:
             self._waiter.shutdown(wait=False)
             self._waiter = None

@@ -41,6 +41,7 @@ class Pickled:
         self.buffers = [buffer.raw() for buffer in buffers]
 
     def into_region(self, process: Process) -> Region:
+        """A region that ``process`` allocates, with all of it in its place."""
         position = pickle_at = _HEADER.size + _ENTRY.size * len(self.buffers)
         position += len(self.data)
         entries: list[tuple[int, int]] = []

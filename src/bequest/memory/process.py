@@ -7,7 +7,6 @@ granting to another group. A process has one attachment for each rack name it be
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import os
@@ -120,7 +119,9 @@ class Process(ProcessBase):
     def _need_slab(self, nbytes: int, huge: bool, element: str | None, placement: str | None) -> None:
         """Has the Rack MMU add a slab to this process's free memory: larger ones, the more it uses."""
         needed = -(-nbytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-        generous = min(max(needed, self._slab_bytes // 4 // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES), _SLAB_BYTES_MAX)
+        generous = min(
+            max(needed, self._slab_bytes // 4 // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES), _SLAB_BYTES_MAX
+        )
         try:
             size = max(needed, generous)
             self._links.mmu.request(wire.NeedSlab(size // PAGE_BYTES, huge, element, placement))
@@ -159,6 +160,8 @@ class Process(ProcessBase):
         self, regions: Iterable[Region], to: str, *, tag: bytes = b"", timeout: float | None = None
     ) -> int:
         """`grant_all`, for asyncio."""
+        import asyncio  # on demand, see inbox.py
+
         batch = list(regions)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:

@@ -7,6 +7,7 @@ known to the program's children through the environment, so that they find the s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Rack:
 
     @property
     def name(self) -> str:
+        """The name it was started under; an embedded rack makes one up."""
         assert self._mmu.welcome is not None
         return self._mmu.welcome.rack
 
@@ -98,6 +100,10 @@ class Rack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it never connected
+            self._mmu.close()
 
     def __repr__(self) -> str:
         return f"<bequest.Rack {str(self.directory)!r}>"

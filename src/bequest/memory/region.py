@@ -58,10 +58,10 @@ class Region(RegionBase):
         element = numpy.dtype(dtype)
         if shape is None:
             count = (self.nbytes - offset) // element.itemsize
-            return numpy.frombuffer(self, element, count, offset)
+            return numpy.frombuffer(memoryview(self), element, count, offset)
         dimensions = (shape,) if isinstance(shape, int) else tuple(shape)
         # frombuffer, not ndarray(buffer=…): that one lets go of the buffer at once, and with it of the borrow.
-        return numpy.frombuffer(self, element, math.prod(dimensions), offset).reshape(dimensions)
+        return numpy.frombuffer(memoryview(self), element, math.prod(dimensions), offset).reshape(dimensions)
 
     def __getitem__(self, key: slice) -> Region:
         """A page-granular part of this region, to be used, granted or freed on its own.
