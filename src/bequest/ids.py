@@ -26,10 +26,12 @@ NOBODY: ProcessId = 0
 
 
 def is_process_id(number: int) -> bool:
+    """Whether a process may bear it, and own addresses."""
     return 1 <= number <= MAX_PROCESS_ID
 
 
 def is_mailbox_id(number: int) -> bool:
+    """Whether a mailbox may bear it."""
     return FIRST_MAILBOX_ID <= number <= LAST_MAILBOX_ID
 
 

@@ -48,7 +48,7 @@ MIB = 1 << 20
 PAGES_PER_HUGE_PAGE = HUGE_PAGE_BYTES // PAGE_BYTES
 PROCESS_SPACE_BYTES = 1 << PROCESS_SPACE_BITS
 
-# --- wire --------------------------------------------------------------------------------------------------------------
+# --- wire --------------------------------------------------------------------------------------------------
 WIRE_VERSION = 1
 PACKET_BYTES_MAX = 128 << 10  # below the 208 KiB that Linux gives a Unix socket by default
 PACKET_FDS_MAX = 4  # nobody has reason to send more than one
@@ -58,12 +58,12 @@ LINK_QUEUE_MAX = 100_000  # between daemons of one rack
 PEERS_MAX = 4096  # clients of one socket
 HELLO_TIMEOUT = 10.0  # a client that connects and says nothing is dropped
 
-# --- clients -----------------------------------------------------------------------------------------------------------
+# --- clients -----------------------------------------------------------------------------------------------
 CONNECT_TIMEOUT = 10.0
 REQUEST_TIMEOUT = 600.0  # first touch of 64 GiB takes minutes on a small machine
 EMBEDDED_START_TIMEOUT = 30.0
 
-# --- the Rack MMU ------------------------------------------------------------------------------------------------------
+# --- the Rack MMU ------------------------------------------------------------------------------------------
 GROUPS_MAX = 1024
 SECRET_BYTES = 16
 TICKET_BYTES = 16
@@ -76,7 +76,7 @@ AUDIT_FINDINGS_MAX = 200
 STATUS_EXTENTS_MAX = 50_000  # extents looked at for one page of a report: some tens of milliseconds
 SLAB_RUNS_MAX = 64  # runs of pages drawn for one slab
 
-# --- memory elements ---------------------------------------------------------------------------------------------------
+# --- memory elements ---------------------------------------------------------------------------------------
 POOL_CLASSES = tuple(2 * MIB << step for step in range(6))  # 2 … 64 MiB
 POOL_START: tuple[tuple[int, bool, int], ...] = (  # (class, huge, how many): 16 MiB together
     (2 * MIB, False, 2),
@@ -90,6 +90,6 @@ POOL_RETRY = 10.0  # pause after the pool could not be filled
 RECYCLED_SHARE = 4  # a quarter of the element may be slabs waiting for re-use in their group
 WARM_CHUNK_BYTES = 64 * MIB
 
-# --- the supervisor ----------------------------------------------------------------------------------------------------
+# --- the supervisor ----------------------------------------------------------------------------------------
 STOP_TIMEOUT = 3.0  # from SIGTERM to SIGKILL for a daemon that does not end
 GENERATIONS_PER_MINUTE = 5  # a rack that dies more often is not started again

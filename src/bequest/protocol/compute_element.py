@@ -1,8 +1,7 @@
 """A compute element's agent: knows its processes, and tells the Rack MMU when one has ended.
 
 The Rack MMU announces each process with a ticket before the process can show it. An enrolled process is watched by the
-kernel's own means (a pidfd); its connection closing is only a hint, since a process may outlive it or, by a fork, it the
-process.
+kernel's own means (a pidfd). Its connection closing is only a hint, since either may outlive the other.
 """
 
 from __future__ import annotations
@@ -43,7 +42,9 @@ class ComputeElement:
         assert isinstance(message, wire.Enrol)
         process = self._expected(message.ticket)
         if process is None or process.peer is not None or process.os_pid != os_pid:
-            refusal = Refusal("not-attached", f"os process {os_pid} has shown no valid ticket of a process to enrol")
+            refusal = Refusal(
+                "not-attached", f"os process {os_pid} has shown no valid ticket of a process to enrol"
+            )
             return [Reply(peer, refusal.reply())]
         process.peer = peer
         enrolled = wire.ProcessEnrolled(process.pid, process.incarnation)

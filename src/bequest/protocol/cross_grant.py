@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bequest._core import STATE_OWNED
-from bequest.limits import PAGE_BYTES, PAGES_PER_HUGE_PAGE, TAG_BYTES_MAX
+from bequest.limits import HUGE_PAGE_BYTES, PAGE_BYTES, PAGES_PER_HUGE_PAGE, TAG_BYTES_MAX
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import RackState, Session
 from bequest.protocol.refusal import Refusal
@@ -51,7 +51,14 @@ class CrossGrant:
     """One grant on its way; also the `SlabWaiter` of its copy."""
 
     def __init__(
-        self, desk: CrossGrants, peer: int, sender: Member, receiver: Member, extent: Extent, source: Slab, tag: bytes
+        self,
+        desk: CrossGrants,
+        peer: int,
+        sender: Member,
+        receiver: Member,
+        extent: Extent,
+        source: Slab,
+        tag: bytes,
     ) -> None:
         self.desk = desk
         self.peer = peer
@@ -81,7 +88,7 @@ class CrossGrants:
         self._moving: dict[int, CrossGrant] = {}  # by slab
         self._last_job = 0
 
-    # --- start -------------------------------------------------------------------------------------------------------
+    # --- start ---------------------------------------------------------------------------------------------
 
     def start(self, session: Session, sender: Member, message: wire.CrossGrant) -> None:
         receiver = self._receiver(sender, message)
@@ -118,13 +125,15 @@ class CrossGrants:
         return Extent(message.descriptor, message.word, address, pages, nbytes), slab
 
     def _choose_way(self, grant: CrossGrant) -> None:
-        """Looks for slabs of the receiver's group at these addresses: copies of earlier grants, or where it came from."""
+        """Looks for slabs of the receiver's group at these addresses: copies, or where it once came from."""
         run = grant.extent.run
         for other in self.state.ledger.overlapping(grant.receiver.group, run):
             if other.covers(run) and other.state is SlabState.LIVE and other.element == grant.source.element:
                 grant.way, grant.target = Way.COPY_INTO_HOLE, other
             elif not self._supply.take_if_idle(other):
-                raise Refusal("memory", "the receiver's group still holds part of these addresses; it must free it first")
+                raise Refusal(
+                    "memory", "the receiver's group still holds part of these addresses; it must free them"
+                )
         if grant.target is None and run == grant.source.run:
             grant.way = Way.MOVE
 
@@ -136,7 +145,7 @@ class CrossGrants:
         else:
             extent, source = grant.extent, grant.source
             self._supply.place(extent.pages * PAGE_BYTES, [source.element], "best-fit", grant.sender)
-            aligned = extent.pages % PAGES_PER_HUGE_PAGE == 0 and extent.address % (PAGES_PER_HUGE_PAGE * PAGE_BYTES) == 0
+            aligned = extent.pages % PAGES_PER_HUGE_PAGE == 0 and extent.address % HUGE_PAGE_BYTES == 0
             self._supply.reserve(
                 grant,
                 grant.receiver.group,
@@ -147,7 +156,7 @@ class CrossGrants:
                 parent=source.id,
             )
 
-    # --- on the way --------------------------------------------------------------------------------------------------
+    # --- on the way ----------------------------------------------------------------------------------------
 
     def copy(self, grant: CrossGrant) -> None:
         assert grant.target is not None
@@ -182,7 +191,7 @@ class CrossGrants:
         else:
             self._deliver(grant)
 
-    # --- the end -----------------------------------------------------------------------------------------------------
+    # --- the end -------------------------------------------------------------------------------------------
 
     def _deliver(self, grant: CrossGrant) -> None:
         try:
@@ -200,7 +209,13 @@ class CrossGrants:
         shard = self.state.groups[receiver.group].shard
         if grant.way is Way.COPY_INTO_HOLE:
             return shard.deliver_into(
-                extent.address, extent.pages, extent.nbytes, receiver.id, receiver.incarnation, sender.id, grant.tag
+                extent.address,
+                extent.pages,
+                extent.nbytes,
+                receiver.id,
+                receiver.incarnation,
+                sender.id,
+                grant.tag,
             )
         slab = grant.source if grant.way is Way.MOVE else grant.target
         assert slab is not None
@@ -222,7 +237,9 @@ class CrossGrants:
         copied = 0
         if grant.way is Way.MOVE:
             if not self.state.groups[source.group].shard.take_slab(source.id):
-                raise AssertionError(f"slab {source.id} is away as a whole, and yet its table will not let it go")
+                raise AssertionError(
+                    f"slab {source.id} is away as a whole, and yet its table will not let it go"
+                )
             source.group = grant.receiver.group
         else:
             assert target is not None

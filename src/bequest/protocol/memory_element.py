@@ -23,7 +23,17 @@ from bequest.limits import (
     POOL_START,
     RECYCLED_SHARE,
 )
-from bequest.protocol.outputs import CloseFile, CopyFile, MakeFile, Note, Output, PeerId, PunchFile, Reply, ToMmu
+from bequest.protocol.outputs import (
+    CloseFile,
+    CopyFile,
+    MakeFile,
+    Note,
+    Output,
+    PeerId,
+    PunchFile,
+    Reply,
+    ToMmu,
+)
 from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 
@@ -73,7 +83,9 @@ class MemoryElement:
         self._pool_max = min(POOL_BYTES_MAX, size // 8)
         self._tickets: dict[bytes, int] = {}
         self._slabs: dict[int, HeldSlab] = {}
-        self._making: dict[int, HeldSlab | None] = {}  # file -> the slab that waits for it; None: for the pool
+        self._making: dict[
+            int, HeldSlab | None
+        ] = {}  # file -> the slab that waits for it; None: for the pool
         self._warming: dict[int, File] = {}
         self._warm: list[File] = []
         self._recycled: dict[int, list[File]] = {}  # by group
@@ -86,7 +98,7 @@ class MemoryElement:
         self._outputs: list[Output] = []
         self._next_tick = now
 
-    # --- inputs ------------------------------------------------------------------------------------------------------
+    # --- inputs --------------------------------------------------------------------------------------------
 
     def mmu_message(self, message: wire.Message, now: float) -> list[Output]:
         match message:
@@ -172,14 +184,15 @@ class MemoryElement:
         recycled = self._all_recycled()
         return wire.ElementUsage(
             slab_bytes=sum(file.nbytes for file in held),
-            warm_bytes=sum(file.nbytes for file in self._warm) + sum(file.nbytes for file in self._warming.values()),
+            warm_bytes=sum(file.nbytes for file in self._warm)
+            + sum(file.nbytes for file in self._warming.values()),
             recycled_bytes=sum(file.nbytes for file in recycled),
             huge_bytes=sum(file.huge_bytes for file in held + self._warm + recycled),
             warm_hits=self._hits,
             cold_misses=self._misses,
         )
 
-    # --- slabs -------------------------------------------------------------------------------------------------------
+    # --- slabs ---------------------------------------------------------------------------------------------
 
     def _reserve(self, message: wire.ReserveSlab, now: float) -> None:
         kind = (message.nbytes, message.huge)
@@ -216,7 +229,7 @@ class MemoryElement:
         for file in self._recycled.pop(group, []):
             self._outputs.append(CloseFile(file.id))
 
-    # --- files -------------------------------------------------------------------------------------------------------
+    # --- files ---------------------------------------------------------------------------------------------
 
     def _new_file(self, nbytes: int, huge: bool) -> File:
         self._last_file += 1
@@ -236,7 +249,7 @@ class MemoryElement:
     def _all_recycled(self) -> list[File]:
         return [file for files in self._recycled.values() for file in files]
 
-    # --- the pool ----------------------------------------------------------------------------------------------------
+    # --- the pool ------------------------------------------------------------------------------------------
 
     def _wanted(self, now: float) -> dict[Kind, int]:
         """How many of each kind should be warm: what the start needs, then as many as were asked for lately."""
@@ -285,15 +298,19 @@ class MemoryElement:
             if file in self._warm:
                 self._warm.remove(file)
             else:
-                self._recycled = {group: [f for f in files if f is not file] for group, files in self._recycled.items()}
+                self._recycled = {
+                    group: [f for f in files if f is not file] for group, files in self._recycled.items()
+                }
             self._outputs.append(CloseFile(file.id))
             excess = None if excess is None else excess - file.nbytes
 
     def _held_bytes(self) -> int:
         held = [slab.file for slab in self._slabs.values()]
-        return sum(file.nbytes for file in [*held, *self._warm, *self._all_recycled(), *self._warming.values()])
+        return sum(
+            file.nbytes for file in [*held, *self._warm, *self._all_recycled(), *self._warming.values()]
+        )
 
-    # --- within ------------------------------------------------------------------------------------------------------
+    # --- within --------------------------------------------------------------------------------------------
 
     def _report(self) -> None:
         usage = self.usage()

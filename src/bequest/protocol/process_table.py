@@ -73,7 +73,9 @@ class IdPool:
     """Ids of one kind, least recently used first."""
 
     def __init__(self, first: int, last: int) -> None:
-        self._resting: deque[tuple[int, float]] = deque((number, float("-inf")) for number in range(first, last + 1))
+        self._resting: deque[tuple[int, float]] = deque(
+            (number, float("-inf")) for number in range(first, last + 1)
+        )
 
     def take(self, now: float) -> int | None:
         if not self._resting or self._resting[0][1] > now:
@@ -137,7 +139,12 @@ class ProcessTable:
 
     def mailbox(self, name: str, group: GroupId) -> Member | None:
         for member in self._members.values():
-            if member.name == name and member.group == group and member.kind is Kind.MAILBOX and member.is_attached:
+            if (
+                member.name == name
+                and member.group == group
+                and member.kind is Kind.MAILBOX
+                and member.is_attached
+            ):
                 return member
         return None
 

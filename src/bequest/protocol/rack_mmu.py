@@ -59,7 +59,7 @@ class RackMmu:
             wire.Shutdown: self._shutdown,
         }
 
-    # --- inputs ------------------------------------------------------------------------------------------------------
+    # --- inputs --------------------------------------------------------------------------------------------
 
     def client_opened(self, peer: PeerId, uid: int, os_pid: int) -> list[Output]:
         self._state.sessions[peer] = Session(peer, uid, os_pid)
@@ -115,7 +115,9 @@ class RackMmu:
                 if (process := self._state.processes.exact(pid, incarnation)) is not None:
                     process.enrolled = True
             case wire.ProcessLost(pid, incarnation):
-                if (process := self._state.processes.exact(pid, incarnation)) is not None and process.is_attached:
+                if (
+                    process := self._state.processes.exact(pid, incarnation)
+                ) is not None and process.is_attached:
                     self._lost(process)
             case wire.ProcessExited(pid, incarnation):
                 process = self._state.processes.exact(pid, incarnation)
@@ -141,7 +143,7 @@ class RackMmu:
         outputs, self._state.outputs = self._state.outputs, []
         return outputs
 
-    # --- groups, attaching, detaching --------------------------------------------------------------------------------
+    # --- groups, attaching, detaching ----------------------------------------------------------------------
 
     def _create_group(self, session: Session, message: wire.CreateGroup, now: float) -> None:
         name = _checked(message.name, "group's name")
@@ -202,7 +204,9 @@ class RackMmu:
         self._mailboxes.close_all(session)
         session.process = None
         process.peer = None
-        self._state.outputs.append(ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation)))
+        self._state.outputs.append(
+            ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation))
+        )
         shard = self._state.groups[process.group].shard
         shard.mark_dead(process.id)
         shard.settle(process.id)
@@ -210,7 +214,7 @@ class RackMmu:
         self._tidy(now)
         self._state.reply(session.peer, wire.Done())
 
-    # --- memory ------------------------------------------------------------------------------------------------------
+    # --- memory --------------------------------------------------------------------------------------------
 
     def _need_slab(self, session: Session, message: wire.NeedSlab, now: float) -> None:
         SlabRequest(self._state, self._supply, session, self._attached_process(session), message).start()
@@ -218,7 +222,7 @@ class RackMmu:
     def _cross_grant(self, session: Session, message: wire.CrossGrant, now: float) -> None:
         self._grants.start(session, self._attached_process(session), message)
 
-    # --- names -------------------------------------------------------------------------------------------------------
+    # --- names ---------------------------------------------------------------------------------------------
 
     def _find_peer(self, session: Session, message: wire.FindPeer, now: float) -> None:
         process = self._attached_process(session)
@@ -242,7 +246,7 @@ class RackMmu:
         self._tidy(now)
         self._state.reply(session.peer, wire.Done())
 
-    # --- the rack ----------------------------------------------------------------------------------------------------
+    # --- the rack ------------------------------------------------------------------------------------------
 
     def _place_process(self, session: Session, message: wire.PlaceProcess, now: float) -> None:
         self._state.reply(session.peer, wire.Placed(self._compute(None)))
@@ -254,7 +258,7 @@ class RackMmu:
         self._state.reply(session.peer, wire.Done())
         self._state.outputs.append(StopRack(f"asked to by process {session.os_pid} of user {session.uid}"))
 
-    # --- ends of processes -------------------------------------------------------------------------------------------
+    # --- ends of processes ---------------------------------------------------------------------------------
 
     def _lost(self, process: Member) -> None:
         process.become(State.LOST)
@@ -273,7 +277,9 @@ class RackMmu:
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
         if not process.enrolled:
-            self._state.outputs.append(ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation)))
+            self._state.outputs.append(
+                ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation))
+            )
 
     def _free_all(self, process: Member) -> None:
         process.become(State.GONE)
@@ -301,7 +307,7 @@ class RackMmu:
             shard.vacate(member.id)
             self._state.processes.forget(member, now)
 
-    # --- within ------------------------------------------------------------------------------------------------------
+    # --- within --------------------------------------------------------------------------------------------
 
     def _process_of(self, session: Session) -> Member | None:
         """The session's process, unless its id has another bearer by now."""

@@ -54,7 +54,9 @@ class Session:
 
 
 class RackState:
-    def __init__(self, config: MmuConfig, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, config: MmuConfig, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes]
+    ) -> None:
         self.config = config
         self.fresh_bytes = fresh_bytes
         self.elements = {element.id: element for element in config.elements}
@@ -66,7 +68,7 @@ class RackState:
         self.sessions: dict[PeerId, Session] = {}
         self.outputs: list[Output] = []
 
-    # --- outputs -----------------------------------------------------------------------------------------------------
+    # --- outputs -------------------------------------------------------------------------------------------
 
     def reply(self, peer: PeerId, message: wire.Message, table: GroupId | None = None) -> None:
         """Answers, unless the client has gone meanwhile."""
@@ -79,7 +81,7 @@ class RackState:
     def tell_element(self, element: int, message: wire.Message) -> None:
         self.outputs.append(ToElement(element, message))
 
-    # --- groups ------------------------------------------------------------------------------------------------------
+    # --- groups --------------------------------------------------------------------------------------------
 
     def announce_group(self, group: Group) -> None:
         for element in self.elements:
@@ -95,7 +97,7 @@ class RackState:
             self.tell_element(element, wire.ForgetGroup(group.id))
         self.outputs.append(DropTable(group.id))
 
-    # --- memory ------------------------------------------------------------------------------------------------------
+    # --- memory --------------------------------------------------------------------------------------------
 
     def free_bytes(self, element: int) -> int:
         return self.elements[element].size - self.ledger.used(element)

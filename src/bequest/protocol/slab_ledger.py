@@ -93,7 +93,9 @@ class SlabLedger:
 
     def overlapping(self, group: GroupId, run: Run) -> list[Slab]:
         return [
-            slab for slab in self if slab.group == group and slab.state is not SlabState.GHOST and slab.overlaps(run)
+            slab
+            for slab in self
+            if slab.group == group and slab.state is not SlabState.GHOST and slab.overlaps(run)
         ]
 
     def held_at_home(self, element: int, home: ProcessId) -> int:

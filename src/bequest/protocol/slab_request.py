@@ -32,7 +32,9 @@ class SlabRequest:
         self._huge = message.huge
         self._policy = message.policy or state.config.policy
         if self._policy not in POLICIES:
-            raise Refusal("config", f"unknown placement policy {self._policy!r}; there are {', '.join(POLICIES)}")
+            raise Refusal(
+                "config", f"unknown placement policy {self._policy!r}; there are {', '.join(POLICIES)}"
+            )
         self._elements = _elements_named(state, message.element)
 
     def start(self) -> None:
@@ -59,7 +61,9 @@ class SlabRequest:
         shard = self._state.groups[slab.group].shard
         if not shard.add_slab(slab.id, slab.address, slab.pages, slab.element, slab.huge, slab.home):
             self._supply.retire(slab)
-            refusal = Refusal("memory", f"the group's table is full: {MAX_SLABS} slabs or {MAX_EXTENTS} extents")
+            refusal = Refusal(
+                "memory", f"the group's table is full: {MAX_SLABS} slabs or {MAX_EXTENTS} extents"
+            )
             self._state.refuse(self._peer, refusal)
             return
         slab.state = SlabState.LIVE

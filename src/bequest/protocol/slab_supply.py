@@ -20,6 +20,7 @@ from bequest.protocol.refusal import Refusal
 from bequest.protocol.slab_ledger import Slab, SlabState
 from bequest.wire import messages as wire
 
+
 class SlabWaiter(Protocol):
     def slab_reserved(self, slab: Slab) -> None:
         """The memory is there. The waiter puts the slab into a table (LIVE) or has it retired."""
@@ -33,7 +34,7 @@ class SlabSupply:
         self._state = state
         self._waiters: dict[SlabId, SlabWaiter] = {}
 
-    # --- coming ------------------------------------------------------------------------------------------------------
+    # --- coming --------------------------------------------------------------------------------------------
 
     def place(self, nbytes: int, elements: Sequence[int], policy: str, process: Member) -> int:
         """An element with room for it, made by reclaiming idle slabs if there is no other way."""
@@ -73,7 +74,7 @@ class SlabSupply:
         self._end(slab)
         waiter.slab_refused(slab, message)
 
-    # --- going -------------------------------------------------------------------------------------------------------
+    # --- going ---------------------------------------------------------------------------------------------
 
     def retire(self, slab: Slab) -> None:
         """Gives the memory of a slab back which is in no table (any more), and its addresses if nothing bears them."""
@@ -96,9 +97,9 @@ class SlabSupply:
     def reclaim_addresses(self, process: Member) -> bool:
         """Takes the process's own idle slabs, for their addresses."""
         own = [slab for slab in self._state.ledger if slab.home == process.id]
-        return any([self.take_if_idle(slab) for slab in self._idle_among(own)])
+        return sum(self.take_if_idle(slab) for slab in self._idle_among(own)) > 0
 
-    # --- within ------------------------------------------------------------------------------------------------------
+    # --- within --------------------------------------------------------------------------------------------
 
     def _choose(self, nbytes: int, elements: Sequence[int], policy: str, process: Member) -> int | None:
         state = self._state
@@ -113,7 +114,9 @@ class SlabSupply:
         ]
         return choose_element(policy, candidates, nbytes)
 
-    def _reclaim_and_choose(self, nbytes: int, elements: Sequence[int], policy: str, process: Member) -> int | None:
+    def _reclaim_and_choose(
+        self, nbytes: int, elements: Sequence[int], policy: str, process: Member
+    ) -> int | None:
         """Useless idle slabs go first, then the oldest; no more than needed."""
         state = self._state
         possible = [element for element in elements if state.elements[element].size >= nbytes]

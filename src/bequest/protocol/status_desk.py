@@ -69,7 +69,7 @@ class StatusDesk:
             slab_bytes=sum(state.ledger.used(element) for element in state.elements),
         )
 
-    # --- processes ---------------------------------------------------------------------------------------------------
+    # --- processes -----------------------------------------------------------------------------------------
 
     def _processes(self, cursor: int) -> wire.ProcessList:
         """In the order of ids; the cursor is the first id to report."""
@@ -81,7 +81,10 @@ class StatusDesk:
             for group in state.groups
             for number, extents, pages, free in group.shard.usage()
         }
-        reports = [self._process(member, usage.get((member.group, member.id), (0, 0, 0))) for member in members[:room]]
+        reports = [
+            self._process(member, usage.get((member.group, member.id), (0, 0, 0)))
+            for member in members[:room]
+        ]
         return wire.ProcessList(reports, members[room].id if len(members) > room else None)
 
     def _process(self, member: Member, held: tuple[int, int, int]) -> wire.ProcessReport:
@@ -102,7 +105,7 @@ class StatusDesk:
             counters=group.shard.counters(member.id),
         )
 
-    # --- memory ------------------------------------------------------------------------------------------------------
+    # --- memory --------------------------------------------------------------------------------------------
 
     def _elements(self) -> wire.ElementList:
         state = self._state
@@ -134,7 +137,9 @@ class StatusDesk:
         room, extents = REPORT_BYTES_MAX, STATUS_EXTENTS_MAX
         for slab in live:
             report = self._slab(slab)
-            room -= _SLAB_STATUS_BYTES + _SLAB_RUN_BYTES * len(report.runs) + _OWNER_BYTES * len(report.owners)
+            room -= (
+                _SLAB_STATUS_BYTES + _SLAB_RUN_BYTES * len(report.runs) + _OWNER_BYTES * len(report.owners)
+            )
             extents -= report.extents
             if reports and (room < 0 or extents < 0):
                 return wire.SlabList(reports, slab.id)
@@ -167,7 +172,7 @@ class StatusDesk:
             runs=runs[:SLAB_RUNS_MAX],
         )
 
-    # --- audit -------------------------------------------------------------------------------------------------------
+    # --- audit ---------------------------------------------------------------------------------------------
 
     def _audit(self) -> wire.AuditReport:
         state = self._state
@@ -180,7 +185,9 @@ class StatusDesk:
             slabs += len(recorded)
             if recorded != known:
                 findings.append(f"group {group.name!r}: the table has slabs {recorded}, the Rack MMU {known}")
-        return wire.AuditReport([line[:200] for line in findings[:AUDIT_FINDINGS_MAX]], len(state.groups), slabs)
+        return wire.AuditReport(
+            [line[:200] for line in findings[:AUDIT_FINDINGS_MAX]], len(state.groups), slabs
+        )
 
 
 def _joined_runs(extents: list[tuple[int, int, int, int, int]]) -> list[wire.SlabRun]:

@@ -62,7 +62,9 @@ class Agent(Daemon):
         if isinstance(error, ProcessLookupError):
             self._carry_out(self._machine.exited(peer))
         else:
-            self.reply(peer, wire.Failed("memory", f"the agent cannot watch os pid {os_pid}: {error.strerror}"))
+            self.reply(
+                peer, wire.Failed("memory", f"the agent cannot watch os pid {os_pid}: {error.strerror}")
+            )
             self.drop(self._peers[peer], "it cannot be watched")
 
     def _process_exited(self, peer: int) -> None:

@@ -1,15 +1,15 @@
 """What a rack consists of: from flags, from a TOML file, or by default.
 
-    bequest up --memory dram0:4GiB --memory pmem0:8GiB:file:/mnt/pmem --compute host0 --policy spread
+As flags, ``bequest up --memory dram0:4GiB --memory pmem0:8GiB:file:/mnt/pmem --policy spread``; in TOML:
 
-    name = "default"                       # the same in TOML
-    policy = "spread"
-    orphan_keep = 60                       # seconds
-    compute = ["host0", "host1"]
-    [[memory]]
-    name = "dram0"
-    size = "4GiB"
-    kind = "dram"                          # or "huge", or "file:/mnt/pmem"
+>>> name = "default"
+>>> policy = "spread"
+>>> orphan_keep = 60                # seconds
+>>> compute = ["host0", "host1"]
+>>> [[memory]]
+>>> name = "dram0"
+>>> size = "4GiB"
+>>> kind = "dram"                   # or "huge", or "file:/mnt/pmem"
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from bequest.ids import check_name
 from bequest.limits import HUGE_PAGE_BYTES, MIB, ORPHAN_KEEP
 from bequest.protocol.placement import POLICIES
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
+from bequest.runtime.directory import DEFAULT_NAME
 
-DEFAULT_NAME = "default"
 ELEMENTS_MAX = 64
 COMPUTES_MAX = 64
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -105,7 +105,8 @@ def parse_element(text: str) -> ElementConfig:
     name, colon, rest = text.partition(":")
     size, _, kind = rest.partition(":")
     if not colon or not size:
-        raise BadConfig(f"memory element {text!r}: write NAME:SIZE[:KIND], as in dram0:4GiB or pmem0:8GiB:file:/mnt/pmem")
+        examples = "dram0:4GiB, huge0:1GiB:huge or pmem0:8GiB:file:/mnt/pmem"
+        raise BadConfig(f"memory element {text!r}: write NAME:SIZE[:KIND], as in {examples}")
     return ElementConfig(name, parse_size(size), kind or "dram")
 
 
@@ -129,7 +130,7 @@ def default_size() -> int:
     return max(available // 2 // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES, 64 * MIB)
 
 
-# --- checks ------------------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------
 
 
 def _checked(config: RackConfig) -> RackConfig:
@@ -177,7 +178,9 @@ def _checked_element(element: ElementConfig) -> ElementConfig:
             raise BadConfig(f"memory element {element.name!r}: {directory} is no directory")
         kind = f"file:{directory}"
     elif kind not in ("dram", "huge"):
-        raise BadConfig(f"memory element {element.name!r}: kind {kind!r} is not known; use dram, huge or file:PATH")
+        raise BadConfig(
+            f"memory element {element.name!r}: kind {kind!r} is not known; use dram, huge or file:PATH"
+        )
     size = element.size // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
     if kind == "huge" and (total := _meminfo("HugePages_Total", unit=HUGE_PAGE_BYTES)) < size:
         raise BadConfig(
@@ -229,7 +232,7 @@ def _text(values: Mapping[str, Any], key: str, default: str) -> str:
     return value
 
 
-# --- how much memory there is ----------------------------------------------------------------------------------------
+# --- how much memory there is -----------------------------------------------------------------------------
 
 
 def _meminfo(field: str, unit: int = 1024) -> int:
@@ -247,7 +250,10 @@ def _cgroup_room(root: Path) -> list[int]:
         if controllers == "":
             start, names = root / path.lstrip("/"), ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            start, names = root / "memory" / path.lstrip("/"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            start, names = (
+                root / "memory" / path.lstrip("/"),
+                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            )
         else:
             continue
         for directory in (start, *start.parents):

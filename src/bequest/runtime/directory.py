@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 
 from bequest.errors import BadDirectory, NameTaken, NoRack
-from bequest.runtime.config import DEFAULT_NAME
 
 ENVIRONMENT_VARIABLE = "BEQUEST_RACK"
+DEFAULT_NAME = "default"
 EMBEDDED_PREFIX = "embedded-"
 
 
@@ -106,7 +106,9 @@ def base_directory() -> Path:
     with suppress(FileExistsError):
         base.mkdir(mode=0o700)
     if not _is_own_directory(base):
-        raise BadDirectory(f"{base} is not a directory of user {os.getuid()}'s own; have it removed, then try again")
+        raise BadDirectory(
+            f"{base} is not a directory of user {os.getuid()}'s own; have it removed, then try again"
+        )
     if stat.S_IMODE(base.stat().st_mode) & 0o077:
         base.chmod(0o700)
     return base
@@ -121,7 +123,9 @@ def claim(name: str) -> ClaimedDirectory:
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:
-            raise NameTaken(f"a rack {name!r} of yours is running already ({path}); `bequest down` ends it") from None
+            raise NameTaken(
+                f"a rack {name!r} of yours is running already ({path}); `bequest down` ends it"
+            ) from None
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return ClaimedDirectory(path, lock)
@@ -140,14 +144,15 @@ def sweep(base: Path) -> list[str]:
 def find(name: str | None = None) -> RackDirectory | None:
     """The running rack of this name or path, else of $BEQUEST_RACK, else this user's default rack, if it runs.
 
-    Raises `NoRack` if one was named that does not run. An embedded rack in $BEQUEST_RACK that has ended counts as unset.
+    Raises `NoRack` if one was named that does not run; but an embedded rack that has ended counts as not named, since
+    programs find its name in the environment that they were started with.
     """
     wanted = name if name is not None else os.environ.get(ENVIRONMENT_VARIABLE) or None
     directory = RackDirectory(_path_of(wanted or DEFAULT_NAME))
     if directory.is_live():
         _check_trusted(directory.path)
         return directory
-    if wanted is None or (name is None and directory.name.startswith(EMBEDDED_PREFIX)):
+    if wanted is None or directory.name.startswith(EMBEDDED_PREFIX):
         return None
     said = "" if name is not None else f" (from ${ENVIRONMENT_VARIABLE})"
     raise NoRack(f"no rack {wanted!r}{said} is running; start it with `bequest up`, or name another")
@@ -159,7 +164,7 @@ def running() -> list[RackDirectory]:
     return [directory for directory in map(RackDirectory, paths) if directory.is_live()]
 
 
-# --- within ------------------------------------------------------------------------------------------------------------
+# --- within -----------------------------------------------------------------------------------------------
 
 
 def _path_of(wanted: str) -> Path:

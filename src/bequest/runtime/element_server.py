@@ -25,7 +25,12 @@ class ElementServer(Daemon):
     role = "memory-element"
 
     def __init__(
-        self, config: MmuConfig, element: ElementInfo, listener: socket.socket, life: int, mmu_link: socket.socket
+        self,
+        config: MmuConfig,
+        element: ElementInfo,
+        listener: socket.socket,
+        life: int,
+        mmu_link: socket.socket,
     ) -> None:
         super().__init__(config.name, config.generation, config.uid, listener, wire.ClientToElement, life)
         self.role = f"memory element {element.name}"
@@ -37,7 +42,7 @@ class ElementServer(Daemon):
         self._workers = Workers((_URGENT, _BACKGROUND))
         self.watch(self._workers.fileno(), self._workers.collect)
 
-    # --- inputs ------------------------------------------------------------------------------------------------------
+    # --- inputs --------------------------------------------------------------------------------------------
 
     def peer_message(self, peer: Peer, message: wire.Message) -> None:
         self._carry_out(self._machine.client_message(peer.id, message))
@@ -51,7 +56,7 @@ class ElementServer(Daemon):
     def next_deadline(self) -> float:
         return self._machine.next_deadline()
 
-    # --- outputs -----------------------------------------------------------------------------------------------------
+    # --- outputs -------------------------------------------------------------------------------------------
 
     def _carry_out(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -62,7 +67,9 @@ class ElementServer(Daemon):
                     self.send_to_link(self._mmu, message)
                 case MakeFile(file, nbytes, huge, urgent):
                     lane = _URGENT if urgent else _BACKGROUND
-                    self._workers.submit(lane, partial(self._files.make, nbytes, huge), partial(self._made, file))
+                    self._workers.submit(
+                        lane, partial(self._files.make, nbytes, huge), partial(self._made, file)
+                    )
                 case CloseFile(file):
                     # Freeing a gigabyte takes long, too; and what comes after may count on its having happened.
                     self._workers.submit(_URGENT, partial(os.close, self._fds.pop(file)), self._logged)
@@ -81,7 +88,7 @@ class ElementServer(Daemon):
         job = partial(self._files.copy, source, copy.source_offset, target, copy.target_offset, copy.nbytes)
         self._workers.submit(_URGENT, job, partial(self._copied, copy.job))
 
-    # --- what the workers did ----------------------------------------------------------------------------------------
+    # --- what the workers did ------------------------------------------------------------------------------
 
     def _made(self, file: int, outcome: Any) -> None:
         now = time.monotonic()

@@ -10,13 +10,19 @@ import fcntl
 import os
 import select
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from bequest.errors import BequestError, RackGone
 from bequest.limits import EMBEDDED_START_TIMEOUT
-from bequest.runtime.config import RackConfig
-from bequest.runtime.directory import RackDirectory
+from bequest.runtime.directory import RackDirectory, find
+
+if TYPE_CHECKING:
+    from bequest.runtime.config import RackConfig
+
+__all__ = ["find", "start_detached", "start_embedded"]
 
 _READY_FD = 3
 
@@ -59,7 +65,9 @@ def _start(arguments: list[str]) -> RackDirectory:
 
 def _spawn(arguments: list[str], write_end: int) -> int:
     if not sys.executable:
-        raise RackGone("no rack can be started: this program does not know its Python interpreter (sys.executable)")
+        raise RackGone(
+            "no rack can be started: this program does not know its Python interpreter (sys.executable)"
+        )
     command = [sys.executable, "-m", "bequest.runtime.supervisor", *arguments]
     file_actions = [
         (os.POSIX_SPAWN_DUP2, write_end, _READY_FD),
@@ -81,6 +89,4 @@ def _directory_from(data: bytes) -> RackDirectory:
     report = msgspec.json.decode(data, type=_Report)
     if report.error:
         raise BequestError(f"the rack cannot start: {report.error}")
-    from pathlib import Path
-
     return RackDirectory(Path(report.path))

@@ -14,8 +14,10 @@ import selectors
 import signal
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bequest.limits import (
@@ -99,12 +101,14 @@ class Link:
     events: int = selectors.EVENT_READ
 
 
-class Daemon:
+class Daemon(ABC):
     """Base of the rack's daemons; a subclass brings the machine."""
 
     role = "daemon"
 
-    def __init__(self, rack: str, generation: int, uid: int, listener: socket.socket, union: object, life: int) -> None:
+    def __init__(
+        self, rack: str, generation: int, uid: int, listener: socket.socket, union: object, life: int
+    ) -> None:
         self._rack = rack
         self._generation = generation
         self._uid = uid
@@ -123,27 +127,29 @@ class Daemon:
         self._selector.register(life, selectors.EVENT_READ, self._supervisor_gone)
         self._next_hello_check = time.monotonic() + HELLO_TIMEOUT
 
-    # --- for the subclass --------------------------------------------------------------------------------------------
+    # --- for the subclass ----------------------------------------------------------------------------------
 
-    def peer_opened(self, peer: Peer) -> None:
+    @abstractmethod
+    def peer_message(self, peer: Peer, message: wire.Message) -> None:
+        """To be answered by `reply`, now or later, once."""
+
+    @abstractmethod
+    def link_message(self, link: Link, message: wire.Message) -> None:
+        """What another daemon says."""
+
+    def peer_opened(self, peer: Peer) -> None:  # noqa: B027 - not all want to know
         """It has said Hello."""
 
-    def peer_message(self, peer: Peer, message: wire.Message) -> None:
-        raise NotImplementedError
-
-    def peer_gone(self, peer: Peer) -> None:
+    def peer_gone(self, peer: Peer) -> None:  # noqa: B027
         """It had said Hello, and its connection has ended."""
 
-    def link_message(self, link: Link, message: wire.Message) -> None:
-        raise NotImplementedError
-
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> None:  # noqa: B027
         """Called after every batch of events and at the deadline."""
 
     def next_deadline(self) -> float:
         return float("inf")
 
-    # --- the loop ----------------------------------------------------------------------------------------------------
+    # --- the loop ------------------------------------------------------------------------------------------
 
     def add_link(self, name: str, end: socket.socket, union: object) -> Link:
         new = Link(name, Wire(end, LINK_QUEUE_MAX), Decoder(union))
@@ -200,7 +206,7 @@ class Daemon:
             elif not isinstance(key.data, Link) and self._stopping is None:
                 key.data()
 
-    # --- links -------------------------------------------------------------------------------------------------------
+    # --- links ---------------------------------------------------------------------------------------------
 
     def send_to_link(self, link: Link, message: wire.Message) -> None:
         try:
@@ -227,7 +233,7 @@ class Daemon:
         except (OSError, GarbledPacket) as error:
             self._link_broken(link, str(error))
 
-    # --- clients -----------------------------------------------------------------------------------------------------
+    # --- clients -------------------------------------------------------------------------------------------
 
     def reply(self, peer_id: int, message: wire.Message, fds: Sequence[int] = ()) -> None:
         peer = self._peers.get(peer_id)
@@ -248,7 +254,8 @@ class Daemon:
             self._selector.unregister(peer.wire.socket)
         peer.wire.close()
         if reason:
-            log.warning("%s drops client %d (os pid %d, user %d): %s", self.role, peer.id, peer.os_pid, peer.uid, reason)
+            who = f"client {peer.id} (os pid {peer.os_pid}, user {peer.uid})"
+            log.warning("%s drops %s: %s", self.role, who, reason)
         if peer.silent_until is None:
             self.peer_gone(peer)
 
@@ -267,7 +274,9 @@ class Daemon:
         connection.setblocking(False)
         os_pid, uid = peer_credentials(connection)
         if uid not in (self._uid, 0) or len(self._peers) >= PEERS_MAX:
-            log.warning("%s refuses os pid %d of user %d, having %d clients", self.role, os_pid, uid, len(self._peers))
+            log.warning(
+                "%s refuses os pid %d of user %d, having %d clients", self.role, os_pid, uid, len(self._peers)
+            )
             connection.close()
             return
         self._last_peer += 1
@@ -280,10 +289,8 @@ class Daemon:
         """Out of descriptors: the spare one serves to accept a client and send it away, or it would wait for ever."""
         log.error("%s cannot accept a client: %s", self.role, error)
         os.close(self._spare_fd)
-        try:
+        with suppress(OSError):
             self._listener.accept()[0].close()
-        except OSError:
-            pass
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def _peer_ready(self, peer: Peer, mask: int) -> None:

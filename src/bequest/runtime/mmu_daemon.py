@@ -39,7 +39,7 @@ class MmuDaemon(Daemon):
             for compute, end in zip(config.computes, agent_links, strict=True)
         }
 
-    # --- inputs ------------------------------------------------------------------------------------------------------
+    # --- inputs --------------------------------------------------------------------------------------------
 
     def peer_opened(self, peer: Peer) -> None:
         self._carry_out(self._machine.client_opened(peer.id, peer.uid, peer.os_pid))
@@ -69,7 +69,7 @@ class MmuDaemon(Daemon):
     def next_deadline(self) -> float:
         return self._machine.next_deadline()
 
-    # --- outputs -----------------------------------------------------------------------------------------------------
+    # --- outputs -------------------------------------------------------------------------------------------
 
     def _carry_out(self, outputs: list[Output]) -> None:
         for output in outputs:

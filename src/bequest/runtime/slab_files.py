@@ -55,7 +55,7 @@ class SlabFiles:
         return fd, huge_bytes
 
     def punch(self, fd: int, offset: int, nbytes: int) -> None:
-        """Frees pages, which read as zero from then on. (MADV_REMOVE is fallocate's PUNCH_HOLE by another door.)"""
+        """Frees pages, which read as zero from then on; fallocate's PUNCH_HOLE by the door that Python has to it."""
         with mmap.mmap(fd, nbytes, offset=offset) as pages:
             pages.madvise(mmap.MADV_REMOVE)
 

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -93,7 +94,7 @@ class Supervisor:
             self._stop_daemons()
             self._directory.remove()
 
-    # --- a generation of daemons -------------------------------------------------------------------------------------
+    # --- a generation of daemons ---------------------------------------------------------------------------
 
     def _start_generation(self) -> None:
         self._generation += 1
@@ -115,32 +116,25 @@ class Supervisor:
         self._selector.register(self._signals, selectors.EVENT_READ)
         for child in self._children:
             self._selector.register(child.pidfd, selectors.EVENT_READ)
-        log.info("rack %r runs, generation %d, in %s", self._config.name, self._generation, self._directory.path)
+        log.info(
+            "rack %r runs, generation %d, in %s", self._config.name, self._generation, self._directory.path
+        )
 
     def _plan(self, config: MmuConfig) -> list[DaemonPlan]:
         element_links = [link() for _ in config.elements]
         agent_links = [link() for _ in config.computes]
         mmu_listener = listen(self._directory.mmu_socket)
         to_elements, to_agents = [end for end, _ in element_links], [end for end, _ in agent_links]
-
-        def mmu(life: int) -> Daemon:
-            return MmuDaemon(config, mmu_listener, life, to_elements, to_agents)
-
-        plans = [DaemonPlan("mmu", [mmu_listener, *to_elements, *to_agents], mmu)]
+        make_mmu = partial(MmuDaemon, config, mmu_listener, element_links=to_elements, agent_links=to_agents)
+        plans = [DaemonPlan("mmu", [mmu_listener, *to_elements, *to_agents], make_mmu)]
         for element, (_, end) in zip(config.elements, element_links, strict=True):
             listener = listen(self._directory.socket(element.path))
-
-            def server(life: int, element=element, listener=listener, end=end) -> Daemon:  # type: ignore[no-untyped-def]
-                return ElementServer(config, element, listener, life, end)
-
-            plans.append(DaemonPlan(element.name, [listener, end], server))
+            make_server = partial(ElementServer, config, element, listener, mmu_link=end)
+            plans.append(DaemonPlan(element.name, [listener, end], make_server))
         for compute, path, (_, end) in zip(config.computes, config.agent_paths, agent_links, strict=True):
             listener = listen(self._directory.socket(path))
-
-            def agent(life: int, compute=compute, listener=listener, end=end) -> Daemon:  # type: ignore[no-untyped-def]
-                return Agent(config, compute, listener, life, end)
-
-            plans.append(DaemonPlan(compute, [listener, end], agent))
+            make_agent = partial(Agent, config, compute, listener, mmu_link=end)
+            plans.append(DaemonPlan(compute, [listener, end], make_agent))
         return plans
 
     def _fork(self, plan: DaemonPlan, plans: Iterable[DaemonPlan]) -> Child:
@@ -174,7 +168,7 @@ class Supervisor:
             logging.shutdown()
             os._exit(code)
 
-    # --- its end -----------------------------------------------------------------------------------------------------
+    # --- its end -------------------------------------------------------------------------------------------
 
     def _wait_for_end(self) -> str | None:
         """What the rack died of; None if it was to stop."""
@@ -242,7 +236,7 @@ class Supervisor:
             return False
         return True
 
-    # --- signals -----------------------------------------------------------------------------------------------------
+    # --- signals -------------------------------------------------------------------------------------------
 
     def _catch_signals(self) -> None:
         self._signals.setblocking(False)
@@ -266,7 +260,7 @@ def _obituary(child: Child) -> str:
     return f"daemon {child.role} (pid {child.pid}) ended with code {child.status}"
 
 
-# --- running one -------------------------------------------------------------------------------------------------------
+# --- running one ------------------------------------------------------------------------------------------
 
 
 def run_rack(
@@ -295,6 +289,7 @@ def run_rack(
 
 
 def embedded_config() -> RackConfig:
+    """Of a rack that ends with its last client."""
     return make_config(name=f"{EMBEDDED_PREFIX}{os.getpid()}", linger=EMBEDDED_LINGER)
 
 
@@ -313,7 +308,7 @@ def _version() -> str:
     return f"{WIRE_VERSION}.{TABLE_VERSION}"
 
 
-# --- detached: the other side of bequest.runtime.embedded ------------------------------------------------------------
+# --- detached: the other side of bequest.runtime.embedded -------------------------------------------------
 
 
 class Report(msgspec.Struct):
@@ -353,7 +348,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _leave_terminal(log_path: Path) -> None:
-    """Whoever started the rack may wait for the end of its own output; what Python cannot log goes to the log as well."""
+    """Whoever started the rack may wait for the end of its output; what Python cannot log goes to the log as well."""
     null = os.open("/dev/null", os.O_RDWR)
     errors = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for target, source in ((0, null), (1, null), (2, errors)):

@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from bequest.errors import NotAttached, RackFault, RackGone, VersionMismatch, from_failure
@@ -68,11 +69,13 @@ def receive_packet(connection: socket.socket, buffer: bytearray) -> Packet:
 
 
 def send_packet(connection: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
+    """Sends copies of the descriptors along; the sender's stay its own."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     connection.sendmsg([data], ancillary, flags | socket.MSG_NOSIGNAL)
 
 
 def new_buffer() -> bytearray:
+    """For `receive_packet`: room for the longest."""
     return bytearray(PACKET_BYTES_MAX)
 
 
@@ -96,6 +99,7 @@ def _short_path(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path) -> socket.socket:
+    """A listening socket there; what its directory lets in may connect."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with _short_path(path) as short:
         listener.bind(short)
@@ -112,7 +116,7 @@ def link() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-# --- the client's end --------------------------------------------------------------------------------------------------
+# --- the client's end -------------------------------------------------------------------------------------
 
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
@@ -158,7 +162,9 @@ class Channel:
         channel.welcome = reply
         return channel
 
-    def request(self, message: wire.Message, timeout: float = REQUEST_TIMEOUT) -> tuple[wire.Message, list[int]]:
+    def request(
+        self, message: wire.Message, timeout: float = REQUEST_TIMEOUT
+    ) -> tuple[wire.Message, list[int]]:
         """The reply, and the file descriptors that came with it, which the caller owns."""
         self._check_usable()
         with self._lock:
@@ -195,7 +201,9 @@ class Channel:
 
     def _check_usable(self) -> None:
         if os.getpid() != self._owner:
-            raise NotAttached("this process was forked from one that is connected to a rack; it must connect itself")
+            raise NotAttached(
+                "this process was forked from one that is connected to a rack; it must connect itself"
+            )
         if self.is_closed:
             raise NotAttached("the connection to the rack has been closed")
 
@@ -224,14 +232,9 @@ class Channel:
         return packet
 
 
-_decoder: Decoder | None = None
-
-
+@lru_cache(maxsize=1)
 def _daemon_decoder() -> Decoder:
-    global _decoder
-    if _decoder is None:
-        _decoder = Decoder(wire.DaemonToClient)
-    return _decoder
+    return Decoder(wire.DaemonToClient)
 
 
 def _close_all_in_child() -> None:

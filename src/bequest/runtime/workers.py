@@ -10,6 +10,7 @@ import os
 import threading
 from _queue import SimpleQueue
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 Job = Callable[[], Any]
@@ -33,10 +34,8 @@ class Workers:
         self._lanes[lane].put((job, then))
 
     def collect(self) -> None:
-        try:
+        with suppress(BlockingIOError):
             os.read(self._read_end, 4096)
-        except BlockingIOError:
-            pass
         while not self._done.empty():
             then, outcome = self._done.get()
             then(outcome)
@@ -46,10 +45,8 @@ class Workers:
             job, then = jobs.get()
             try:
                 outcome = job()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - handed over to whoever waits for the outcome
                 outcome = error
             self._done.put((then, outcome))
-            try:
+            with suppress(BlockingIOError):  # full: the loop has been woken often enough
                 os.write(self._write_end, b"\0")
-            except BlockingIOError:
-                pass  # the loop has been woken often enough

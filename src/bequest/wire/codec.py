@@ -20,9 +20,11 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(message: wire.Message) -> bytes:
+    """The packet. Raises ValueError if it were too long, which is a mistake of the program's."""
     packet = _encoder.encode(message)
     if len(packet) > PACKET_BYTES_MAX:
-        raise ValueError(f"a {type(message).__name__} of {len(packet)} bytes exceeds the {PACKET_BYTES_MAX} of a packet")
+        name = type(message).__name__
+        raise ValueError(f"a {name} of {len(packet)} bytes exceeds the {PACKET_BYTES_MAX} of a packet")
     return packet
 
 

@@ -18,7 +18,7 @@ class Message(msgspec.Struct, frozen=True, tag=True):
     """Base of all messages; the tag is the struct's name."""
 
 
-# --- everywhere ----------------------------------------------------------------------------------------------------
+# --- everywhere -------------------------------------------------------------------------------------------
 
 
 class Hello(Message, frozen=True):
@@ -46,7 +46,7 @@ class Failed(Message, frozen=True):
     free: list[tuple[str, int, int]] = []  # with memory trouble: (element, free bytes, largest allocation)
 
 
-# --- client to Rack MMU --------------------------------------------------------------------------------------------
+# --- client to Rack MMU -----------------------------------------------------------------------------------
 
 
 class CreateGroup(Message, frozen=True):
@@ -173,14 +173,14 @@ class Shutdown(Message, frozen=True):
     """-> Done, and then the rack ends, with everything in it."""
 
 
-# --- status: plain data for the command line -----------------------------------------------------------------------
+# --- status: plain data for the command line --------------------------------------------------------------
 
 
 class Status(Message, frozen=True):
-    """-> RackReport ("rack"), ProcessList ("processes"), ElementList ("elements"), SlabList ("slabs"),
-    AuditReport ("audit").
+    """-> RackReport, ProcessList, ElementList, SlabList or AuditReport.
 
-    Lists come in pages: ask again with the ``next_cursor`` of the last reply until it is None.
+    ``what`` is "rack", "processes", "elements", "slabs" or "audit". Lists come in pages: ask again with the
+    ``next_cursor`` of the last reply until it is None.
     """
 
     what: str
@@ -286,7 +286,7 @@ class AuditReport(Message, frozen=True):
     slabs: int
 
 
-# --- client to agent -----------------------------------------------------------------------------------------------
+# --- client to agent --------------------------------------------------------------------------------------
 
 
 class Enrol(Message, frozen=True):
@@ -299,7 +299,7 @@ class Enrolled(Message, frozen=True):
     pid: int
 
 
-# --- client to memory element --------------------------------------------------------------------------------------
+# --- client to memory element -----------------------------------------------------------------------------
 
 
 class OpenSlab(Message, frozen=True):
@@ -314,7 +314,7 @@ class SlabOpened(Message, frozen=True):
     nbytes: int
 
 
-# --- Rack MMU to memory element, and back --------------------------------------------------------------------------
+# --- Rack MMU to memory element, and back -----------------------------------------------------------------
 
 
 class AdmitGroup(Message, frozen=True):
@@ -393,7 +393,7 @@ class ElementReport(Message, frozen=True):
     usage: ElementUsage
 
 
-# --- Rack MMU to agent, and back -----------------------------------------------------------------------------------
+# --- Rack MMU to agent, and back --------------------------------------------------------------------------
 
 
 class ExpectProcess(Message, frozen=True):

@@ -1,0 +1,241 @@
+"""A group's table as plain Python: what the Rack MMU's machine is tested on, and an oracle of what a table means.
+
+Processes' own acts, which the real table sees in native code, are `own`, `free`, `accept` here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+FREE, OWNED, IN_FLIGHT = 2, 3, 4
+MMU = 1023
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Extent:
+    address: int
+    pages: int
+    nbytes: int
+    slab: int
+    state: int
+    owner: int
+    epoch: int = 1
+
+    @property
+    def end(self) -> int:
+        return self.address + self.pages * PAGE
+
+
+class FakeShard:
+    def __init__(self, group_id: int = 0, inbox_cells: int = 4) -> None:
+        self.group_id = group_id
+        self.inbox_cells = inbox_cells
+        self.records: dict[int, tuple[int, int, int, bool, int]] = {}
+        self.extents: dict[int, Extent] = {}  # by descriptor
+        self.lives: dict[int, tuple[int, int]] = {}  # id -> (life, incarnation)
+        self.inboxes: dict[int, list[tuple[int, int, bytes]]] = {}  # id -> (descriptor, sender, tag)
+        self.last_descriptor = 0
+        self.is_full = False
+
+    # --- what processes do ------------------------------------------------------------------------------------
+
+    def own(self, owner: int, address: int, pages: int) -> int:
+        """Allocates these free pages; the descriptor."""
+        descriptor = self._carve(FREE, None, address, pages)
+        return self._set(descriptor, state=OWNED, owner=owner, nbytes=pages * PAGE)
+
+    def free(self, descriptor: int) -> None:
+        extent = self.extents[descriptor]
+        self._set(descriptor, state=FREE, owner=home(extent.address))
+
+    def accept(self, owner: int) -> int:
+        descriptor, _, _ = self.inboxes[owner].pop(0)
+        assert self.extents[descriptor].owner == owner
+        return self._set(descriptor, state=OWNED)
+
+    def word(self, descriptor: int) -> int:
+        return self.extents[descriptor].epoch
+
+    # --- `bequest.protocol.shard.Shard` -------------------------------------------------------------------------
+
+    def admit(self, id: int, incarnation: int, os_pid: int, name: str) -> None:
+        assert id not in self.lives
+        self.lives[id] = (1, incarnation)
+        self.inboxes[id] = []
+
+    def mark_dead(self, id: int) -> None:
+        self.lives[id] = (2, self.lives[id][1])
+
+    def vacate(self, id: int) -> None:
+        assert self.lives[id][0] == 2
+        assert self.holdings(id) == (0, 0, 0)
+        del self.lives[id], self.inboxes[id]
+
+    def add_slab(self, slab: int, address: int, pages: int, element: int, huge: bool, home: int) -> bool:
+        assert self.lives[home][0] == 1
+        if self.is_full:
+            return False
+        self._record(slab, address, pages, element, huge, home)
+        self._new(Extent(address, pages, 0, slab, FREE, home))
+        return True
+
+    def add_slab_granted(
+        self, slab: int, address: int, pages: int, element: int, huge: bool,
+        nbytes: int, to: int, incarnation: int, sender: int, tag: bytes,
+    ) -> bool:  # fmt: skip
+        if not self._can_receive(to, incarnation):
+            return False
+        self._record(slab, address, pages, element, huge, home(address))
+        descriptor = self._new(Extent(address, pages, nbytes, slab, IN_FLIGHT, to))
+        self.inboxes[to].append((descriptor, sender, tag))
+        return True
+
+    def idle_slabs(self) -> list[int]:
+        return [slab for slab in self.records if all(self._is_idle(extent) for extent in self._in_slab(slab))]
+
+    def take_slab(self, slab: int) -> bool:
+        if slab not in self.idle_slabs():
+            return False
+        del self.records[slab]
+        self.extents = {number: extent for number, extent in self.extents.items() if extent.slab != slab}
+        return True
+
+    def withdraw(self, descriptor: int, word: int) -> bool:
+        extent = self.extents.get(descriptor)
+        if extent is None or extent.epoch != word or extent.state != OWNED:
+            return False
+        self._set(descriptor, owner=MMU)
+        return True
+
+    def restore(self, descriptor: int, word: int) -> int:
+        extent = self.extents[descriptor]
+        assert extent.owner == MMU and extent.epoch == word + 1
+        self._set(descriptor, owner=self.owner_before[descriptor])
+        return self.extents[descriptor].epoch
+
+    def deliver_into(
+        self, address: int, pages: int, nbytes: int, to: int, incarnation: int, sender: int, tag: bytes
+    ) -> bool:
+        if not self._can_receive(to, incarnation):
+            return False
+        descriptor = self._carve(OWNED, MMU, address, pages)
+        self._set(descriptor, state=IN_FLIGHT, owner=to, nbytes=nbytes)
+        self.inboxes[to].append((descriptor, sender, tag))
+        return True
+
+    def free_away(self, address: int, pages: int) -> int:
+        freed = 0
+        for extent in list(self.extents.values()):
+            low, high = max(extent.address, address), min(extent.end, address + pages * PAGE)
+            if extent.state == OWNED and extent.owner == MMU and low < high:
+                self.free(self._carve(OWNED, MMU, low, (high - low) // PAGE))
+                freed += (high - low) // PAGE
+        return freed
+
+    def settle(self, id: int) -> int:
+        return 0
+
+    def release(self, id: int) -> int:
+        mine = [number for number, e in self.extents.items() if e.owner == id and e.state in (OWNED, IN_FLIGHT)]
+        pages = sum(self.extents[number].pages for number in mine)
+        for number in mine:
+            self.free(number)
+        self.inboxes[id] = []
+        return pages
+
+    def holdings(self, id: int) -> tuple[int, int, int]:
+        mine = [extent for extent in self.extents.values() if extent.owner == id]
+        free = sum(extent.pages for extent in mine if extent.state == FREE)
+        return len(mine), sum(extent.pages for extent in mine) - free, free
+
+    def usage(self) -> list[tuple[int, int, int, int]]:
+        owners = sorted({extent.owner for extent in self.extents.values()})
+        return [(owner, *self.holdings(owner)) for owner in owners]
+
+    def slabs(self) -> list[tuple[int, int, int, int, bool, int]]:
+        return [(slab, *record) for slab, record in self.records.items()]
+
+    def slab_extents(self, slab: int) -> list[tuple[int, int, int, int, int]]:
+        return [(e.address, e.pages, e.state, e.owner, e.epoch) for e in self._in_slab(slab)]
+
+    def descriptor(self, index: int) -> tuple[int, int, int, int, int, int, int]:
+        if index not in self.extents:
+            raise IndexError(index)
+        e = self.extents[index]
+        return e.address, e.pages, e.nbytes, e.slab, e.state, e.owner, e.epoch
+
+    def inbox_depth(self, id: int) -> int:
+        return len(self.inboxes[id])
+
+    def counters(self, id: int) -> dict[str, int]:
+        return {"grants": 0}
+
+    def audit(self) -> list[str]:
+        """Every page of every slab has exactly one owner."""
+        findings = []
+        for slab, (address, pages, *_) in self.records.items():
+            expected = address
+            for extent in self._in_slab(slab):
+                if extent.address != expected:
+                    findings.append(f"slab {slab}: {extent.address:#x} follows {expected:#x}")
+                expected = extent.end
+            if expected != address + pages * PAGE:
+                findings.append(f"slab {slab} ends at {expected:#x}")
+        findings += [f"{e} is in no slab" for e in self.extents.values() if e.slab not in self.records]
+        return findings
+
+    # --- within ----------------------------------------------------------------------------------------------
+
+    owner_before: dict[int, int]
+
+    def _record(self, slab: int, address: int, pages: int, element: int, huge: bool, home: int) -> None:
+        assert slab not in self.records
+        for other, other_pages, *_ in self.records.values():
+            assert address + pages * PAGE <= other or other + other_pages * PAGE <= address, "two slabs overlap"
+        self.records[slab] = (address, pages, element, huge, home)
+
+    def _can_receive(self, to: int, incarnation: int) -> bool:
+        return self.lives.get(to) == (1, incarnation) and len(self.inboxes[to]) < self.inbox_cells
+
+    def _in_slab(self, slab: int) -> list[Extent]:
+        return sorted((e for e in self.extents.values() if e.slab == slab), key=lambda e: e.address)
+
+    def _is_idle(self, extent: Extent) -> bool:
+        return extent.state == FREE or (extent.state == OWNED and extent.owner == MMU)
+
+    def _new(self, extent: Extent) -> int:
+        self.last_descriptor += 1
+        self.extents[self.last_descriptor] = extent
+        return self.last_descriptor
+
+    def _set(self, descriptor: int, **changes: int) -> int:
+        before = self.extents[descriptor]
+        if not hasattr(self, "owner_before"):
+            self.owner_before = {}
+        self.owner_before[descriptor] = before.owner
+        self.extents[descriptor] = replace(before, epoch=before.epoch + 1, **changes)
+        return descriptor
+
+    def _carve(self, state: int, owner: int | None, address: int, pages: int) -> int:
+        """Cuts neighbours together and apart until exactly these pages are one extent of that state."""
+        end = address + pages * PAGE
+        touching = [
+            (number, e)
+            for number, e in self.extents.items()
+            if e.state == state and owner in (None, e.owner) and e.address < end and address < e.end
+        ]
+        touching.sort(key=lambda pair: pair[1].address)
+        assert touching and touching[0][1].address <= address and end <= touching[-1][1].end, "not there"
+        first, last = touching[0][1], touching[-1][1]
+        for number, _ in touching:
+            del self.extents[number]
+        if first.address < address:
+            self._new(replace(first, pages=(address - first.address) // PAGE))
+        if end < last.end:
+            self._new(replace(last, address=end, pages=(last.end - end) // PAGE))
+        return self._new(replace(first, address=address, pages=pages))
+
+
+def home(address: int) -> int:
+    return (address - 0x2000_0000_0000) >> 36

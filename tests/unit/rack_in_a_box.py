@@ -1,0 +1,143 @@
+"""The Rack MMU's machine with fake tables, memory elements that obey at once (or are held), and no sockets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from bequest.protocol.outputs import DropTable, Output, Reply, StopRack, ToAgent, ToElement
+from bequest.protocol.rack_mmu import RackMmu
+from bequest.protocol.rack_state import ElementInfo, MmuConfig
+from bequest.wire import messages as wire
+from fake_shard import FakeShard
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def config(**changes: object) -> MmuConfig:
+    values: dict[str, object] = {
+        "name": "test",
+        "uid": 1000,
+        "elements": (ElementInfo(0, "dram0", "dram", GIB, "element-dram0.sock"),),
+        "computes": ("host0", "host1"),
+        "agent_paths": ("agent-host0.sock", "agent-host1.sock"),
+        "orphan_keep": 60.0,
+    }
+    return MmuConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+class Box:
+    def __init__(self, **changes: object) -> None:
+        self.now = 100.0
+        self.shards: dict[int, FakeShard] = {}
+        self.config = config(**changes)
+        self.mmu = RackMmu(self.config, self._make_shard, random.Random(7).randbytes, self.now)
+        self.replies: dict[int, list[wire.Message]] = {}
+        self.to_agents: list[wire.Message] = []
+        self.to_elements: list[wire.Message] = []
+        self.held: list[tuple[int, wire.Message]] | None = None  # what elements have yet to answer
+        self.refusing: Callable[[wire.ReserveSlab], bool] = lambda message: False
+        self.stopped: str | None = None
+        self._last_peer = 0
+
+    # --- acts ---------------------------------------------------------------------------------------------------
+
+    def client(self, uid: int = 1000) -> int:
+        self._last_peer += 1
+        self.replies[self._last_peer] = []
+        self.do(self.mmu.client_opened(self._last_peer, uid, 5000 + self._last_peer))
+        return self._last_peer
+
+    def ask(self, peer: int, message: wire.Message) -> wire.Message | None:
+        """The reply, or None if it is still to come."""
+        before = len(self.replies[peer])
+        self.do(self.mmu.client_message(peer, message, self.now))
+        return self.replies[peer][-1] if len(self.replies[peer]) > before else None
+
+    def attach(self, name: str, secret: bytes | None = None, uid: int = 1000) -> tuple[int, wire.Attached]:
+        peer = self.client(uid)
+        reply = self.ask(peer, wire.Attach(name, secret))
+        assert isinstance(reply, wire.Attached), reply
+        self.do(self.mmu.agent_message(wire.ProcessEnrolled(reply.pid, reply.incarnation), self.now))
+        return peer, reply
+
+    def exit(self, attached: wire.Attached) -> None:
+        self.do(self.mmu.agent_message(wire.ProcessExited(attached.pid, attached.incarnation), self.now))
+
+    def leave(self, peer: int) -> None:
+        self.do(self.mmu.client_gone(peer, self.now))
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end and self.stopped is None:
+            self.now = min(end, max(self.now + 0.001, self.mmu.next_deadline()))
+            self.do(self.mmu.tick(self.now))
+
+    def answer_held(self) -> None:
+        held, self.held = self.held or [], None
+        for element, message in held:
+            self._obey(element, message)
+
+    # --- views --------------------------------------------------------------------------------------------------
+
+    def status(self, what: str) -> wire.Message:
+        peer = self.client()
+        reply = self.ask(peer, wire.Status(what))
+        self.leave(peer)
+        assert reply is not None
+        return reply
+
+    def processes(self) -> dict[str, str]:
+        report = self.status("processes")
+        assert isinstance(report, wire.ProcessList)
+        return {process.name: process.state for process in report.processes}
+
+    def used(self) -> int:
+        report = self.status("elements")
+        assert isinstance(report, wire.ElementList)
+        return sum(element.used for element in report.elements)
+
+    def check(self) -> None:
+        report = self.status("audit")
+        assert isinstance(report, wire.AuditReport)
+        assert report.findings == []
+
+    # --- within -------------------------------------------------------------------------------------------------
+
+    def do(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Reply(peer, message):
+                    self.replies[peer].append(message)
+                case ToAgent(_, message):
+                    self.to_agents.append(message)
+                case ToElement(element, message):
+                    self.to_elements.append(message)
+                    if self.held is not None:
+                        self.held.append((element, message))
+                    else:
+                        self._obey(element, message)
+                case DropTable(group):
+                    del self.shards[group]
+                case StopRack(reason):
+                    self.stopped = reason
+
+    def _obey(self, element: int, message: wire.Message) -> None:
+        answer: wire.Message
+        match message:
+            case wire.ReserveSlab(slab) if self.refusing(message):
+                answer = wire.SlabRefused(slab, "no memory")
+            case wire.ReserveSlab(slab):
+                answer = wire.SlabReserved(slab)
+            case wire.RegroupSlab(slab):
+                answer = wire.SlabRegrouped(slab)
+            case wire.CopyPages(job):
+                answer = wire.PagesCopied(job)
+            case _:
+                return
+        self.do(self.mmu.element_message(element, answer))
+
+    def _make_shard(self, group: int) -> FakeShard:
+        self.shards[group] = FakeShard(group)
+        return self.shards[group]
