@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,14 +17,14 @@ SUPERVISOR = b"bequest.runtime.supervisor"
 def connect() -> Any:
     """An embedded rack of this process's own, whatever rack the user may have running."""
     import bequest
+    from bequest.runtime.embedded import start_embedded
 
-    os.environ.pop("BEQUEST_RACK", None)
-    return bequest.connect()
+    return bequest.connect(str(start_embedded().path))
 
 
 def rack_key(rack: Any) -> str:
     """What another process passes to `join` to reach the same rack."""
-    return str(rack.name)
+    return str(rack.directory)
 
 
 def join(key: str) -> Any:
@@ -35,9 +34,16 @@ def join(key: str) -> Any:
     return bequest.connect(key)
 
 
+def attach(rack: Any, name: str, spin_seconds: float | None) -> Any:
+    """Attaches with that much spinning before a wait sleeps; None leaves it to Bequest."""
+    return rack.attach(name) if spin_seconds is None else rack.attach(name, spin=spin_seconds)
+
+
 def extents(rack: Any) -> int:
     """How many extents the V2P table holds, free ones included."""
-    return int(rack.status("rack").extents)
+    from bequest.wire import messages as wire
+
+    return int(rack.request(wire.Status("rack")).extents)
 
 
 @contextmanager
@@ -45,7 +51,11 @@ def partner(
     task: Callable[..., None], *arguments: Any, method: Literal["spawn", "forkserver"] = "spawn"
 ) -> Iterator[Connection]:
     """Runs `task(connection, *arguments)` in a process of its own; it should end when its connection does."""
-    context = multiprocessing.get_context(method)
+    context = (
+        multiprocessing.get_context("spawn")
+        if method == "spawn"
+        else multiprocessing.get_context("forkserver")
+    )
     ours, theirs = context.Pipe()
     process = context.Process(target=task, args=(theirs, *arguments), daemon=True)
     process.start()
@@ -57,20 +67,6 @@ def partner(
         process.join(timeout=20)
         if process.is_alive():
             process.kill()
-
-
-def sleeping_accept(me: Any) -> Any:
-    """The next region as most programs take it: a short spin, then asleep until it comes."""
-    return me.accept(timeout=PATIENCE_SECONDS)
-
-
-def spinning_accept(me: Any) -> Any:
-    """The next region, never sleeping."""
-    poll = me.accept_all
-    arrived = poll(1, 0)
-    while not arrived:
-        arrived = poll(1, 0)
-    return arrived[0]
 
 
 def daemons() -> set[int]:

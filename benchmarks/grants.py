@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from . import bequest_side
+from .bequest_side import PATIENCE_SECONDS
 from .measure import KIB, PAGE_BYTES, Figure, Noise, Outcome, Target
 
 BATCH = 256
@@ -36,8 +37,8 @@ def play_back(orders: Connection, key: str, name: str, other: str, batch: int) -
                 return
             stopped = False
             while not stopped:
-                regions = me.accept_all(batch, 1.0)
-                if regions and not regions[-1].nbytes:  # a message, always the last of its batch
+                regions = me.accept_all(batch, PATIENCE_SECONDS)
+                if not regions[-1].nbytes:  # a message, always the last of its batch
                     regions.pop()
                     stopped = True
                 if regions:
@@ -61,14 +62,13 @@ class Game:
         for half in (self.balls[:batch], self.balls[batch:]):
             me.grant_all(half, other)
         while (elapsed := time.perf_counter() - started) < seconds:
-            regions = me.accept_all(batch, 1.0)
-            if regions:
-                me.grant_all(regions, other)
+            regions = me.accept_all(batch, PATIENCE_SECONDS)
+            me.grant_all(regions, other)
             grants += 2 * len(regions)  # theirs, which we took, and ours
         me.send(other, STOP)
         self.balls = []
         while len(self.balls) < 2 * batch:
-            self.balls += me.accept_all(2 * batch, bequest_side.PATIENCE_SECONDS)
+            self.balls += me.accept_all(2 * batch, PATIENCE_SECONDS)
         return grants / elapsed
 
     def close(self) -> None:

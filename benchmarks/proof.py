@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import bequest_side
+from .bequest_side import PATIENCE_SECONDS
 from .measure import MIB, PAGE_BYTES, Figure, Noise, Outcome, Target
 from .peers.peer import as_bytes, checksum
 
@@ -79,7 +80,7 @@ def witness(orders: Connection, key: str, sender: str) -> None:
     """Process B: reports what it finds in what it accepted, then lets the region go back and forth."""
     with bequest_side.join(key).attach("witness") as me:
         orders.send("ready")
-        region = bequest_side.sleeping_accept(me)
+        region = me.accept(PATIENCE_SECONDS)
         checksum(region)  # touches every page
         orders.send(
             (
@@ -91,7 +92,7 @@ def witness(orders: Connection, key: str, sender: str) -> None:
         region.grant(sender)
         weights = []
         for _ in range(HAND_OFFS):
-            region = bequest_side.sleeping_accept(me)
+            region = me.accept(PATIENCE_SECONDS)
             checksum(region)
             weights.append(private_bytes())
             region.grant(sender)
@@ -110,11 +111,11 @@ def hand_over(me: Any, orders: Connection) -> dict[str, Any]:
     seen["chain_followed"], seen["frames_b"], seen["protection_b"] = orders.recv()
     weights = []
     for _ in range(HAND_OFFS):
-        region = bequest_side.sleeping_accept(me)
+        region = me.accept(PATIENCE_SECONDS)
         seen["same_address"] = region.address == address
         weights.append(private_bytes())
         region.grant("witness")
-    bequest_side.sleeping_accept(me).free()
+    me.accept(PATIENCE_SECONDS).free()
     seen["weights_a"], seen["weights_b"] = weights, orders.recv()
     return seen
 

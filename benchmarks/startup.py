@@ -10,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -41,14 +42,17 @@ with bequest.connect().attach("first") as me:
 def fresh_interpreter(program: str) -> list[float]:
     """Runs the program in a Python of its own, without the user's rack; returns the numbers it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "BEQUEST_RACK"}
-    finished = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=LARGEST_WAIT_SECONDS,
-    )
+    with tempfile.TemporaryDirectory() as elsewhere:  # where no rack of the user runs
+        environment["XDG_RUNTIME_DIR"] = elsewhere
+        command = [sys.executable, "-c", program]
+        finished = subprocess.run(
+            command,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=LARGEST_WAIT_SECONDS,
+        )
     if finished.returncode:
         raise RuntimeError(f"a fresh interpreter failed: {finished.stderr.strip().splitlines()[-1]}")
     return [float(word) for word in finished.stdout.split()]

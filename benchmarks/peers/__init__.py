@@ -19,6 +19,7 @@ PEERS: dict[str, str] = {
     "ray": "ray_transfer:RayTransfer",
     "iceoryx2": "iceoryx2_pubsub:Iceoryx2PubSub",
     "bequest_spinning": "bequest_grant:BequestSpinning",
+    "bequest_default": "bequest_grant:BequestDefault",
     "bequest_sleeping": "bequest_grant:BequestSleeping",
     "bequest_first_byte": "bequest_grant:BequestFirstByte",
     "bequest_first_byte_small_pages": "bequest_grant:BequestFirstByteSmallPages",

@@ -4,9 +4,10 @@ A grant takes the pages away from the sender (its mapping is closed) and opens t
 receiver; the answer is a message without memory. After the timed part B grants the region back, so that every
 hand-off moves the same memory: A fills it anew each time, as with every other peer.
 
-Four kinds: both sides spinning (beside iceoryx2), a receiver that sleeps when nothing comes (the default,
-beside all the others), and the time from the grant until B has read the first byte only, on 2 MiB and on 4
-KiB pages. The last two are read from B's clock: CLOCK_MONOTONIC is one clock for all processes of a host.
+Waits come in three manners: both sides spin (beside iceoryx2), both sleep at once (beside the peers that do),
+and as it comes: Bequest spins for a moment and then sleeps. Two more take the time from the grant until B has
+read the first byte only, on 2 MiB and on 4 KiB pages; it is read from B's clock: CLOCK_MONOTONIC is one clock
+for all processes.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from ..measure import GIB, PAGE_BYTES
 from .pair import PairPeer, Receiver
 from .peer import Pattern, as_bytes, checksum
 
+PATIENCE_SECONDS = bequest_side.PATIENCE_SECONDS
 ANSWER = struct.Struct("<Bd")
 
 
 class GrantReceiver(Receiver):
     """Process B: a rack process of its own, named after A's with the suffix `-b`."""
 
-    spinning = False
+    spin_seconds: ClassVar[float | None] = None
 
     def __init__(self, channel: Any) -> None:
         super().__init__(channel)
         rack_key, self.sender = channel
         self.rack = bequest_side.join(rack_key)
-        self.me = self.rack.attach(self.sender + "-b")
+        self.me = bequest_side.attach(self.rack, self.sender + "-b", self.spin_seconds)
 
     def receive(self) -> None:
-        accept = bequest_side.spinning_accept if self.spinning else bequest_side.sleeping_accept
-        region = accept(self.me)
+        region = self.me.accept(PATIENCE_SECONDS)
         answer = self.read(region)
         self.me.send(self.sender, answer)
         self.take_possession(region)
@@ -57,7 +58,15 @@ class GrantReceiver(Receiver):
 
 
 class SpinningReceiver(GrantReceiver):
-    spinning = True
+    """Never sleeps while it waits."""
+
+    spin_seconds = PATIENCE_SECONDS
+
+
+class SleepingReceiver(GrantReceiver):
+    """Sleeps at once when nothing is there."""
+
+    spin_seconds = 0.0
 
 
 class FirstByteReceiver(GrantReceiver):
@@ -71,18 +80,19 @@ class FirstByteReceiver(GrantReceiver):
         return ANSWER.pack(checksum(region), read_at if first >= 0 else 0.0)
 
 
-class BequestSleeping(PairPeer):
-    title = "Bequest grant, receiver sleeps"
+class BequestDefault(PairPeer):
+    title = "Bequest grant, as it comes"
     requires = ("bequest",)
     receiver = GrantReceiver
-    spinning: ClassVar[bool] = False
+    spin_seconds: ClassVar[float | None] = None
+    """How long a wait spins before it sleeps; None is the default of Bequest."""
     huge: ClassVar[bool | None] = None
     region: Any = None
 
     def make_channel(self) -> Any:
         self.rack = bequest_side.connect()
         self.name = f"benchmark-{os.getpid()}"
-        self.me = self.rack.attach(self.name)
+        self.me = bequest_side.attach(self.rack, self.name, self.spin_seconds)
         return bequest_side.rack_key(self.rack), self.name
 
     def prepare(self, nbytes: int) -> None:
@@ -94,16 +104,16 @@ class BequestSleeping(PairPeer):
         self.announce(nbytes)
 
     def round(self) -> float:
-        accept = bequest_side.spinning_accept if self.spinning else bequest_side.sleeping_accept
+        accept = self.me.accept
         receiver = self.name + "-b"
         self.pattern.write(self.region)
         started = time.perf_counter()
         self.region.grant(receiver)
-        answer = accept(self.me)
+        answer = accept(PATIENCE_SECONDS)
         ended = time.perf_counter()
         total, read_at = ANSWER.unpack(answer.tag)
         self.pattern.verify(total)
-        self.region = accept(self.me)
+        self.region = accept(PATIENCE_SECONDS)
         return self.timing(started, ended, read_at)
 
     def timing(self, started: float, ended: float, read_at: float) -> float:
@@ -114,14 +124,20 @@ class BequestSleeping(PairPeer):
         self.me.detach()
 
 
-class BequestSpinning(BequestSleeping):
+class BequestSpinning(BequestDefault):
     title = "Bequest grant, both spin"
     receiver = SpinningReceiver
-    spinning = True
+    spin_seconds = PATIENCE_SECONDS
     rest_seconds = 0
 
 
-class BequestFirstByte(BequestSleeping):
+class BequestSleeping(BequestDefault):
+    title = "Bequest grant, both sleep"
+    receiver = SleepingReceiver
+    spin_seconds = 0.0
+
+
+class BequestFirstByte(BequestDefault):
     title = "Bequest grant until the first byte is read, 2 MiB pages"
     receiver = FirstByteReceiver
     sizes = (GIB,)
