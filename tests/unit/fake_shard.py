@@ -45,6 +45,15 @@ class FakeShard:
         descriptor = self._carve(FREE, None, address, pages)
         return self._set(descriptor, state=OWNED, owner=owner, nbytes=pages * PAGE)
 
+    def shatter(self, slab: int, owner: int, pages: int) -> None:
+        """Allocates every other run of so many pages of a free slab."""
+        (whole,) = (number for number, extent in self.extents.items() if extent.slab == slab)
+        extent = self.extents.pop(whole)
+        for index in range(extent.pages // pages):
+            state, owns = (FREE, extent.owner) if index % 2 else (OWNED, owner)
+            address = extent.address + index * pages * PAGE
+            self._new(Extent(address, pages, pages * PAGE, slab, state, owns))
+
     def free(self, descriptor: int) -> None:
         extent = self.extents[descriptor]
         self._set(descriptor, state=FREE, owner=home(extent.address))

@@ -32,6 +32,7 @@ class Slab:
     huge: bool
     parent: SlabId | None = None
     state: SlabState = SlabState.RESERVING
+    is_stillborn: bool = False  # a copy that was never delivered: its addresses are still the grant's
     pins: int = 0  # grants under way that move or copy it: it is not idle, whatever its table says
 
     @property

@@ -141,6 +141,8 @@ class SlabSupply:
         return home is not None and home.is_attached and home.group == slab.group
 
     def _end(self, slab: Slab) -> None:
+        if slab.state is SlabState.RESERVING:
+            slab.is_stillborn = True
         self._state.ledger.lose_memory(slab)
         self._dissolve(slab)
 
@@ -156,7 +158,7 @@ class SlabSupply:
         parent = state.ledger[ghost.parent]
         if parent.state is SlabState.GHOST:
             self._dissolve(parent)
-        elif parent.state is SlabState.LIVE:
+        elif parent.state is SlabState.LIVE and not ghost.is_stillborn:
             still_away = [copy.run for copy in state.ledger.copies_of(parent)]
             for start, end in without(ghost.run, still_away):
                 state.groups[parent.group].shard.free_away(start, (end - start) // PAGE_BYTES)
