@@ -7,7 +7,8 @@ gathered into huge ones, so a pool of them is kept *warm* by what was asked for 
 A retired slab's file is *recycled*, still warm, but only for the group it served: old members may hold it open for
 ever. The file of a slab that has been in two groups is closed.
 
-Slabs, warm and recycled files together never exceed the element's size: the slabs are promised, so the others yield.
+Slabs, warm and recycled files together do not exceed the element's size: the slabs are promised, so the others yield.
+(Only a file that is being made for the pool may, until it is made.)
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class MemoryElement:
             warm = self._warming.pop(file)
             warm.huge_bytes, warm.since = huge_bytes, now
             self._warm.append(warm)
+            self._evict(self._size)
             self._refill(now)
         else:
             slab.file.huge_bytes = huge_bytes

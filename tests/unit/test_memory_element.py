@@ -1,0 +1,232 @@
+"""A memory element: who is given a slab's memory, and how the pool keeps its bounds."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from bequest.protocol.memory_element import MemoryElement
+from bequest.protocol.outputs import CloseFile, CopyFile, MakeFile, Output, PunchFile, Reply, ToMmu
+from bequest.wire import messages as wire
+
+MIB = 1 << 20
+TICKET, OTHER_TICKET = b"ticket of group1", b"ticket of group2"
+
+
+class Driver:
+    """Carries out what the element wants, with numbers for files."""
+
+    def __init__(self, size: int = 256 * MIB) -> None:
+        self.now = 0.0
+        self.size = size
+        self.element = MemoryElement(size, self.now)
+        self.files: dict[int, int] = {}  # open ones, and their bytes
+        self.making: list[MakeFile] = []
+        self.to_mmu: list[wire.Message] = []
+        self.others: list[Output] = []
+        self.tell(wire.AdmitGroup(1, TICKET))
+        self.tell(wire.AdmitGroup(2, OTHER_TICKET))
+
+    def tell(self, message: wire.Message) -> None:
+        self.do(self.element.mmu_message(message, self.now))
+
+    def do(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case MakeFile():
+                    self.making.append(output)
+                case CloseFile(file):
+                    del self.files[file]
+                case ToMmu(message):
+                    self.to_mmu.append(message)
+                case _:
+                    self.others.append(output)
+
+    def finish(self, make: MakeFile, message: str = "") -> None:
+        self.making.remove(make)
+        if message:
+            self.do(self.element.file_failed(make.file, message, self.now))
+        else:
+            self.files[make.file] = make.nbytes
+            self.do(self.element.file_made(make.file, make.nbytes if make.huge else 0, self.now))
+
+    def finish_all(self) -> None:
+        while self.making:
+            self.finish(self.making[0])
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 1)
+            self.do(self.element.tick(self.now))
+            self.finish_all()
+
+    def reserve(self, slab: int, nbytes: int = 2 * MIB, group: int = 1, huge: bool = False) -> None:
+        self.tell(wire.ReserveSlab(slab, group, nbytes, huge))
+
+    def open(self, ticket: bytes, slab: int) -> Reply:
+        (reply,) = self.element.client_message(9, wire.OpenSlab(ticket, slab))
+        assert isinstance(reply, Reply) and reply.peer == 9
+        return reply
+
+    def is_open_to(self, ticket: bytes, slab: int) -> bool:
+        return self.open(ticket, slab).file is not None
+
+
+def test_only_the_groups_ticket_opens_a_slab() -> None:
+    driver = Driver()
+    driver.reserve(1)
+    assert not driver.is_open_to(TICKET, 1)  # not ready yet
+    driver.finish_all()
+    assert driver.to_mmu == [wire.SlabReserved(1)]
+    assert driver.is_open_to(TICKET, 1)
+    for ticket, slab in ((OTHER_TICKET, 1), (b"", 1), (bytes(16), 1), (TICKET, 2)):
+        reply = driver.open(ticket, slab)
+        assert reply.file is None and isinstance(reply.message, wire.Failed)
+
+
+def test_a_slab_that_moves_to_another_group_is_theirs_alone() -> None:
+    driver = Driver()
+    driver.reserve(1)
+    driver.finish_all()
+    driver.tell(wire.RegroupSlab(1, 2))
+    assert driver.to_mmu[-1] == wire.SlabRegrouped(1)
+    assert driver.is_open_to(OTHER_TICKET, 1) and not driver.is_open_to(TICKET, 1)
+    file = driver.open(OTHER_TICKET, 1).file
+    driver.tell(wire.RetireSlab(1))
+    assert file not in driver.files  # old members may hold it open: it serves nobody again
+
+
+def test_retired_memory_serves_its_own_group_again() -> None:
+    driver = Driver()
+    driver.reserve(1, 64 * MIB)
+    driver.finish_all()
+    file = driver.open(TICKET, 1).file
+    driver.tell(wire.RetireSlab(1))
+    assert not driver.is_open_to(TICKET, 1)
+    driver.reserve(2, 64 * MIB, group=2)
+    driver.finish_all()
+    assert driver.open(OTHER_TICKET, 2).file != file
+    driver.reserve(3, 64 * MIB)
+    assert driver.open(TICKET, 3).file == file  # without waiting
+    driver.tell(wire.RetireSlab(3))
+    driver.tell(wire.ForgetGroup(1))
+    assert file not in driver.files
+
+
+def test_the_pool_starts_small_follows_demand_and_gives_back() -> None:
+    driver = Driver(size=4096 * MIB)
+    driver.pass_time(2)
+    assert driver.element.usage().warm_bytes == 16 * MIB
+    for slab in range(4):
+        driver.reserve(slab, 32 * MIB, huge=True)
+    driver.finish_all()
+    assert driver.element.usage().cold_misses >= 2
+    driver.pass_time(1)
+    assert driver.element.usage().warm_bytes == 16 * MIB + 4 * 32 * MIB
+    misses = driver.element.usage().cold_misses
+    driver.reserve(5, 32 * MIB, huge=True)
+    assert driver.element.usage().cold_misses == misses
+    for slab in (0, 1, 2, 3, 5):
+        driver.tell(wire.RetireSlab(slab))
+    driver.pass_time(75)
+    assert driver.element.usage() == wire.ElementUsage(warm_hits=1, cold_misses=misses)
+    assert driver.files == {}
+
+
+def test_a_pool_that_cannot_be_filled_rests() -> None:
+    driver = Driver()
+    driver.do(driver.element.tick(0.0))
+    driver.finish(driver.making[0], "no space")
+    assert driver.making == []
+    driver.pass_time(5)
+    assert driver.files == {}
+    driver.pass_time(10)
+    assert driver.files
+
+
+def test_the_pool_yields_before_a_slab_is_refused() -> None:
+    driver = Driver()
+    driver.pass_time(1)
+    assert driver.files
+    driver.reserve(1, 128 * MIB)
+    (make,) = [make for make in driver.making if make.urgent]
+    driver.finish(make, "no space")
+    assert driver.files == {}
+    (again,) = [make for make in driver.making if make.urgent]
+    driver.finish(again, "no space at all")
+    assert driver.to_mmu[-1] == wire.SlabRefused(1, "no space at all")
+    assert not driver.is_open_to(TICKET, 1)
+
+
+def test_copies_and_holes() -> None:
+    driver = Driver()
+    driver.reserve(1)
+    driver.reserve(2, group=2)
+    driver.finish_all()
+    source, target = driver.open(TICKET, 1).file, driver.open(OTHER_TICKET, 2).file
+    assert source is not None and target is not None
+    driver.others.clear()
+    driver.tell(wire.CopyPages(7, 1, 4096, 2, 8192, 100))
+    driver.tell(wire.PunchPages(1, 0, 4096))
+    assert driver.others == [CopyFile(7, source, 4096, target, 8192, 100), PunchFile(source, 0, 4096)]
+    driver.do(driver.element.copy_done(7))
+    driver.do(driver.element.copy_failed(8, "broken"))
+    assert driver.to_mmu[-2:] == [wire.PagesCopied(7), wire.CopyFailed(8, "broken")]
+
+
+class Pool(RuleBasedStateMachine):
+    """Whatever is asked in whatever order: the size is kept, and no file serves two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver(size=64 * MIB)
+        self.slabs: dict[int, tuple[int, int]] = {}  # (group, bytes), as the Rack MMU counts
+        self.served: dict[int, set[int]] = {}  # file -> groups
+        self.last = 0
+
+    @rule(nbytes=st.sampled_from([2, 4, 6, 8, 32]), group=st.sampled_from([1, 2]), huge=st.booleans())
+    def reserve(self, nbytes: int, group: int, huge: bool) -> None:
+        if sum(size for _, size in self.slabs.values()) + nbytes * MIB > self.driver.size:
+            return  # the Rack MMU would not ask
+        self.last += 1
+        self.slabs[self.last] = (group, nbytes * MIB)
+        self.driver.reserve(self.last, nbytes * MIB, group, huge)
+
+    @precondition(lambda self: self.driver.making)
+    @rule(which=st.integers(0, 9))
+    def make(self, which: int) -> None:
+        self.driver.finish(self.driver.making[which % len(self.driver.making)])
+
+    @precondition(lambda self: self.slabs)
+    @rule(which=st.integers(0, 9))
+    def retire(self, which: int) -> None:
+        slab = list(self.slabs)[which % len(self.slabs)]
+        if wire.SlabReserved(slab) in self.driver.to_mmu:
+            del self.slabs[slab]
+            self.driver.tell(wire.RetireSlab(slab))
+
+    @rule(seconds=st.sampled_from([1, 5, 40]))
+    def wait(self, seconds: int) -> None:
+        self.driver.now += seconds
+        self.driver.do(self.driver.element.tick(self.driver.now))
+
+    @invariant()
+    def size_is_kept(self) -> None:
+        held = sum(self.driver.files.values())
+        held += sum(make.nbytes for make in self.driver.making if make.urgent)
+        assert held <= self.driver.size
+
+    @invariant()
+    def files_serve_one_group(self) -> None:
+        for slab, (group, _) in self.slabs.items():
+            file = self.driver.open((TICKET, OTHER_TICKET)[group - 1], slab).file
+            if file is not None:
+                assert file in self.driver.files
+                self.served.setdefault(file, set()).add(group)
+        assert all(len(groups) == 1 for groups in self.served.values())
+
+
+TestPool = Pool.TestCase
+TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
