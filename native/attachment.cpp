@@ -12,7 +12,7 @@ namespace bequest {
 namespace {
 // Any number of increments may be lost to a race between threads of one process; none is, because
 // the binding serialises them. Readers elsewhere see a recent value.
-void count(std::atomic<uint64_t>& counter, uint64_t by = 1) {
+void count(Shared<uint64_t>& counter, uint64_t by = 1) {
     counter.store(counter.load(std::memory_order_relaxed) + by, std::memory_order_relaxed);
 }
 }  // namespace
@@ -26,7 +26,7 @@ Attachment::Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> s
       arena_(table, id, pool_) {}
 
 uint64_t Attachment::nbytes(const Extent& e) const {
-    return std::min(table_.extent(e.descriptor).nbytes, e.word.pages() * kPageBytes);
+    return std::min<uint64_t>(table_.extent(e.descriptor).nbytes, e.word.pages() * kPageBytes);
 }
 
 void Attachment::ensure_mapped(const Extent& e) {
@@ -50,9 +50,7 @@ void Attachment::open_pages(const Extent& e) {
     space_->open(address(e), e.word.pages() * kPageBytes);
 }
 
-void Attachment::close_pages(const Extent& e) {
-    space_->close(address(e), e.word.pages() * kPageBytes);
-}
+void Attachment::close_pages(const Extent& e) { space_->close(address(e), e.word.pages() * kPageBytes); }
 
 void Attachment::close_free_runs() {
     for (const Extent& run : arena_.runs()) {
@@ -218,8 +216,8 @@ bool Attachment::is_for_us(const Delivery& delivery, uint32_t inbox) {
         return false;
     }
     if (delivery.extent.descriptor == kNoDescriptor) return true;
-    return delivery.extent.descriptor < kMaxExtents &&
-           delivery.extent.word.is(State::kInFlight, inbox) && still_ours(delivery.extent);
+    return delivery.extent.descriptor < kMaxExtents && delivery.extent.word.is(State::kInFlight, inbox) &&
+           still_ours(delivery.extent);
 }
 
 std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
@@ -235,7 +233,8 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
             inbox.finish(*position, id_);
             continue;
         }
-        accepted.push_back({delivery.extent, delivery.sender,
+        accepted.push_back({delivery.extent,
+                            delivery.sender,
                             {reinterpret_cast<const char*>(delivery.tag), delivery.tag_bytes}});
         cells.push_back(*position);
         if (delivery.extent.descriptor != kNoDescriptor) arrived.push_back(delivery.extent);

@@ -9,6 +9,11 @@
 
 namespace bequest {
 
+#ifdef BEQUEST_STEP_HOOK
+bool (*sleep_hook)(Shared<uint32_t>& word, uint32_t seen) = nullptr;
+void (*wake_hook)(Shared<uint32_t>& word, uint32_t sleepers) = nullptr;
+#endif
+
 void ring_doorbell(Slot& slot, uint32_t messages) {
     slot.doorbell.fetch_add(1);
     if (slot.sleepers.load() > 0) wake(slot.doorbell, messages);
@@ -20,13 +25,19 @@ void ring_space_bell(Slot& slot) {
     wake(slot.space_bell, INT_MAX);
 }
 
-bool sleep_on(std::atomic<uint32_t>& word, uint32_t seen, int64_t timeout_ns) {
+bool sleep_on(Shared<uint32_t>& word, uint32_t seen, int64_t timeout_ns) {
+#ifdef BEQUEST_STEP_HOOK
+    if (sleep_hook) return sleep_hook(word, seen);
+#endif
     const timespec timeout{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
     const long rc = syscall(SYS_futex, &word, FUTEX_WAIT, seen, &timeout, nullptr, 0);
     return rc == 0 || errno != EINTR;
 }
 
-void wake(std::atomic<uint32_t>& word, uint32_t sleepers) {
+void wake(Shared<uint32_t>& word, uint32_t sleepers) {
+#ifdef BEQUEST_STEP_HOOK
+    if (wake_hook) return wake_hook(word, sleepers);
+#endif
     syscall(SYS_futex, &word, FUTEX_WAKE, sleepers, nullptr, nullptr, 0);
 }
 

@@ -15,27 +15,35 @@ void ring_doorbell(Slot& slot, uint32_t messages);
 void ring_space_bell(Slot& slot);
 
 // Sleeps until *word differs from `seen`, at most `timeout_ns`. False if a signal interrupted it.
-bool sleep_on(std::atomic<uint32_t>& word, uint32_t seen, int64_t timeout_ns);
-void wake(std::atomic<uint32_t>& word, uint32_t sleepers);
+bool sleep_on(Shared<uint32_t>& word, uint32_t seen, int64_t timeout_ns);
+void wake(Shared<uint32_t>& word, uint32_t sleepers);
 
 // Waits until `ready` says so, spinning for `spin_ns` before it sleeps. Returns early, with false, when a
 // signal came, after a slice of kSleepSliceNs (a wake-up may have gone to one who died of it), or when
 // `timeout_ns` is over; the caller looks which, and calls again.
 constexpr int64_t kSleepSliceNs = 100'000'000;
 template <class Ready>
-bool wait_until(const Ready& ready, std::atomic<uint32_t>& bell, std::atomic<uint32_t>& sleepers,
-                int64_t spin_ns, int64_t timeout_ns);
+bool wait_until(const Ready& ready, Shared<uint32_t>& bell, Shared<uint32_t>& sleepers, int64_t spin_ns,
+                int64_t timeout_ns);
+
+#ifdef BEQUEST_STEP_HOOK  // a test that decides who runs also decides who sleeps
+extern bool (*sleep_hook)(Shared<uint32_t>& word, uint32_t seen);
+extern void (*wake_hook)(Shared<uint32_t>& word, uint32_t sleepers);
+constexpr int kLooksBetweenClocks = 1;
+#else
+constexpr int kLooksBetweenClocks = 64;
+#endif
 
 int64_t monotonic_ns();
 inline void spin_pause() { __builtin_ia32_pause(); }
 
 template <class Ready>
-bool wait_until(const Ready& ready, std::atomic<uint32_t>& bell, std::atomic<uint32_t>& sleepers,
-                int64_t spin_ns, int64_t timeout_ns) {
+bool wait_until(const Ready& ready, Shared<uint32_t>& bell, Shared<uint32_t>& sleepers, int64_t spin_ns,
+                int64_t timeout_ns) {
     const int64_t start = monotonic_ns();
     const int64_t spin = spin_ns < timeout_ns ? spin_ns : timeout_ns;
     do {
-        for (int i = 0; i < 64; i++) {
+        for (int i = 0; i < kLooksBetweenClocks; i++) {
             if (ready()) return true;
             spin_pause();
         }

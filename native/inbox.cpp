@@ -21,7 +21,7 @@ bool Inbox::change(uint64_t position, CellWord from, CellWord to) const {
 }
 
 std::optional<uint64_t> Inbox::claim(uint32_t sender, uint64_t capacity) const {
-    std::atomic<uint64_t>& tail = table_.slot(id_).tail;
+    Shared<uint64_t>& tail = table_.slot(id_).tail;
     uint64_t position = tail.load();
     for (;;) {
         if (position >= table_.slot(id_).head.load() + capacity) return std::nullopt;
@@ -67,7 +67,7 @@ void Inbox::abandon(uint64_t position, uint32_t sender) const {
 }
 
 std::optional<uint64_t> Inbox::take(uint32_t receiver, Delivery& delivery) const {
-    std::atomic<uint64_t>& head = table_.slot(id_).head;
+    Shared<uint64_t>& head = table_.slot(id_).head;
     uint64_t position = head.load();
     for (;;) {
         const CellWord seen{cell(position).word.load()};
@@ -119,7 +119,7 @@ void Inbox::put_back(uint64_t position, uint32_t receiver) const {
 }
 
 void Inbox::lower_head(uint64_t position) const {
-    std::atomic<uint64_t>& head = table_.slot(id_).head;
+    Shared<uint64_t>& head = table_.slot(id_).head;
     uint64_t seen = head.load();
     while (seen > position && !head.compare_exchange_weak(seen, position)) {
     }

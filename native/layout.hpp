@@ -4,9 +4,10 @@
 // may change without a new kTableVersion. All offsets are in bytes, all addresses are virtual.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
+
+#include "shared.hpp"
 
 namespace bequest {
 
@@ -95,8 +96,8 @@ struct TableHeader {
     uint32_t version;
     uint32_t group_id;
     uint64_t table_bytes;
-    std::atomic<uint32_t> blocks_used;  // blocks at and above this one were never claimed
-    std::atomic<uint32_t> slabs_used;   // likewise for slab records
+    Shared<uint32_t> blocks_used;  // blocks at and above this one were never claimed
+    Shared<uint32_t> slabs_used;   // likewise for slab records
 };
 
 // An intent makes a multi-step change of two descriptors restartable: it is armed before the
@@ -104,47 +105,47 @@ struct TableHeader {
 // commit word has changed and undoes it if not.
 enum class IntentKind : uint32_t { kNone = 0, kSplit = 1, kMerge = 2 };
 struct Intent {
-    std::atomic<uint32_t> armed;  // an IntentKind
-    uint32_t left, right;         // descriptors
-    uint32_t settled_state;       // the State that both sides have outside the change
-    uint64_t before, after;       // left's owner word on either side of the commit
+    Shared<uint32_t> armed;           // an IntentKind
+    Guarded<uint32_t> left, right;    // descriptors
+    Guarded<uint32_t> settled_state;  // the State that both sides have outside the change
+    Guarded<uint64_t> before, after;  // left's owner word on either side of the commit
 };
 
-struct Slot {  // one per id
-    std::atomic<uint64_t> life;  // incarnation << 2 | Life
+struct Slot {               // one per id
+    Shared<uint64_t> life;  // incarnation << 2 | Life
     uint32_t os_pid;
     char name[kNameBytesMax + 1];
-    alignas(64) std::atomic<uint64_t> head;  // the inbox: next position to take,
-    alignas(64) std::atomic<uint64_t> tail;  // and next position to claim
-    alignas(64) std::atomic<uint32_t> doorbell;
-    std::atomic<uint32_t> sleepers;
-    std::atomic<uint32_t> space_bell;
-    std::atomic<uint32_t> space_waiters;
-    alignas(64) std::atomic<uint32_t> returns;  // list of freed extents coming home: descriptor + 1
-    std::atomic<uint32_t> rescan;               // the list may have lost some: look at the table
+    alignas(64) Shared<uint64_t> head;  // the inbox: next position to take,
+    alignas(64) Shared<uint64_t> tail;  // and next position to claim
+    alignas(64) Shared<uint32_t> doorbell;
+    Shared<uint32_t> sleepers;
+    Shared<uint32_t> space_bell;
+    Shared<uint32_t> space_waiters;
+    alignas(64) Shared<uint32_t> returns;  // list of freed extents coming home: descriptor + 1
+    Shared<uint32_t> rescan;               // the list may have lost some: look at the table
     alignas(64) Intent intent;
-    alignas(64) std::atomic<uint64_t> grants;
-    std::atomic<uint64_t> granted_pages, accepts, allocs, frees;
+    alignas(64) Shared<uint64_t> grants;
+    Shared<uint64_t> granted_pages, accepts, allocs, frees;
 };
 enum class Life : uint32_t { kEmpty = 0, kLive = 1, kDead = 2 };
 
 struct SlabRecord {
-    std::atomic<uint32_t> id_plus_one;  // 0: none here. index == id % kMaxSlabs
-    uint32_t element;
-    uint64_t address;
-    uint32_t pages;
-    uint32_t home;
-    uint32_t huge;
+    Shared<uint32_t> id_plus_one;  // 0: none here. index == id % kMaxSlabs
+    Guarded<uint32_t> element;
+    Guarded<uint64_t> address;
+    Guarded<uint32_t> pages;
+    Guarded<uint32_t> home;
+    Guarded<uint32_t> huge;
     uint32_t reserved[9];
 };
 
 struct Descriptor {  // an extent
-    std::atomic<uint64_t> owner;
-    uint64_t address;  // constant for as long as the descriptor is not empty
-    uint64_t nbytes;   // what the user asked for; never more than the pages hold
-    uint32_t slab;
-    std::atomic<uint32_t> next;    // in a return list: descriptor + 1
-    std::atomic<uint32_t> linked;  // id + 1 of who put it on a return list, 0: on none
+    Shared<uint64_t> owner;
+    Guarded<uint64_t> address;  // constant for as long as the descriptor is not empty
+    Guarded<uint64_t> nbytes;   // what the user asked for; never more than the pages hold
+    Guarded<uint32_t> slab;
+    Shared<uint32_t> next;    // in a return list: descriptor + 1
+    Shared<uint32_t> linked;  // id + 1 of who put it on a return list, 0: on none
     uint32_t reserved[7];
 };
 
@@ -169,13 +170,13 @@ struct CellWord {
 };
 
 struct Cell {
-    std::atomic<uint64_t> word;
-    uint64_t extent_word;             // the IN_FLIGHT word that commits this delivery
-    std::atomic<uint64_t> sealed_at;  // position + 1, written last: the payload is complete
-    uint32_t descriptor;              // or kNoDescriptor: a message without memory
-    uint32_t incarnation;             // of the receiver that was meant
-    uint32_t sender;
-    uint32_t tag_bytes;
+    Shared<uint64_t> word;
+    Guarded<uint64_t> extent_word;  // the IN_FLIGHT word that commits this delivery
+    Shared<uint64_t> sealed_at;     // position + 1, written last: the payload is complete
+    Guarded<uint32_t> descriptor;   // or kNoDescriptor: a message without memory
+    Guarded<uint32_t> incarnation;  // of the receiver that was meant
+    Guarded<uint32_t> sender;
+    Guarded<uint32_t> tag_bytes;
     unsigned char tag[kTagBytesMax];
 };
 
@@ -192,11 +193,12 @@ constexpr uint64_t kDescriptorsOffset = kCellsOffset + uint64_t{kIdCount} * kInb
 constexpr uint64_t kTableBytes = kDescriptorsOffset + uint64_t{kMaxExtents} * sizeof(Descriptor);
 static_assert(kSlotsOffset % 64 == 0 && kCellsOffset % 256 == 0 && kDescriptorsOffset % 64 == 0);
 
-// A place where a process may be killed or another may run: tests put a scheduler here.
+// A step that a test wants to see by name; where it may interfere is every access to shared memory
+// (shared.hpp).
 #ifdef BEQUEST_STEP_HOOK
 extern void (*step_hook)(const char* where);
-#define BEQUEST_STEP(where)                                \
-    do {                                                   \
+#define BEQUEST_STEP(where)                                    \
+    do {                                                       \
         if (::bequest::step_hook) ::bequest::step_hook(where); \
     } while (0)
 #else

@@ -179,11 +179,10 @@ bool Steward::settle_intent(uint32_t dead) {
     const bool committed = table_.owner(intent.left % kMaxExtents).bits == intent.after;
     const uint32_t right = intent.right % kMaxExtents;
     const OwnerWord now = table_.owner(right);
-    const State state = static_cast<State>(intent.settled_state);
+    const State state = static_cast<State>(uint32_t{intent.settled_state});
     if (now.state() == State::kEmbryo && now.id() == OwnerWord{intent.before}.id()) {
         const bool keep = (kind == IntentKind::kSplit) == committed;
-        table_.change(right, now,
-                      keep ? now.next(state, now.id()) : now.next(State::kEmpty, kNobody));
+        table_.change(right, now, keep ? now.next(state, now.id()) : now.next(State::kEmpty, kNobody));
     }
     intent.armed.store(static_cast<uint32_t>(IntentKind::kNone));
     return true;
@@ -238,7 +237,7 @@ OwnerWord Steward::as_settled(uint32_t descriptor) const {
         if (kind == IntentKind::kNone || intent.right != descriptor) continue;
         const bool committed = table_.owner(intent.left % kMaxExtents).bits == intent.after;
         if ((kind == IntentKind::kSplit) == committed)
-            return word.next(static_cast<State>(intent.settled_state), word.id());
+            return word.next(static_cast<State>(uint32_t{intent.settled_state}), word.id());
     }
     return word.next(State::kEmpty, kNobody);
 }
@@ -293,8 +292,8 @@ std::vector<std::string> Steward::audit() const {
             expected = address + e.word.pages() * kPageBytes;
         }
         if (expected != record.address + record.pages * kPageBytes) {
-            std::snprintf(line, sizeof line, "slab %u: its extents end at %#lx, it at %#lx",
-                          id_plus_one - 1, expected, record.address + record.pages * kPageBytes);
+            std::snprintf(line, sizeof line, "slab %u: its extents end at %#lx, it at %#lx", id_plus_one - 1,
+                          expected, record.address + record.pages * kPageBytes);
             problems.emplace_back(line);
         }
     }

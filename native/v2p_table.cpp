@@ -7,6 +7,7 @@ namespace bequest {
 
 #ifdef BEQUEST_STEP_HOOK
 void (*step_hook)(const char* where) = nullptr;
+void (*access_hook)(const void* field, bool write) = nullptr;
 #endif
 
 namespace {
@@ -159,8 +160,7 @@ bool Table::merge(uint32_t self, Extent& left, const Extent& right) const {
         disarm(intent);
         return false;
     }
-    extent(left.descriptor).nbytes =
-        left.word.pages() * kPageBytes + extent(right.descriptor).nbytes;
+    extent(left.descriptor).nbytes = left.word.pages() * kPageBytes + extent(right.descriptor).nbytes;
     left.word = after;
     change(right.descriptor, embryo, embryo.next(State::kEmpty, kNobody));
     disarm(intent);
@@ -176,7 +176,7 @@ void Table::push_return(uint32_t pusher, uint32_t home, uint32_t descriptor) con
     uint32_t nobody = 0;
     if (!d.linked.compare_exchange_strong(nobody, pusher + 1)) return;
     BEQUEST_STEP("return linked");
-    std::atomic<uint32_t>& list = slot(home).returns;
+    Shared<uint32_t>& list = slot(home).returns;
     uint32_t first = list.load();
     do {
         d.next.store(first);

@@ -36,16 +36,12 @@ public:
     Cell& cell(uint32_t id, uint64_t position) const {
         return at<Cell>(kCellsOffset)[uint64_t{id % kIdCount} * kInboxCells + position % kInboxCells];
     }
-    std::atomic<uint64_t>& block(uint32_t index) const {
-        return at<std::atomic<uint64_t>>(kBlocksOffset)[index];
-    }
+    Shared<uint64_t>& block(uint32_t index) const { return at<Shared<uint64_t>>(kBlocksOffset)[index]; }
     Descriptor& extent(uint32_t index) const {
         return at<Descriptor>(kDescriptorsOffset)[index % kMaxExtents];
     }
     OwnerWord owner(uint32_t index) const { return {extent(index).owner.load()}; }
-    SlabRecord& slab_record(uint32_t slab) const {
-        return at<SlabRecord>(kSlabsOffset)[slab % kMaxSlabs];
-    }
+    SlabRecord& slab_record(uint32_t slab) const { return at<SlabRecord>(kSlabsOffset)[slab % kMaxSlabs]; }
     bool has_slab(uint32_t slab) const { return slab_record(slab).id_plus_one.load() == slab + 1; }
     uint32_t extent_limit() const;  // indices below it may be in use
 
@@ -56,8 +52,7 @@ public:
     Life life(uint32_t id) const { return static_cast<Life>(slot(id).life.load() & 3); }
     uint32_t incarnation(uint32_t id) const { return static_cast<uint32_t>(slot(id).life.load() >> 2); }
     bool is_live(uint32_t id, uint32_t incarnation) const {
-        return slot(id).life.load() ==
-               (uint64_t{incarnation} << 2 | static_cast<uint64_t>(Life::kLive));
+        return slot(id).life.load() == (uint64_t{incarnation} << 2 | static_cast<uint64_t>(Life::kLive));
     }
 
     // --- ownership ---------------------------------------------------------------------------

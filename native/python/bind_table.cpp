@@ -160,21 +160,22 @@ void bind_table(nb::module_& m) {
                      const SlabRecord& r = t.table().slab_record(i);
                      const uint32_t id = r.id_plus_one.load();
                      if (id == 0) continue;
-                     slabs.append(nb::make_tuple(id - 1, r.address, r.pages, r.element, r.huge != 0, r.home));
+                     slabs.append(nb::make_tuple(id - 1, uint64_t{r.address}, uint32_t{r.pages},
+                                                 uint32_t{r.element}, r.huge != 0, uint32_t{r.home}));
                  }
                  return slabs;
              })
         .def("slab_element",
              [](TableFile& t, uint32_t slab) {
                  if (!t.table().has_slab(slab)) raise_error("ValueError", "there is no slab %u", slab);
-                 return t.table().slab_record(slab).element;
+                 return uint32_t{t.table().slab_record(slab).element};
              },
              "slab"_a)
         .def("slab_extents",
              [](TableFile& t, uint32_t slab) {
                  nb::list extents;
                  for (const Extent& e : t.steward().extents_of(slab))
-                     extents.append(nb::make_tuple(t.table().extent(e.descriptor).address, e.word.pages(),
+                     extents.append(nb::make_tuple(uint64_t{t.table().extent(e.descriptor).address}, e.word.pages(),
                                                    static_cast<uint32_t>(e.word.state()), e.word.id(),
                                                    e.word.epoch()));
                  return extents;
@@ -185,7 +186,7 @@ void bind_table(nb::module_& m) {
                  if (index >= kMaxExtents) raise_error("ValueError", "there is no descriptor %u", index);
                  const Descriptor& d = t.table().extent(index);
                  const OwnerWord word = t.table().owner(index);
-                 return nb::make_tuple(d.address, word.pages(), d.nbytes, d.slab,
+                 return nb::make_tuple(uint64_t{d.address}, word.pages(), uint64_t{d.nbytes}, uint32_t{d.slab},
                                        static_cast<uint32_t>(word.state()), word.id(), word.epoch());
              },
              "index"_a)
