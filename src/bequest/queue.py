@@ -22,10 +22,10 @@ from pathlib import Path
 from queue import Empty, Full
 from typing import Any, Generic, TypeVar
 
-from bequest.errors import BequestError, ProcessDead
+from bequest.errors import AcceptTimeout, BequestError, ProcessDead
 from bequest.limits import INBOX_CELLS, TAG_BYTES_MAX
 from bequest.memory.connections import expect
-from bequest.memory.inbox import as_nanoseconds
+from bequest.memory.inbox import Inbox
 from bequest.memory.pickling import Pickled, loads
 from bequest.memory.process import Process, run_at_exit
 from bequest.memory.rack import connect
@@ -79,20 +79,19 @@ class Queue(Generic[_Item]):
             with self._lock:
                 if self._offer(process, item):
                     return
-            left = None if deadline is None else deadline - time.monotonic()
-            if not block or (left is not None and left <= 0):
+            if not block or not process.wait_for_room(self._mailbox[0], deadline, self._capacity):
                 raise Full
-            process._wait_for_space(self._mailbox[0], self._capacity, as_nanoseconds(left))
 
     def get(self, block: bool = True, timeout: float | None = None) -> _Item:
         """The next item. Raises `queue.Empty` if there is none within ``timeout`` seconds."""
         process = self._seat()
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
-        regions = process._accept(self._mailbox[0], 1, as_nanoseconds(timeout) if block else 0)
-        if not regions:
-            raise Empty
-        item: _Item = _unpack(regions[0])
+        try:
+            region = Inbox(process, self._mailbox[0]).accept(timeout if block else 0)
+        except AcceptTimeout:
+            raise Empty from None
+        item: _Item = _unpack(region)
         return item
 
     def put_nowait(self, obj: _Item) -> None:
@@ -170,7 +169,7 @@ class Queue(Generic[_Item]):
                         self._feeder = None
                         self._flushed.notify_all()
                         return
-                process._wait_for_space(self._mailbox[0], self._capacity, as_nanoseconds(None))
+                process.wait_for_room(self._mailbox[0], None, self._capacity)
         except BequestError as error:
             with self._lock:
                 lost = len(self._overflow)

@@ -8,6 +8,7 @@ must not pay for a receiver's event loop with a system call of its own.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from bequest.memory.region import Region
 
 FOREVER = -1
+RACK_CHECK_INTERVAL = 0.5  # seconds after which a wait without end looks whether the rack is still there
 _ASYNC_SLICE = 0.2  # seconds: how long a cancelled waiter's thread may linger
 
 
@@ -44,20 +46,27 @@ class Inbox:
 
     def accept(self, timeout: float | None = None) -> Region:
         """The next region. Raises `AcceptTimeout` if none comes within ``timeout`` seconds (None: wait for ever)."""
-        regions = self._process._accept(self._id, 1, as_nanoseconds(timeout))
-        if regions:
-            region: Region = regions[0]
-            return region
-        raise self._nothing_came(timeout)
+        return self._take(1, timeout)[0]
 
     def accept_all(self, limit: int, timeout: float | None = None) -> list[Region]:
         """All that is waiting, up to ``limit``; waits for the first. Opens neighbouring pages in one step."""
         if limit < 1:
             raise ValueError(f"accept_all wants a limit of at least 1, not {limit}")
-        regions: list[Region] = self._process._accept(self._id, limit, as_nanoseconds(timeout))
-        if regions:
-            return regions
-        raise self._nothing_came(timeout)
+        return self._take(limit, timeout)
+
+    def _take(self, limit: int, timeout: float | None) -> list[Region]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        left = timeout
+        while True:
+            slice_ = RACK_CHECK_INTERVAL if left is None else min(left, RACK_CHECK_INTERVAL)
+            regions: list[Region] = self._process._accept(self._id, limit, as_nanoseconds(slice_))
+            if regions:
+                return regions
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._nothing_came(timeout)
+            self._process.check_rack()  # without a rack nobody would tell us that all senders are dead
 
     async def accept_async(self, timeout: float | None = None) -> Region:
         """`accept`, for asyncio. Cancelling it loses nothing: what has not been accepted stays in the inbox."""
@@ -73,6 +82,7 @@ class Inbox:
             left = None if deadline is None else deadline - loop.time()
             if left is not None and left <= 0:
                 raise self._nothing_came(timeout)
+            self._process.check_rack()
             await self._until_ready(loop, _ASYNC_SLICE if left is None else min(left, _ASYNC_SLICE))
 
     async def _until_ready(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:

@@ -24,6 +24,7 @@ from bequest.errors import (
     InboxFull,
     NotAttached,
     ProcessDead,
+    RackGone,
     RackMemoryError,
     RegionMoved,
     TagTooLong,
@@ -38,7 +39,7 @@ from bequest.limits import (
     TAG_BYTES_MAX,
 )
 from bequest.memory.connections import Connections, expect
-from bequest.memory.inbox import Inbox, as_nanoseconds
+from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
 from bequest.memory.region import Region
 from bequest.wire import messages as wire
 
@@ -153,7 +154,7 @@ class Process(ProcessBase):
             if status == _DONE:
                 return 0
             self._check_progress(status, to, done, len(batch))
-            if status == _FULL and not self._wait_until(peer.id, deadline):
+            if status == _FULL and not self.wait_for_room(peer.id, deadline):
                 raise _inbox_full(to, done, len(batch), timeout)
 
     async def grant_all_async(
@@ -184,7 +185,7 @@ class Process(ProcessBase):
             if status == _DONE:
                 return
             self._check_progress(status, to, 0, 1)
-            if status == _FULL and not self._wait_until(peer.id, deadline):
+            if status == _FULL and not self.wait_for_room(peer.id, deadline):
                 raise _inbox_full(to, 0, 1, timeout)
 
     def _check_progress(self, status: int, to: str, done: int, total: int) -> None:
@@ -200,11 +201,24 @@ class Process(ProcessBase):
             gone = f"{to!r} has died or detached"
             raise ProcessDead(gone if done == 0 else f"{gone}; it got {done} of {total} regions") from None
 
-    def _wait_until(self, inbox: int, deadline: float | None) -> bool:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            return False
-        return self._wait_for_space(inbox, INBOX_CELLS, as_nanoseconds(left))
+    def wait_for_room(self, inbox: int, deadline: float | None, capacity: int = INBOX_CELLS) -> bool:
+        """Waits while ``capacity`` messages wait in an inbox; False once ``deadline`` (monotonic) has passed."""
+        while True:
+            left = RACK_CHECK_INTERVAL
+            if deadline is not None:
+                left = min(left, deadline - time.monotonic())
+                if left <= 0:
+                    return False
+            if self._wait_for_space(inbox, capacity, as_nanoseconds(left)):
+                return True
+            self.check_rack()
+
+    def check_rack(self) -> None:
+        """Raises `RackGone` once the rack has ended, `NotAttached` after `detach`. One system call."""
+        if not self.attached:
+            raise NotAttached(f"{self.name!r} is not attached to a rack (any more)")
+        if not self._links.mmu.is_alive():
+            raise RackGone("the rack has ended, and with it every region; connect anew for a fresh one")
 
     def _find_peer(self, name: str) -> Peer:
         found = self._find(name)

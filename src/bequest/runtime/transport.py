@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import struct
 import threading
@@ -184,11 +185,16 @@ class Channel:
         """False once the daemon has closed its end; costs one system call."""
         if self.is_closed or os.getpid() != self._owner:
             return False
+        if self._lock.locked():
+            return True  # a request is under way, and will tell
         try:
-            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-        except BlockingIOError:
-            return True
-        except OSError:
+            # Not recv(MSG_DONTWAIT): Python waits for a socket with a timeout before it calls that.
+            waiting = select.poll()
+            waiting.register(self._socket, select.POLLIN)
+            if not waiting.poll(0):
+                return True
+            return self._socket.recv(1, socket.MSG_PEEK) != b""
+        except (OSError, ValueError):
             return False
 
     def fileno(self) -> int:
