@@ -3,6 +3,7 @@
 # ThreadSanitizer wants a memory layout without randomisation on newer kernels, hence setarch where it is allowed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+compgen -G 'tests/native/*.cpp' >/dev/null || { echo "tests/native holds no test"; exit 1; }
 directory=$1
 shift
 log=$directory/build.log
