@@ -146,7 +146,9 @@ class FakeShard:
         return 0
 
     def release(self, id: int) -> int:
-        mine = [number for number, e in self.extents.items() if e.owner == id and e.state in (OWNED, IN_FLIGHT)]
+        mine = [
+            number for number, e in self.extents.items() if e.owner == id and e.state in (OWNED, IN_FLIGHT)
+        ]
         pages = sum(self.extents[number].pages for number in mine)
         for number in mine:
             self.free(number)
@@ -201,7 +203,9 @@ class FakeShard:
     def _record(self, slab: int, address: int, pages: int, element: int, huge: bool, home: int) -> None:
         assert slab not in self.records
         for other, other_pages, *_ in self.records.values():
-            assert address + pages * PAGE <= other or other + other_pages * PAGE <= address, "two slabs overlap"
+            assert address + pages * PAGE <= other or other + other_pages * PAGE <= address, (
+                "two slabs overlap"
+            )
         self.records[slab] = (address, pages, element, huge, home)
 
     def _can_receive(self, to: int, incarnation: int) -> bool:

@@ -15,7 +15,10 @@ MIB2 = HUGE_PAGE_BYTES
 
 
 @given(
-    st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 40 * MIB2), st.integers(0, 99)), max_size=60)
+    st.lists(
+        st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 40 * MIB2), st.integers(0, 99)),
+        max_size=60,
+    )
 )
 def test_runs_are_disjoint_aligned_and_at_home(steps: list[tuple[bool, int, int, int]]) -> None:
     plan = AddressPlan()

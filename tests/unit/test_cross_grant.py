@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -221,7 +223,7 @@ class Rack(RuleBasedStateMachine):
         shard = self.shard(name)
         address = shard.records[reply.slab][0]
         edges = [0, *sorted(set(cuts)), SLAB_PAGES]
-        pieces = list(zip(edges, edges[1:], strict=False))
+        pieces = list(pairwise(edges))
         return multiple(
             *((name, shard.own(process.pid, address + low * PAGE, high - low)) for low, high in pieces)
         )

@@ -157,7 +157,9 @@ def test_the_element_has_the_last_word_on_its_memory() -> None:
     elements = tuple(ElementInfo(n, f"dram{n}", "dram", GIB, f"element-{n}.sock") for n in range(2))
     box = Box(elements=elements)
     peer, process = box.attach("a")
-    box.refusing = lambda message: len(box.to_elements) and box.to_elements[-1] is message and message.slab == 1
+    box.refusing = lambda message: (
+        len(box.to_elements) and box.to_elements[-1] is message and message.slab == 1
+    )
     slab = slab_of(need(box, peer))
     assert box.shards[process.group].records[slab][2] == 1
     box.refusing = lambda message: True
@@ -414,7 +416,9 @@ def test_status_pages_cover_every_slab_once() -> None:
         assert isinstance(report, wire.SlabList)
         encode(report)  # fits into a packet
         seen += [slab.slab for slab in report.slabs]
-        assert all(s.free_runs == 64 and s.largest_free_run == 4 and s.free_pages == 256 for s in report.slabs)
+        assert all(
+            s.free_runs == 64 and s.largest_free_run == 4 and s.free_pages == 256 for s in report.slabs
+        )
         cursor = report.next_cursor
         pages += 1
     assert seen == slabs and pages > 1

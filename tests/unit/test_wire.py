@@ -110,7 +110,9 @@ def test_every_kind_of_failure_is_an_exception_of_ours() -> None:
     for kind, error in FAILURE_KINDS.items():
         raised = from_failure(kind, "what happened", [("dram0", 1, 0)])
         assert type(raised) is error and isinstance(raised, BequestError) and str(raised) == "what happened"
-        assert getattr(raised, "free", None) == ([("dram0", 1, 0)] if isinstance(raised, RackMemoryError) else None)
+        assert getattr(raised, "free", None) == (
+            [("dram0", 1, 0)] if isinstance(raised, RackMemoryError) else None
+        )
     assert type(from_failure("from a later version", "?")) is RackFault
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -33,6 +34,8 @@ from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, GarbledPacket, encode
 
 log = logging.getLogger("bequest.daemon")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class SlowReader(Exception):
@@ -122,9 +125,9 @@ class Daemon(ABC):
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._stopping: str | None = None
         self.followed = False  # it ended because another daemon had
-        self.supervisor_has_gone = False
+        self._life = life
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
-        self._selector.register(life, selectors.EVENT_READ, self._supervisor_gone)
+        self._selector.register(life, selectors.EVENT_READ, lambda: self.stop("the supervisor has gone"))
         self._next_hello_check = time.monotonic() + HELLO_TIMEOUT
 
     # --- for the subclass ----------------------------------------------------------------------------------
@@ -168,9 +171,9 @@ class Daemon(ABC):
             log.info("%s stops: %s", self.role, reason)
             self._stopping = reason
 
-    def _supervisor_gone(self) -> None:
-        self.supervisor_has_gone = True
-        self.stop("the supervisor has gone")
+    def supervisor_has_gone(self) -> bool:
+        """Nothing is ever written into the pipe of life: it is readable when its other end has been closed."""
+        return bool(select.select([self._life], [], [], 0)[0])
 
     def _link_broken(self, link: Link, reason: str) -> None:
         self.followed = True
@@ -194,6 +197,9 @@ class Daemon(ABC):
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, STOP_SIGNALS
+        )  # the supervisor blocked them before the fork
         return ends
 
     def _handle(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:

@@ -35,7 +35,7 @@ from bequest.runtime.agent import Agent
 from bequest.runtime.config import RackConfig, make_config
 from bequest.runtime.directory import EMBEDDED_PREFIX, ClaimedDirectory, RackNotes, claim
 from bequest.runtime.element_server import ElementServer
-from bequest.runtime.loop import Daemon
+from bequest.runtime.loop import STOP_SIGNALS, Daemon
 from bequest.runtime.mmu_daemon import MmuDaemon
 from bequest.runtime.slab_files import SlabFileError, SlabFiles
 from bequest.runtime.transport import link, listen
@@ -106,7 +106,13 @@ class Supervisor:
         sys.stdout.flush()
         gc.collect()
         gc.freeze()  # what has been imported stays in pages that all daemons share
-        self._children = [self._fork(plan, plans) for plan in plans]
+        # A signal between a daemon's fork and its own handlers would be lost on the handlers that it inherits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            for plan in plans:
+                self._children.append(self._fork(plan, plans))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         gc.unfreeze()
         os.close(self._life[0])
         for plan in plans:
@@ -160,7 +166,7 @@ class Supervisor:
             daemon = plan.make(self._life[0])
             daemon.run()
             code = FOLLOWED if daemon.followed else 0
-            if plan.role == "mmu" and daemon.supervisor_has_gone:
+            if plan.role == "mmu" and daemon.supervisor_has_gone():
                 self._directory.remove()
         except BaseException:
             log.exception("%s has failed", plan.role)
@@ -242,7 +248,7 @@ class Supervisor:
         self._signals.setblocking(False)
         self._signal_sender.setblocking(False)
         signal.set_wakeup_fd(self._signal_sender.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._ask_to_stop)
 
     def _ask_to_stop(self, number: int, frame: object) -> None:

@@ -1,0 +1,206 @@
+"""What clients may do wrong at every socket: it costs them their connection, and the rack nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bequest.errors import RackGone, VersionMismatch
+from bequest.limits import PACKET_BYTES_MAX, TABLE_VERSION, WIRE_VERSION
+from bequest.runtime import loop
+from bequest.runtime.agent import Agent
+from bequest.runtime.config import make_config
+from bequest.runtime.transport import Channel, link, listen, send_packet
+from bequest.wire import messages as wire
+from bequest.wire.codec import encode
+from rack_process import Member, RackProcess, until
+
+SOCKETS = ["mmu.sock", "element-dram0.sock", "agent-host0.sock"]
+HELLO = encode(wire.Hello(WIRE_VERSION, TABLE_VERSION))
+
+
+@pytest.fixture(scope="module")
+def rack() -> Iterator[RackProcess]:
+    started = RackProcess.start(memory=["dram0:64MiB"])
+    yield started
+    assert started.audit() == []
+    started.stop()
+
+
+def connect(rack: RackProcess, name: str, greet: bool = True) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    client.settimeout(10)
+    client.connect(str(rack.directory.path / name))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    if greet:
+        client.send(HELLO)
+        assert b"Welcome" in client.recv(4096)
+    return client
+
+
+def is_dropped(client: socket.socket) -> bool:
+    try:
+        return client.recv(4096) == b""
+    except ConnectionResetError:
+        return True
+    finally:
+        client.close()
+
+
+def lives(rack: RackProcess) -> bool:
+    member = Member(rack, "probe")
+    os.close(member.open(member.need(2 << 20)))
+    member.mmu.request(wire.Detach())
+    member.close()
+    return True
+
+
+GARBAGE = [
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\x00",
+    bytes(1000),
+    HELLO[:5],
+    encode(wire.Enrol(b"x"))[:-1],
+    msgspec.msgpack.encode({"type": "Hello", "version": "one", "table_version": None}),
+    msgspec.msgpack.encode({"type": "NoSuchMessage"}),
+    msgspec.msgpack.encode({"type": "NeedSlab", "pages": 2**63}) + b"tail",
+    encode(wire.SlabReserved(1)),  # what only a memory element says, over its link
+    encode(wire.ProcessExited(1, 1)),
+    b"\xdc\xff\xff" * 1000,
+    os.urandom(5000),
+    bytes(PACKET_BYTES_MAX + 1),
+    bytes(3 * PACKET_BYTES_MAX),
+]
+
+
+@pytest.mark.parametrize("greet", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize("name", SOCKETS)
+def test_garbage(rack: RackProcess, name: str, greet: bool) -> None:
+    for packet in GARBAGE:
+        client = connect(rack, name, greet)
+        client.send(packet)
+        assert is_dropped(client), packet[:40]
+    assert lives(rack)
+    assert "drops client" in rack.log()
+
+
+@pytest.mark.parametrize("name", SOCKETS)
+def test_another_version_is_told_so(rack: RackProcess, name: str) -> None:
+    client = connect(rack, name, greet=False)
+    client.send(encode(wire.Hello(WIRE_VERSION + 1, TABLE_VERSION)))
+    assert b"version" in client.recv(4096)
+    assert is_dropped(client)
+
+
+def test_the_library_turns_that_into_an_exception(rack: RackProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bequest.runtime.transport.WIRE_VERSION", WIRE_VERSION + 1)
+    with pytest.raises(VersionMismatch, match="restart the rack"):
+        rack.connect()
+
+
+@pytest.mark.parametrize("name", SOCKETS)
+def test_descriptors_nobody_asked_for_do_not_stay(rack: RackProcess, name: str) -> None:
+    before = rack.descriptors()
+    for count, packet in ((1, encode(wire.Hello(9, 9))), (4, HELLO), (5, HELLO), (200, HELLO), (200, b"x")):
+        client = connect(rack, name, greet=False)
+        send_packet(client, packet, [0] * count)
+        client.recv(4096)
+        client.close()
+    assert until(lambda: rack.descriptors() == before)
+
+
+@pytest.mark.parametrize("name", SOCKETS)
+def test_a_client_that_reads_nothing_stops_only_itself(rack: RackProcess, name: str) -> None:
+    question = {
+        "mmu.sock": wire.Status("slabs"),
+        "element-dram0.sock": wire.OpenSlab(b"", 1),
+        "agent-host0.sock": wire.Enrol(b""),
+    }[name]
+    client = connect(rack, name)
+    client.setblocking(False)
+    packet = encode(question)
+    with suppress(BlockingIOError):
+        while True:
+            client.send(packet)
+    assert lives(rack)
+    client.close()
+    assert lives(rack)
+
+
+@pytest.mark.parametrize("role", ["mmu", "dram0", "host0"])
+def test_out_of_descriptors(rack: RackProcess, role: str) -> None:
+    name = {"mmu": SOCKETS[0], "dram0": SOCKETS[1], "host0": SOCKETS[2]}[role]
+    pid = rack.daemons()[role]
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (rack.descriptors()[role] + 10, limits[1]))
+    clients = [connect(rack, name, greet=False) for _ in range(30)]
+    dropped = 0
+    for client in clients:
+        try:
+            client.send(HELLO)
+            dropped += client.recv(4096) == b""
+        except (ConnectionResetError, BrokenPipeError):
+            dropped += 1
+    assert 0 < dropped < len(clients)
+    for client in clients:
+        client.close()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert until(lambda: lives(rack))
+    assert "cannot accept a client" in rack.log()
+
+
+def test_those_who_say_nothing_are_dropped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loop, "HELLO_TIMEOUT", 0.2)
+    listener = listen(tmp_path / "agent.sock")
+    life = os.pipe()
+    mmu_end, agent_end = link()
+    child = os.fork()
+    if child == 0:
+        os.close(life[1])
+        mmu_end.close()
+        config = make_config(memory=["dram0:64MiB"]).for_mmu(1)
+        Agent(config, "host0", listener, life[0], agent_end).run()
+        os._exit(0)
+    os.close(life[0])
+    agent_end.close()
+    listener.close()
+    quiet = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    quiet.settimeout(10)
+    quiet.connect(str(tmp_path / "agent.sock"))
+    polite = Channel.connect(tmp_path / "agent.sock")
+    assert quiet.recv(10) == b""
+    assert polite.is_alive()
+    os.close(life[1])
+    os.waitpid(child, 0)
+    polite.close()
+    quiet.close()
+    mmu_end.close()
+
+
+@pytest.mark.root
+def test_another_user_is_refused(rack: RackProcess) -> None:
+    """Its directory keeps others out; were it open, the sockets would still ask the kernel who is there."""
+    rack.directory.path.parent.chmod(0o755)
+    rack.directory.path.parent.parent.chmod(0o755)
+    rack.directory.path.chmod(0o755)
+    for name in SOCKETS:
+        (rack.directory.path / name).chmod(0o777)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        try:
+            Channel.connect(rack.directory.mmu_socket)
+        except RackGone as error:
+            os._exit(0 if "gone" in str(error) else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    rack.directory.path.chmod(0o700)
+    assert "refuses os pid" in rack.log()

@@ -1,0 +1,305 @@
+"""A rack's daemons as real processes: attaching, memory, deaths on either side, and nothing left behind."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bequest import errors
+from bequest.errors import NotAttached, RackGone, RackMemoryError, UnknownProcess
+from bequest.runtime.config import make_config
+from bequest.runtime.directory import find
+from bequest.runtime.embedded import start_detached, start_embedded
+from bequest.runtime.transport import Channel
+from bequest.wire import messages as wire
+from rack_process import Member, RackProcess, end, is_running, run_member, until
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def rack() -> Iterator[RackProcess]:
+    started = RackProcess.start(orphan_keep=0.3)
+    yield started
+    started.stop()
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_share_the_pages_of_their_groups_slab(rack: RackProcess) -> None:
+    one, two = Member(rack, "one"), Member(rack, "two")
+    slab = one.need(2 * MIB)
+    fds = one.open(slab), two.open(slab)
+    with mmap.mmap(fds[0], 2 * MIB) as mine, mmap.mmap(fds[1], 2 * MIB) as theirs:
+        mine[4096:4101] = b"hello"
+        assert theirs[4096:4101] == b"hello"
+    for fd in fds:
+        os.close(fd)
+    assert rack.audit() == []
+    one.close()
+    two.close()
+
+
+def test_another_group_cannot_open_it(rack: RackProcess) -> None:
+    creator = rack.connect()
+    group, _ = creator.request(wire.CreateGroup("etl"))
+    assert isinstance(group, wire.GroupCreated)
+    one, stranger = Member(rack, "one"), Member(rack, "stranger", group.secret)
+    slab = one.need(2 * MIB)
+    with pytest.raises(UnknownProcess):
+        stranger.open(slab)
+    with pytest.raises(UnknownProcess):
+        stranger.element.request(wire.OpenSlab(b"guess", slab))
+    for member in (one, stranger):
+        member.close()
+    creator.close()
+
+
+def test_nobody_can_change_the_size_of_a_slab(rack: RackProcess) -> None:
+    member = Member(rack, "one")
+    fd = member.open(member.need(2 * MIB, huge=True))
+    for size in (0, 4 * MIB):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    os.close(fd)
+    member.close()
+
+
+def test_more_than_there_is(rack: RackProcess) -> None:
+    member = Member(rack, "one")
+    with pytest.raises(RackMemoryError) as caught:
+        member.need(1024 * MIB)
+    assert caught.value.free == [("dram0", 256 * MIB, 256 * MIB)]
+    for _ in range(4):
+        member.need(64 * MIB)
+    other = Member(rack, "two")
+    with pytest.raises(RackMemoryError):
+        other.need(512 * MIB)
+    other.close()
+    member.mmu.request(wire.Detach())
+    assert rack.used() == 0
+    member.close()
+
+
+def test_memory_in_files_leaves_none_behind(tmp_path: Path) -> None:
+    rack = RackProcess.start(memory=[f"pmem0:64MiB:file:{tmp_path}"])
+    member = Member(rack, "one")
+    fd = member.open(member.need(2 * MIB))
+    assert os.fstat(fd).st_blocks * 512 >= 2 * MIB  # allocated, so a full disk is no SIGBUS later
+    assert list(tmp_path.iterdir()) == []
+    os.close(fd)
+    member.close()
+    rack.stop()
+
+
+# --- deaths of users ----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_process_is_noticed_kept_and_freed(rack: RackProcess) -> None:
+    process = run_member(rack, "victim")
+    assert rack.states() == {"victim": "attached"}
+    process.kill()
+    assert until(lambda: rack.states() != {"victim": "attached"})
+    assert until(lambda: rack.states() == {})
+    assert rack.used() == 0
+    assert rack.audit() == []
+    assert "'victim'" in rack.log() and "has died" in rack.log()
+    end(process)
+
+
+def test_a_forked_child_that_outlives_the_process_hides_nothing(rack: RackProcess) -> None:
+    fork = "child = os.fork()\nif child == 0:\n    sys.stdin.read()\n    os._exit(0)"
+    process = run_member(rack, "parent", fork)
+    process.kill()
+    assert until(lambda: rack.states() == {})
+    end(process)
+
+
+def test_a_closed_connection_is_not_a_death(rack: RackProcess) -> None:
+    member = Member(rack, "one")
+    member.need(2 * MIB)
+    member.close()
+    assert until(lambda: rack.states() == {"one": "lost"})
+    assert not until(lambda: rack.states() == {}, seconds=1.5)  # this process runs on
+
+
+def test_a_forked_child_is_not_attached(rack: RackProcess) -> None:
+    channel = rack.connect()
+    child = os.fork()
+    if child == 0:
+        try:
+            channel.request(wire.Status("rack"))
+        except NotAttached:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert isinstance(channel.request(wire.Status("rack"))[0], wire.RackReport)
+    channel.close()
+
+
+def test_many_come_and_go(rack: RackProcess) -> None:
+    def come_and_go(times: int) -> None:
+        for index in range(times):
+            member = Member(rack, f"m{index}")
+            member.need(2 * MIB)
+            member.mmu.request(wire.Detach())
+            member.close()
+
+    come_and_go(1)  # the user's own group and its table stay
+    rack.ask(wire.Status("rack"))
+    before = rack.descriptors()
+    come_and_go(40)
+    assert until(lambda: rack.descriptors()["mmu"] <= before["mmu"])
+    assert until(lambda: rack.descriptors()["host0"] <= before["host0"])
+    assert rack.used() == 0
+
+
+# --- deaths of daemons --------------------------------------------------------------------------------------------
+
+
+def test_asked_to_stop_nothing_is_left() -> None:
+    rack = RackProcess.start()
+    daemons = rack.daemons()
+    member = Member(rack, "one")
+    member.need(2 * MIB)
+    rack.ask(wire.Shutdown())
+    assert until(lambda: not rack.directory.path.exists())
+    assert until(lambda: not any(map(is_running, [rack.supervisor, *daemons.values()])))
+    assert not member.mmu.is_alive()
+    with pytest.raises(RackGone):
+        member.mmu.request(wire.Status("rack"))
+    member.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_rack_in_the_foreground(number: signal.Signals) -> None:
+    program = (
+        "from bequest.runtime.supervisor import run_rack; from bequest.runtime.config import make_config;"
+        "raise SystemExit(run_rack(make_config(name='front', memory=['d:64MiB']), lambda d: print(d.path, flush=True)))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    path = Path(process.stdout.readline().strip())
+    assert path.is_dir()
+    process.send_signal(number)
+    assert process.wait(10) == 0
+    assert not path.exists()
+    process.stdout.close()
+
+
+def test_a_killed_supervisor_takes_everything_with_it() -> None:
+    rack = RackProcess.start()
+    daemons = rack.daemons()
+    os.kill(rack.supervisor, signal.SIGKILL)
+    assert until(lambda: not any(map(is_running, daemons.values())))
+    assert until(lambda: not rack.directory.path.exists())
+
+
+def test_all_killed_at_once_is_swept_by_the_next() -> None:
+    rack = RackProcess.start()
+    for pid in (rack.supervisor, *rack.daemons().values()):
+        os.kill(pid, signal.SIGSTOP)
+    for pid in (*rack.daemons().values(), rack.supervisor):
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: not rack.directory.is_live())
+    assert rack.directory.path.exists()
+    with pytest.raises(errors.NoRack):
+        find("test")
+    again = RackProcess.start()
+    assert isinstance(again.ask(wire.Status("rack")), wire.RackReport)
+    again.stop()
+
+
+@pytest.mark.parametrize("role", ["mmu", "dram0", "host0"])
+def test_a_killed_daemon_starts_a_new_generation(role: str) -> None:
+    rack = RackProcess.start()
+    member = Member(rack, "one")
+    daemons = rack.daemons()
+    os.kill(daemons[role], signal.SIGKILL)
+    assert until(lambda: not any(map(is_running, daemons.values())))
+    assert until(lambda: not member.mmu.is_alive())
+    with pytest.raises(RackGone):
+        member.mmu.request(wire.Status("rack"))
+    member.close()
+    assert until(lambda: "generation 2" in rack.log())
+    report = rack.ask(wire.Status("rack"))
+    assert isinstance(report, wire.RackReport) and report.generation == 2 and report.slabs == 0
+    assert f"daemon {role} (pid {daemons[role]}) was killed by SIGKILL" in rack.log()
+    rack.stop()
+
+
+@pytest.mark.parametrize("role", ["mmu", "dram0", "host0"])
+def test_a_killed_daemon_ends_an_embedded_rack(role: str) -> None:
+    rack = RackProcess(start_embedded())
+    channel = rack.connect()
+    os.kill(rack.daemons()[role], signal.SIGKILL)
+    assert until(lambda: not rack.directory.path.exists())
+    assert until(lambda: not is_running(rack.supervisor))
+    assert not channel.is_alive()
+    channel.close()
+
+
+def test_an_embedded_rack_ends_after_its_last_client() -> None:
+    rack = RackProcess(start_embedded())
+    first, second = rack.connect(), rack.connect()
+    first.close()
+    assert not until(lambda: not rack.directory.path.exists(), seconds=2)
+    second.close()
+    assert until(lambda: not rack.directory.path.exists())
+    assert until(lambda: not is_running(rack.supervisor))
+
+
+# --- not starting ---------------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_taken_by_a_running_rack(rack: RackProcess) -> None:
+    with pytest.raises(errors.BequestError, match="running already"):
+        start_detached(make_config(name="test", memory=["dram0:64MiB"]))
+    assert isinstance(rack.ask(wire.Status("rack")), wire.RackReport)
+
+
+def test_two_racks_of_one_user(rack: RackProcess) -> None:
+    other = RackProcess.start("other")
+    Member(rack, "same").close()
+    Member(other, "same").close()
+    other.stop()
+
+
+def test_a_directory_without_room_for_files(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    config = make_config(name="files", memory=[f"pmem0:64MiB:file:{gone}"])
+    gone.rmdir()
+    with pytest.raises(errors.BequestError, match="pmem0"):
+        start_detached(config)
+
+
+def test_a_long_path_to_the_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    rack = RackProcess.start("long")
+    assert len(str(rack.directory.mmu_socket)) > 107
+    member = Member(rack, "one")
+    os.close(member.open(member.need(2 * MIB)))
+    member.close()
+    rack.stop()
+
+
+def test_channels_survive_an_interrupted_request(rack: RackProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = rack.connect()
+    receive = Channel._receive
+    monkeypatch.setattr(Channel, "_receive", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        channel.request(wire.Status("rack"))
+    monkeypatch.setattr(Channel, "_receive", receive)
+    assert isinstance(channel.request(wire.Status("elements"))[0], wire.ElementList)
+    channel.close()
