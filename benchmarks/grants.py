@@ -43,6 +43,7 @@ def play_back(orders: Connection, key: str, name: str, other: str, batch: int) -
                     stopped = True
                 if regions:
                     me.grant_all(regions, other)
+            orders.send("stopped")
 
 
 class Game:
@@ -69,6 +70,7 @@ class Game:
         self.balls = []
         while len(self.balls) < 2 * batch:
             self.balls += me.accept_all(2 * batch, PATIENCE_SECONDS)
+        self.orders.recv()  # B has seen the end of this game, so that it takes no ball of the next for one of this
         return grants / elapsed
 
     def close(self) -> None:

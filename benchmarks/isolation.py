@@ -12,6 +12,7 @@ from typing import Any
 from .measure import Noise, Outcome
 
 BENCHMARKS = ("handoff", "grants", "scale", "startup", "proof", "table_size")
+LONGEST_SECONDS = 1800.0
 
 
 def say(text: str) -> None:
@@ -39,7 +40,11 @@ def isolated(benchmark: str, quick: bool, options: dict[str, Any]) -> Outcome:
     process.start()
     theirs.close()
     try:
-        outcome: Outcome = ours.recv()
+        if ours.poll(LONGEST_SECONDS):
+            outcome: Outcome = ours.recv()
+        else:
+            outcome = Outcome(benchmark, failure=f"it did not end within {LONGEST_SECONDS:.0f} s")
+            process.terminate()
     except EOFError:
         process.join()
         outcome = Outcome(benchmark, failure=f"its process ended with exit code {process.exitcode}")

@@ -9,6 +9,7 @@ median says how fast the machine was, its spread how far two figures of the same
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -32,9 +33,10 @@ class Target:
 
     def factor_missed(self, value: float) -> float:
         """How many times too large (or too small) `value` is: 1.0 or less means that the target is met."""
-        if self.sense == "at most":
-            return value / self.bound
-        return self.bound / value if value > 0 else float("inf")
+        small, large = (self.bound, value) if self.sense == "at most" else (value, self.bound)
+        if small > 0:
+            return large / small
+        return math.inf if large > small else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,9 @@ class Figure:
         if self.target is None:
             return ""
         factor = self.target.factor_missed(self.value)
-        return "met" if factor <= 1 else f"missed by {factor:.2f}x"
+        if factor <= 1:
+            return "met"
+        return f"missed by {factor:.2f}x" if math.isfinite(factor) else "missed"
 
 
 @dataclass(slots=True)

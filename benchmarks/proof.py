@@ -1,7 +1,7 @@
 """The physical proof: what B holds after a grant is the same memory, not a copy of it.
 
 Four witnesses, none of which is Bequest: the page frames in /proc/PID/pagemap (root only) before the grant in
-A and after it in B; the protection in /proc/PID/maps of both; the private memory of both processes, which
+A and after it in B; the protection in /proc/PID/maps of both; the resident memory of both processes, which
 must not grow over many hand-offs; and a chain of absolute pointers that A writes through the region and B
 follows with plain loads.
 """
@@ -71,9 +71,9 @@ def follow_chain(address: int) -> int:
     return links
 
 
-def private_bytes() -> int:
-    """The anonymous memory of this process, where a copy would have to be."""
-    return bequest_side.memory_of(os.getpid()).get("Pss_Anon", 0)
+def resident_bytes() -> int:
+    """All memory of this process, shared or not: any copy would have to be in there."""
+    return bequest_side.memory_of(os.getpid()).get("Rss", 0)
 
 
 def witness(orders: Connection, key: str, sender: str) -> None:
@@ -94,7 +94,7 @@ def witness(orders: Connection, key: str, sender: str) -> None:
         for _ in range(HAND_OFFS):
             region = me.accept(PATIENCE_SECONDS)
             checksum(region)
-            weights.append(private_bytes())
+            weights.append(resident_bytes())
             region.grant(sender)
         orders.send(weights)
 
@@ -113,7 +113,7 @@ def hand_over(me: Any, orders: Connection) -> dict[str, Any]:
     for _ in range(HAND_OFFS):
         region = me.accept(PATIENCE_SECONDS)
         seen["same_address"] = region.address == address
-        weights.append(private_bytes())
+        weights.append(resident_bytes())
         region.grant("witness")
     me.accept(PATIENCE_SECONDS).free()
     seen["weights_a"], seen["weights_b"] = weights, orders.recv()
@@ -125,7 +125,7 @@ def growth(weights: list[int]) -> int:
     return max(0, weights[-1] - weights[len(weights) // 5])
 
 
-def run(quick: bool, noise: Noise, say: Callable[[str], None]) -> Outcome:  # noqa: ARG001 - the same for all
+def run(quick: bool, noise: Noise, say: Callable[[str], None]) -> Outcome:
     """The whole benchmark."""
     say("proof: handing 64 MiB back and forth")
     rack = bequest_side.connect()
@@ -156,13 +156,13 @@ def run(quick: bool, noise: Noise, say: Callable[[str], None]) -> Outcome:  # no
             f"{seen['chain_written']:,} absolute pointers, same address: {seen['same_address']}",
         ),
         Figure(
-            "growth of A's private memory over 40 hand-offs",
+            "growth of A's RSS over 40 hand-offs",
             growth(seen["weights_a"]),
             "bytes",
             Target("at most", MIB),
         ),
         Figure(
-            "growth of B's private memory over 40 hand-offs",
+            "growth of B's RSS over 40 hand-offs",
             growth(seen["weights_b"]),
             "bytes",
             Target("at most", MIB),

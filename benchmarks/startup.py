@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 from . import bequest_side
 from .measure import MIB, Figure, Noise, Outcome, Target
@@ -58,28 +59,21 @@ def fresh_interpreter(program: str) -> list[float]:
     return [float(word) for word in finished.stdout.split()]
 
 
-def attach_seconds(repeats: int, noise: Noise) -> list[float]:
-    """Attaching to a running rack, again and again, under new names."""
-    rack = bequest_side.connect()
+def attach_seconds(rack: Any, repeats: int, noise: Noise) -> list[float]:
+    """Attaching to a running rack, again and again, under new names; the first does not count."""
     timings = []
-    with rack.attach("host"):
-        for number in range(repeats + 1):
-            noise.sample()
-            started = time.perf_counter()
-            process = rack.attach(f"guest-{number}")
-            timings.append(time.perf_counter() - started)
-            process.detach()
+    for number in range(repeats + 1):
+        noise.sample()
+        started = time.perf_counter()
+        process = rack.attach(f"guest-{number}")
+        timings.append(time.perf_counter() - started)
+        process.detach()
     return timings[1:]
 
 
-def daemon_memory() -> dict[str, int]:
-    """Of a fresh embedded rack in use by one process: the bytes of all its daemons together."""
-    before = bequest_side.daemons()
-    rack = bequest_side.connect()
-    with rack.attach("weigher") as me:
-        region = me.alloc(1 * MIB)
-        of_each = [bequest_side.memory_of(pid) for pid in bequest_side.daemons() - before]
-        region.free()
+def weight(pids: set[int]) -> dict[str, int]:
+    """The bytes of these daemons together: PSS shares out what they share, RSS counts it for each."""
+    of_each = [bequest_side.memory_of(pid) for pid in pids]
     return {
         "daemons": len(of_each),
         "pss": sum(memory.get("Pss", 0) for memory in of_each),
@@ -99,8 +93,12 @@ def run(quick: bool, noise: Noise, say: Callable[[str], None]) -> Outcome:
     say("startup: embedded rack")
     embedded = [fresh_interpreter(EMBEDDED)[0] for _ in range(repeats)]
     say("startup: attach")
-    attach = attach_seconds(repeats, noise)
-    memory = daemon_memory()
+    other_racks = bequest_side.daemons()
+    rack = bequest_side.connect()
+    with rack.attach("host") as me:
+        me.alloc(1 * MIB).free()
+        memory = weight(bequest_side.daemons() - other_racks)
+        attach = attach_seconds(rack, repeats, noise)
     outcome.raw.update(imports=imports, embedded=embedded, attach=attach, memory=memory)
     import_seconds = statistics.median(seconds for seconds, _ in imports)
     numpy_loaded = max(loaded for _, loaded in imports)

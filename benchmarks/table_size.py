@@ -24,10 +24,9 @@ def native_core() -> Any:
     return import_module("bequest._core")
 
 
-def descriptors_for(region_bytes: int, mapped_bytes: int) -> int:
-    """How many descriptors the table of a fresh rack gains when regions of that size fill `mapped_bytes`."""
-    rack = bequest_side.connect()
-    with rack.attach("cutter") as me:
+def descriptors_for(rack: Any, region_bytes: int, mapped_bytes: int) -> int:
+    """How many descriptors the table gains when a process fills `mapped_bytes` with regions of that size."""
+    with rack.attach(f"cutter-{region_bytes}") as me:
         before = bequest_side.extents(rack)
         regions = [me.alloc(region_bytes) for _ in range(mapped_bytes // region_bytes)]
         added = bequest_side.extents(rack) - before
@@ -36,13 +35,14 @@ def descriptors_for(region_bytes: int, mapped_bytes: int) -> int:
     return added
 
 
-def run(quick: bool, noise: Noise, say: Callable[[str], None]) -> Outcome:  # noqa: ARG001 - the same for all
+def run(quick: bool, noise: Noise, say: Callable[[str], None]) -> Outcome:
     """The whole benchmark."""
     say("table_size: counting descriptors")
     mapped = MAPPED_BYTES // 4 if quick else MAPPED_BYTES
     x86 = GIB // PAGE_BYTES * X86_ENTRY_BYTES
     outcome = Outcome("table_size")
-    counts = {size: descriptors_for(size, mapped) for size in REGION_SIZES}
+    rack = bequest_side.connect()
+    counts = {size: descriptors_for(rack, size, mapped) for size in REGION_SIZES}
     outcome.raw.update(descriptors={str(size): count for size, count in counts.items()}, mapped_bytes=mapped)
     per_extent: int = native_core().DESCRIPTOR_BYTES
     outcome.figures.append(
