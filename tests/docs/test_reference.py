@@ -1,0 +1,132 @@
+"""The reference says what the code says: names, signatures, exceptions, figures."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+from pages import ROOT, table_rows
+
+import bequest as bq
+from bequest import _core, errors, limits
+
+REFERENCE = ROOT / "docs" / "reference" / "python.md"
+ERRORS = ROOT / "docs" / "reference" / "errors.md"
+ADDRESSES = ROOT / "docs" / "reference" / "address-plan.md"
+
+EXCEPTIONS = {
+    name
+    for name in bq.__all__
+    if isinstance(found := getattr(bq, name), type) and issubclass(found, BaseException)
+}
+CLASSES = {name: found for name in bq.__all__ if isinstance(found := getattr(bq, name), type)}
+PLAIN_CLASSES = {name: found for name, found in CLASSES.items() if name not in EXCEPTIONS}
+
+
+def documented() -> dict[str, str]:
+    """Each heading of the reference that names something: its name, and the signature as written, or ""."""
+    headings = re.findall(r"^#{2,4} `(?:await )?([\w.]+)(\(.*\))?`$", REFERENCE.read_text(), re.MULTILINE)
+    assert len(headings) > 30
+    return dict(headings)
+
+
+def signature_of(found: object, *, bound: bool) -> str:
+    """As the reference writes it: no annotations, no self."""
+    signature = inspect.signature(found)  # type: ignore[arg-type]
+    parameters = [
+        parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()
+    ]
+    return str(inspect.Signature(parameters[1:] if bound else parameters))
+
+
+def members_of(found: type) -> dict[str, object]:
+    """What a user may call or read of a class: its public methods, properties and fields."""
+    members = {}
+    for base in reversed(found.__mro__):
+        if base.__module__.partition(".")[0] == "bequest":
+            members.update({name: base.__dict__[name] for name in base.__dict__ if name[0] != "_"})
+            names = base.__dict__.get("__dataclass_fields__", {})
+            members.update({name: property() for name in names})
+    return members
+
+
+@pytest.mark.parametrize("name", sorted(set(bq.__all__) - EXCEPTIONS))
+def test_every_public_name_has_its_heading(name: str) -> None:
+    headings = documented()
+    assert f"bequest.{name}" in headings
+    found = getattr(bq, name)
+    if not isinstance(found, type):
+        assert headings[f"bequest.{name}"] == signature_of(found, bound=False)
+
+
+# Public in Python's sense only: for the command line, or for the package itself.
+INTERNAL = {
+    "Rack": {"request"},
+    "Process": {"check_rack", "wait_for_room", "mappings", "live_views"},
+    "Region": {"offset", "remaining"},
+    "Inbox": {"close"},
+    "Queue": set(),
+    "Group": set(),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN_CLASSES))
+def test_every_member_has_its_heading(name: str) -> None:
+    headings = documented()
+    members = {
+        key: value for key, value in members_of(PLAIN_CLASSES[name]).items() if key not in INTERNAL[name]
+    }
+    assert members
+    missing = [member for member in members if f"{name}.{member}" not in headings]
+    assert not missing, f"the reference lacks {name}.{', '.join(missing)}"
+    for member, value in members.items():
+        if inspect.isfunction(value):
+            assert headings[f"{name}.{member}"] == signature_of(value, bound=True), member
+
+
+def test_nothing_is_documented_that_is_not_there() -> None:
+    instance_attributes = {
+        "Process.name",
+        "Process.group",
+        "Process.compute",
+        "Process.inbox",
+        "Rack.directory",
+    }
+    for heading in set(documented()) - instance_attributes:
+        owner, _, member = heading.partition(".")
+        if owner == "bequest":
+            assert member in bq.__all__, heading
+        else:
+            assert member in members_of(PLAIN_CLASSES[owner]), heading
+
+
+def test_instance_attributes_are_documented() -> None:
+    assert {"Process.name", "Process.group", "Process.compute", "Process.inbox"} <= documented().keys()
+
+
+def test_every_exception_has_its_row() -> None:
+    rows = {row[0]: row for kind in ("The caller's mistakes", "The peers' doing", "Faults of components")
+            for row in table_rows(ERRORS, kind)}  # fmt: skip
+    raised = {
+        found.__name__
+        for found in [*vars(errors).values(), *(getattr(bq, name) for name in EXCEPTIONS)]
+        if isinstance(found, type)
+        and issubclass(found, errors.BequestError)
+        and found is not errors.BequestError
+    }
+    assert set(rows) == raised
+    for name, row in rows.items():
+        found = getattr(bq, name, None) or getattr(errors, name)
+        bases = [base.__name__ for base in found.__mro__[1:] if issubclass(base, Exception)]
+        assert row[1] in bases, f"{name} is also {row[1]}: its bases are {bases}"
+        assert row[2] and row[3], f"{name}: when is it raised, and what helps?"
+
+
+def test_the_address_plan_has_the_figures_of_the_code() -> None:
+    rows = table_rows(ADDRESSES, "Figures")
+    assert len(rows) >= 10
+    for name, written, _ in rows:
+        figure = getattr(limits, name, None)
+        figure = getattr(_core, name) if figure is None else figure
+        assert int(written.replace(",", "").replace("_", ""), 0) == figure, name
