@@ -126,7 +126,9 @@ def test_a_client_that_reads_nothing_stops_only_itself(rack: RackProcess, name: 
     client = connect(rack, name)
     client.setblocking(False)
     packet = encode(question)
-    with suppress(BlockingIOError):
+    with suppress(
+        BlockingIOError, ConnectionResetError, BrokenPipeError
+    ):  # its buffer is full, or it is dropped
         while True:
             client.send(packet)
     assert lives(rack)

@@ -40,6 +40,7 @@ from bequest.wire import messages as wire
 
 Kind = tuple[int, bool]  # (bytes, on huge pages): what makes files interchangeable
 TICK_INTERVAL = 1.0
+REPORT_INTERVAL = 0.1
 
 
 @dataclass(slots=True)
@@ -84,6 +85,8 @@ class MemoryElement:
         self._pool_max = min(POOL_BYTES_MAX, size // 8)
         self._tickets: dict[bytes, int] = {}
         self._slabs: dict[int, HeldSlab] = {}
+        self._slab_bytes = 0
+        self._slab_huge_bytes = 0
         self._making: dict[
             int, HeldSlab | None
         ] = {}  # file -> the slab that waits for it; None: for the pool
@@ -98,6 +101,7 @@ class MemoryElement:
         self._hits = self._misses = 0
         self._outputs: list[Output] = []
         self._next_tick = now
+        self._next_report = now
 
     # --- inputs --------------------------------------------------------------------------------------------
 
@@ -161,6 +165,7 @@ class MemoryElement:
             self._make(slab.file, slab)
         else:
             del self._slabs[slab.id]
+            self._slab_bytes -= slab.file.nbytes
             self._outputs.append(ToMmu(wire.SlabRefused(slab.id, message)))
         return self._take_outputs()
 
@@ -175,6 +180,8 @@ class MemoryElement:
             self._next_tick = now + TICK_INTERVAL
             self._give_back(now)
             self._refill(now)
+        if now >= self._next_report:
+            self._next_report = now + REPORT_INTERVAL
             self._report()
         return self._take_outputs()
 
@@ -182,14 +189,13 @@ class MemoryElement:
         return self._next_tick
 
     def usage(self) -> wire.ElementUsage:
-        held = [slab.file for slab in self._slabs.values()]
         recycled = self._all_recycled()
         return wire.ElementUsage(
-            slab_bytes=sum(file.nbytes for file in held),
+            slab_bytes=self._slab_bytes,
             warm_bytes=sum(file.nbytes for file in self._warm)
             + sum(file.nbytes for file in self._warming.values()),
             recycled_bytes=sum(file.nbytes for file in recycled),
-            huge_bytes=sum(file.huge_bytes for file in held + self._warm + recycled),
+            huge_bytes=self._slab_huge_bytes + sum(file.huge_bytes for file in self._warm + recycled),
             warm_hits=self._hits,
             cold_misses=self._misses,
         )
@@ -203,6 +209,7 @@ class MemoryElement:
         file = self._pick(self._recycled.get(message.group, []), kind) or self._pick(self._warm, kind)
         slab = HeldSlab(message.slab, message.group, file or self._new_file(*kind))
         self._slabs[slab.id] = slab
+        self._slab_bytes += slab.file.nbytes
         self._evict(self._size)
         if file is not None:
             self._hits += 1
@@ -214,10 +221,13 @@ class MemoryElement:
 
     def _ready(self, slab: HeldSlab) -> None:
         slab.is_ready = True
+        self._slab_huge_bytes += slab.file.huge_bytes
         self._outputs.append(ToMmu(wire.SlabReserved(slab.id)))
 
     def _retire(self, slab: HeldSlab, now: float) -> None:
         file = slab.file
+        self._slab_bytes -= file.nbytes
+        self._slab_huge_bytes -= file.huge_bytes
         recycled_bytes = sum(other.nbytes for other in self._all_recycled())
         is_known = slab.group in self._tickets.values()
         if slab.was_regrouped or not is_known or recycled_bytes + file.nbytes > self._size // RECYCLED_SHARE:
@@ -307,10 +317,8 @@ class MemoryElement:
             excess = None if excess is None else excess - file.nbytes
 
     def _held_bytes(self) -> int:
-        held = [slab.file for slab in self._slabs.values()]
-        return sum(
-            file.nbytes for file in [*held, *self._warm, *self._all_recycled(), *self._warming.values()]
-        )
+        others = [*self._warm, *self._all_recycled(), *self._warming.values()]
+        return self._slab_bytes + sum(file.nbytes for file in others)
 
     # --- within --------------------------------------------------------------------------------------------
 

@@ -292,20 +292,19 @@ class RackMmu:
             if member.state is State.ORPHANED and member.free_at is not None and now >= member.free_at:
                 self._free_all(member)
         self._supply.sweep()
-        for member in self._state.processes:
-            if member.state is State.GONE and member.pending == 0:
-                self._forget_if_nothing_left(member, now)
         for group in self._state.groups:
+            self._forget_the_gone(group, now)
             self._state.forget_group_if_over(group)
 
-    def _forget_if_nothing_left(self, member: Member, now: float) -> None:
-        shard = self._state.groups[member.group].shard
-        held = shard.holdings(member.id)
-        if held[1] > 0:  # a sender that had looked before it was marked dead committed after it
-            shard.release(member.id)
-        elif held == (0, 0, 0) and not self._state.plan.in_use(member.id):
-            shard.vacate(member.id)
-            self._state.processes.forget(member, now)
+    def _forget_the_gone(self, group: Group, now: float) -> None:
+        gone = [m for m in self._state.processes if m.group == group.id and m.state is State.GONE]
+        held = {number: pages for number, _, pages, _ in group.shard.usage()} if gone else {}
+        for member in gone:
+            if held.get(member.id):  # a sender that had looked before it was marked dead committed after it
+                group.shard.release(member.id)
+            elif member.pending == 0 and member.id not in held and not self._state.plan.in_use(member.id):
+                group.shard.vacate(member.id)
+                self._state.processes.forget(member, now)
 
     # --- within --------------------------------------------------------------------------------------------
 

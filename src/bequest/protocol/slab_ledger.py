@@ -57,6 +57,8 @@ class Slab:
 class SlabLedger:
     def __init__(self, elements: Sequence[int]) -> None:
         self._slabs: dict[SlabId, Slab] = {}
+        self._copies: dict[SlabId, dict[SlabId, Slab]] = {}  # by parent
+        self._places: dict[int, SlabId] = {}  # in the tables, which have room for so many
         self._used = dict.fromkeys(elements, 0)
         self._last_id = 0
 
@@ -77,6 +79,9 @@ class SlabLedger:
     ) -> Slab:
         slab = Slab(self._fresh_id(), group, element, address, pages, huge, parent)
         self._slabs[slab.id] = slab
+        self._places[slab.id % MAX_SLABS] = slab.id
+        if parent is not None:
+            self._copies.setdefault(parent, {})[slab.id] = slab
         self._used[element] += slab.nbytes
         return slab
 
@@ -87,10 +92,14 @@ class SlabLedger:
 
     def forget(self, slab: Slab) -> None:
         assert slab.state is SlabState.GHOST
-        del self._slabs[slab.id]
+        del self._slabs[slab.id], self._places[slab.id % MAX_SLABS]
+        if slab.parent is not None:
+            del self._copies[slab.parent][slab.id]
+            if not self._copies[slab.parent]:
+                del self._copies[slab.parent]
 
     def copies_of(self, slab: Slab) -> list[Slab]:
-        return [other for other in self if other.parent == slab.id]
+        return list(self._copies.get(slab.id, {}).values())
 
     def overlapping(self, group: GroupId, run: Run) -> list[Slab]:
         return [
@@ -113,8 +122,7 @@ class SlabLedger:
         """Never used before in this rack, and at no other slab's place in the table (its id modulo the capacity)."""
         if len(self._slabs) >= MAX_SLABS - 1:
             raise OverflowError(f"a rack has {MAX_SLABS} slabs at most")
-        places = {slab % MAX_SLABS for slab in self._slabs} if self._last_id >= MAX_SLABS else ()
         self._last_id += 1
-        while self._last_id % MAX_SLABS in places:
+        while self._last_id % MAX_SLABS in self._places:
             self._last_id += 1
         return self._last_id

@@ -35,7 +35,7 @@ class SlabRequest:
             raise Refusal(
                 "config", f"unknown placement policy {self._policy!r}; there are {', '.join(POLICIES)}"
             )
-        self._elements = _elements_named(state, message.element)
+        self._elements = _elements_for(state, message.element, message.huge)
 
     def start(self) -> None:
         nbytes = self._pages * PAGE_BYTES
@@ -99,11 +99,17 @@ def _whole_huge_pages(pages: int) -> int:
     return -(-pages // PAGES_PER_HUGE_PAGE) * PAGES_PER_HUGE_PAGE
 
 
-def _elements_named(state: RackState, name: str | None) -> list[int]:
-    if name is None:
-        return list(state.elements)
-    for element in state.elements.values():
-        if element.name == name:
-            return [element.id]
-    known = ", ".join(element.name for element in state.elements.values())
-    raise Refusal("config", f"this rack has no memory element {name!r}; it has {known}")
+def _elements_for(state: RackState, name: str | None, huge: bool) -> list[int]:
+    """The elements that may hold it. The kernel's reserved huge pages cannot be protected by the 4 KiB."""
+    named = [element for element in state.elements.values() if name in (None, element.name)]
+    if not named:
+        known = ", ".join(element.name for element in state.elements.values())
+        raise Refusal("config", f"this rack has no memory element {name!r}; it has {known}")
+    suitable = [element.id for element in named if huge or element.kind != "huge"]
+    if not suitable:
+        names = ", ".join(element.name for element in named)
+        text = (
+            f"small regions need 4 KiB pages, but {names} has only reserved ones of 2 MiB; use dram or a file"
+        )
+        raise Refusal("memory", text, state.free_memory())
+    return suitable

@@ -9,6 +9,7 @@ import time
 from functools import partial
 from typing import Any
 
+from bequest.limits import POOL_CLASSES
 from bequest.protocol.memory_element import MemoryElement
 from bequest.protocol.outputs import CloseFile, CopyFile, MakeFile, Note, Output, PunchFile, Reply, ToMmu
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
@@ -17,8 +18,8 @@ from bequest.runtime.slab_files import SlabFiles
 from bequest.runtime.workers import Workers
 from bequest.wire import messages as wire
 
-# Requests somebody waits for, in order; and the pool, which may wait for them.
-_URGENT, _BACKGROUND = "slabs", "pool"
+# What somebody waits for, in order; what is so large that it must not hold those up; and the pool.
+_SLABS, _LARGE, _POOL = "slabs", "large", "pool"
 
 
 class ElementServer(Daemon):
@@ -39,7 +40,7 @@ class ElementServer(Daemon):
         self._files = SlabFiles(element.name, element.kind)
         self._fds: dict[int, int] = {}
         self._mmu = self.add_link("the Rack MMU", mmu_link, wire.MmuToElement)
-        self._workers = Workers((_URGENT, _BACKGROUND))
+        self._workers = Workers((_SLABS, _LARGE, _POOL))
         self.watch(self._workers.fileno(), self._workers.collect)
 
     # --- inputs --------------------------------------------------------------------------------------------
@@ -66,16 +67,16 @@ class ElementServer(Daemon):
                 case ToMmu(message):
                     self.send_to_link(self._mmu, message)
                 case MakeFile(file, nbytes, huge, urgent):
-                    lane = _URGENT if urgent else _BACKGROUND
+                    lane = _lane_for(nbytes) if urgent else _POOL
                     self._workers.submit(
                         lane, partial(self._files.make, nbytes, huge), partial(self._made, file)
                     )
                 case CloseFile(file):
                     # Freeing a gigabyte takes long, too; and what comes after may count on its having happened.
-                    self._workers.submit(_URGENT, partial(os.close, self._fds.pop(file)), self._logged)
+                    self._workers.submit(_SLABS, partial(os.close, self._fds.pop(file)), self._logged)
                 case PunchFile(file, offset, nbytes):
                     job = partial(self._files.punch, self._fds[file], offset, nbytes)
-                    self._workers.submit(_URGENT, job, self._logged)
+                    self._workers.submit(_SLABS, job, self._logged)
                 case CopyFile():
                     self._copy(output)
                 case Note(text, trouble):
@@ -86,7 +87,7 @@ class ElementServer(Daemon):
     def _copy(self, copy: CopyFile) -> None:
         source, target = self._fds[copy.source], self._fds[copy.target]
         job = partial(self._files.copy, source, copy.source_offset, target, copy.target_offset, copy.nbytes)
-        self._workers.submit(_URGENT, job, partial(self._copied, copy.job))
+        self._workers.submit(_lane_for(copy.nbytes), job, partial(self._copied, copy.job))
 
     # --- what the workers did ------------------------------------------------------------------------------
 
@@ -107,6 +108,10 @@ class ElementServer(Daemon):
     def _logged(self, outcome: Any) -> None:
         if isinstance(outcome, Exception):
             log.error("%s: %s", self.role, outcome)
+
+
+def _lane_for(nbytes: int) -> str:
+    return _LARGE if nbytes > POOL_CLASSES[-1] else _SLABS
 
 
 def _raise_descriptor_limit() -> None:
