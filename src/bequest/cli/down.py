@@ -1,15 +1,17 @@
 """``bequest down``: ends a rack, and says so when nothing of it is left.
 
 The rack is asked; if it cannot answer any more, its supervisor is told by SIGTERM. Either way the verb waits for the
-rack's lock to become free, which is the case when the last of its daemons has ended.
+supervisor, which ends when its daemons have and the rack's directory is gone.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -69,16 +71,37 @@ def _end(directory: RackDirectory) -> str:
     from bequest.wire import messages as wire
 
     name = directory.name
-    try:
-        with Rack(directory.path) as rack:
-            name = rack.name
-            rack.request(wire.Shutdown())
-    except (RackGone, VersionMismatch):
-        with suppress(NoRack, ProcessLookupError):
-            os.kill(directory.notes().supervisor, signal.SIGTERM)
-    deadline = time.monotonic() + _TIMEOUT
-    while directory.is_live() or directory.path.exists():
-        if time.monotonic() > deadline:
+    with _watched(directory) as ends_within:
+        try:
+            with Rack(directory.path) as rack:
+                name = rack.name
+                rack.request(wire.Shutdown())
+        except (RackGone, VersionMismatch):
+            with suppress(NoRack, ProcessLookupError):
+                os.kill(directory.notes().supervisor, signal.SIGTERM)
+        if not ends_within(_TIMEOUT):
             raise RackFault(f"rack {name!r} has not ended within {_TIMEOUT:g} s; {directory.log} may say why")
-        time.sleep(_POLL)
     return name
+
+
+@contextmanager
+def _watched(directory: RackDirectory) -> Iterator[Callable[[float], bool]]:
+    """A function that waits so many seconds for the rack's supervisor, which ends last, and says whether it has."""
+    try:
+        pidfd = os.pidfd_open(directory.notes().supervisor)
+    except (NoRack, ProcessLookupError):  # it is ending, or only daemons without a supervisor are left of it
+        yield lambda seconds: _lock_is_free(directory, seconds)
+        return
+    try:
+        yield lambda seconds: bool(select.select([pidfd], [], [], seconds)[0])
+    finally:
+        os.close(pidfd)
+
+
+def _lock_is_free(directory: RackDirectory, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while directory.is_live():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL)
+    return True

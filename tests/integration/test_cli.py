@@ -1,0 +1,693 @@
+"""The command line as people use it: the real program, real racks, and what is on the screen.
+
+Every test has a runtime directory of its own, so that the racks that it starts are the only ones it sees; when it ends,
+that directory must be empty again. `Screen` runs `bequest` in it; `attached` is a program with two processes in a rack
+that does what it is told line by line, so that no test waits for a while and hopes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bequest.cli.rates import Look, rates_between, sparkline
+from bequest.cli.slab_map import AWAY, FREE, IN_FLIGHT, UNKNOWN, Owners, draw, fragmentation
+from bequest.cli.units import format_bytes, format_count, format_seconds, format_share, plural
+from bequest.wire import messages as wire
+
+MIB = 1 << 20
+SMALL = ("--element", "dram0:64MiB")
+VERBS = ("up", "down", "run", "ps", "mem", "top", "doctor", "demo", "bench")
+BEQUEST = (sys.executable, "-m", "bequest.cli")
+
+# Holds three large regions and a small one, two of them granted; then grants one more for each line that it reads.
+PROGRAM = """
+import sys
+import bequest as bq
+
+rack = bq.connect()
+with rack.attach("mapper") as mapper, rack.attach("reducer") as reducer:
+    regions = [mapper.alloc(4 << 20) for _ in range(3)]
+    waiting = mapper.alloc(8192)
+    regions.pop().grant("reducer")
+    accepted = [reducer.accept(timeout=10)]
+    waiting.grant("reducer")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        mapper.alloc(1 << 20).grant("reducer")
+        print("granted", flush=True)
+"""
+
+
+class Screen:
+    """Runs `bequest` with a runtime directory of its own."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.runtime = runtime
+        self.racks = runtime / "bequest"
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in {"BEQUEST_RACK", "BEQUEST_COMPUTE", "COLUMNS", "FORCE_COLOR", "NO_COLOR"}
+        } | {"XDG_RUNTIME_DIR": str(runtime)}
+
+    def __call__(
+        self, *arguments: str, columns: int | None = None, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
+        width = {} if columns is None else {"COLUMNS": str(columns)}
+        return subprocess.run(
+            [*BEQUEST, *arguments],
+            env=self.environment | width | more.pop("environment", {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+            **more,
+        )
+
+    def says(self, *arguments: str, columns: int | None = None) -> str:
+        """Standard output of a command that must succeed without a word on standard error."""
+        done = self(*arguments, columns=columns)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def document(self, *arguments: str) -> Any:
+        """The one JSON document that a command must answer."""
+        return json.loads(self.says(*arguments, "--json"))
+
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+        """A command that goes on, with pipes to it."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [*BEQUEST, *arguments],
+            **{"env": self.environment, "stdin": pipe, "stdout": pipe, "stderr": pipe, "text": True, **more},
+        )
+
+    def up(self, *arguments: str) -> dict[str, Any]:
+        """A detached rack, by what `bequest up` says of it."""
+        described: dict[str, Any] = self.document("up", "--detach", *SMALL, *arguments)
+        return described
+
+    @contextmanager
+    def attached(self, *arguments: str) -> Iterator[Callable[[], None]]:
+        """`PROGRAM` in a rack; the function has it grant 1 MiB."""
+        with self.start("run", *arguments, "--", sys.executable, "-c", PROGRAM) as program:
+            assert program.stdin is not None and program.stdout is not None and program.stderr is not None
+            told = program.stdout.readline()
+            assert told == "ready\n", program.stderr.read()
+
+            def grant() -> None:
+                assert program.stdin is not None and program.stdout is not None
+                program.stdin.write("grant\n")
+                program.stdin.flush()
+                assert program.stdout.readline() == "granted\n"
+
+            yield grant
+            program.stdin.close()
+            assert program.wait(20) == 0
+
+    def remaining(self) -> list[str]:
+        """What is left of racks."""
+        if not self.racks.exists():
+            return []
+        return sorted(path.name for path in self.racks.iterdir() if path.name != ".lock")
+
+
+@pytest.fixture
+def bequest(tmp_path: Path) -> Iterator[Screen]:
+    """The program; its racks are gone when the test is, and have left nothing."""
+    screen = Screen(tmp_path)
+    yield screen
+    screen("down", "--all")
+    wait_until(lambda: not screen.remaining(), f"left behind: {screen.remaining()}")
+
+
+@pytest.fixture
+def attached(bequest: Screen) -> AbstractContextManager[Callable[[], None]]:
+    bequest.up()
+    return bequest.attached()
+
+
+def wait_until(holds: Callable[[], bool], otherwise: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def one_line(stderr: str) -> str:
+    """The message, which must be one plain line."""
+    assert stderr.startswith("bequest: ") and stderr.count("\n") == 1 and "\x1b" not in stderr
+    return stderr
+
+
+def fits(text: str, columns: int) -> bool:
+    return all(len(line.rstrip()) <= columns for line in text.splitlines())
+
+
+# --- the program itself ---------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_and_each_has_help(bequest: Screen) -> None:
+    told = bequest.says("--help")
+    assert all(f"\n  {verb} " in told for verb in VERBS)
+    for verb in VERBS[:7]:
+        assert "--json" in bequest.says(verb, "--help")
+
+
+def test_version(bequest: Screen) -> None:
+    assert bequest.says("--version").startswith("bequest 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("psx",), ("ps", "--nonsense"), ("up", "--orphan-keep", "soon"), ("down", "a", "--all"), ("run",)],
+)
+def test_a_wrong_command_line_is_code_2(bequest: Screen, arguments: tuple[str, ...]) -> None:
+    done = bequest(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Usage: bequest" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_wrong_command_line_is_told_as_json_too(bequest: Screen) -> None:
+    done = bequest("ps", "--nonsense", "--json")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert json.loads(done.stdout)["error"]["kind"] == "UsageError"
+
+
+@pytest.mark.parametrize("verb", ["ps", "mem", "top", "down"])
+def test_without_a_rack_one_line_says_how_to_start_one(bequest: Screen, verb: str) -> None:
+    done = bequest(verb)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert one_line(done.stderr) == "bequest: no rack is running; start one with `bequest up`\n"
+    as_json = bequest(verb, "--json")
+    assert (as_json.returncode, as_json.stderr) == (1, "")
+    assert json.loads(as_json.stdout) == {
+        "error": {"kind": "NoRack", "message": "no rack is running; start one with `bequest up`"}
+    }
+
+
+def test_a_rack_that_was_named_but_does_not_run(bequest: Screen) -> None:
+    for done in (bequest("ps", "--rack", "nope"), bequest("ps", environment={"BEQUEST_RACK": "nope"})):
+        assert done.returncode == 1
+        assert "no rack 'nope'" in one_line(done.stderr)
+
+
+def test_a_reader_that_goes_away_is_no_error(bequest: Screen) -> None:
+    with bequest.start("doctor") as doctor:
+        assert doctor.stdout is not None and doctor.stderr is not None
+        doctor.stdout.close()
+        assert doctor.stderr.read() == ""
+
+
+# --- up and down ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_up_in_the_foreground_ends_cleanly_by_signal(bequest: Screen, ending: signal.Signals) -> None:
+    with bequest.start("up", *SMALL) as up:
+        assert up.stdout is not None and up.stderr is not None
+        assert up.stdout.readline() == f"● Rack default is ready (process {up.pid})\n"
+        assert "mapper" not in bequest.says("ps")
+        up.send_signal(ending)
+        rest, log = up.stdout.read(), up.stderr.read()
+        assert up.wait(20) == 0
+    assert "dram0  64.0 MiB  dram" in rest and "Ctrl-C" in rest
+    assert rest.endswith("Rack default has ended.\n")
+    assert "Traceback" not in log
+    assert bequest.remaining() == []
+
+
+def test_ctrl_c_on_a_terminal_ends_up_and_its_daemons(bequest: Screen) -> None:
+    """The terminal sends SIGINT to the daemons, too: the supervisor alone may act on it."""
+    with on_a_terminal(bequest, "up", *SMALL) as (process, terminal):
+        read_until(terminal, "to end it")
+        os.write(terminal, b"\x03")
+        read_until(terminal, "Rack default has ended.")
+        assert process.wait(20) == 0
+    assert bequest.remaining() == []
+
+
+def test_up_detached_says_where_and_what_and_down_leaves_nothing(bequest: Screen) -> None:
+    described = bequest.up(
+        "--element", "far:32MiB", "--compute", "host0", "--compute", "host1", "--policy", "spread"
+    )
+    pid = described.pop("pid")
+    assert described == {
+        "name": "default",
+        "directory": str(bequest.racks / "default"),
+        "detached": True,
+        "elements": [
+            {"name": "dram0", "kind": "dram", "size_bytes": 64 * MIB},
+            {"name": "far", "kind": "dram", "size_bytes": 32 * MIB},
+        ],
+        "computes": ["host0", "host1"],
+        "policy": "spread",
+        "orphan_keep_seconds": 60.0,
+    }
+    daemons = [pid, *children_of(pid)]
+    assert len(daemons) == 6 and all(is_running(daemon) for daemon in daemons)
+    assert bequest.document("down") == {"ended": ["default"]}
+    assert not any(is_running(daemon) for daemon in daemons)
+    assert bequest.remaining() == []
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_up_from_a_file_and_flags_outrank_it(bequest: Screen, tmp_path: Path) -> None:
+    (tmp_path / "backing").mkdir()
+    file = tmp_path / "rack.toml"
+    file.write_text(
+        'name = "lab"\npolicy = "spread"\norphan_keep = 5\ncompute = ["a", "b"]\n'
+        f'[[memory]]\nname = "pmem0"\nsize = "16MiB"\nkind = "file:{tmp_path}/backing"\n'
+    )
+    described = bequest.document("up", "--detach", "--config", str(file), "--policy", "worst-fit")
+    assert (described["name"], described["policy"], described["computes"]) == ("lab", "worst-fit", ["a", "b"])
+    assert described["orphan_keep_seconds"] == 5
+    assert described["elements"] == [
+        {"name": "pmem0", "kind": f"file:{tmp_path}/backing", "size_bytes": 16 * MIB}
+    ]
+    assert bequest.document("down", "lab") == {"ended": ["lab"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--element", "dram0"), "write NAME:SIZE"),
+        (("--element", "dram0:many"), "no size"),
+        (("--element", "dram0:1KiB"), "the least is 2MiB"),
+        (("--policy", "random"), "best-fit, worst-fit, spread"),
+        (("--element", "p:8MiB:file:/nowhere"), "no directory"),
+        (("--compute", "a/b"), "'/'"),
+    ],
+)
+def test_up_says_what_is_wrong_with_a_flag(
+    bequest: Screen, arguments: tuple[str, ...], complaint: str
+) -> None:
+    for how in ((), ("--detach",)):
+        done = bequest("up", *how, *arguments)
+        assert done.returncode == 1
+        assert complaint in one_line(done.stderr)
+    assert bequest.remaining() == []
+
+
+def test_a_name_is_given_once(bequest: Screen) -> None:
+    bequest.up()
+    for how in ((), ("--detach",)):
+        done = bequest("up", *how, *SMALL)
+        assert done.returncode == 1
+        assert "running already" in one_line(done.stderr)
+
+
+def test_two_racks_side_by_side(bequest: Screen) -> None:
+    bequest.up("--name", "left")
+    bequest.up("--name", "right")
+    assert "left, right" in one_line(bequest("ps").stderr)
+    assert "left, right" in one_line(bequest("down").stderr)
+    with bequest.attached("--rack", "left"):
+        assert len(bequest.document("ps", "--rack", "left")["processes"]) == 2
+        assert bequest.document("ps", "--rack", str(bequest.racks / "right"))["processes"] == []
+        assert bequest.document("down", "right") == {"ended": ["right"]}
+        only = bequest.document("ps")  # the only one left needs no name
+        assert only["rack"]["name"] == "left" and len(only["processes"]) == 2
+    assert "name" not in bequest("down").stdout, "what was not named and is not the default is not ended"
+    assert bequest.document("down", "--all") == {"ended": ["left"]}
+    assert bequest.document("down", "--all") == {"ended": []}
+
+
+@pytest.mark.slow
+def test_down_ends_a_rack_that_does_not_answer(bequest: Screen) -> None:
+    pid = bequest.up()["pid"]
+    os.kill(children_of(pid)[0], signal.SIGSTOP)  # the Rack MMU
+    assert bequest.document("down") == {"ended": ["default"]}
+    assert not is_running(pid)
+
+
+# --- ps, mem, top ---------------------------------------------------------------------------------------------
+
+PROCESS_FIELDS = {
+    "id", "name", "kind", "group", "compute", "pid", "state", "extents", "owned_bytes", "cached_bytes", "inbox",
+    "grants", "granted_bytes", "accepts", "allocs", "frees",
+}  # fmt: skip
+RATE_FIELDS = {
+    "grants_per_second", "bytes_not_copied_per_second", "accepts_per_second", "allocs_per_second", "frees_per_second",
+}  # fmt: skip
+ELEMENT_FIELDS = {
+    "name", "kind", "size_bytes", "used_bytes", "free_bytes", "slabs", "warm_bytes", "recycled_bytes", "huge_bytes",
+    "warm_hits", "cold_misses",
+}  # fmt: skip
+
+
+def test_the_reference_names_every_field() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
+    unnamed = [field for field in PROCESS_FIELDS | RATE_FIELDS | ELEMENT_FIELDS if f"`{field}`" not in text]
+    assert not unnamed
+
+
+def test_ps(bequest: Screen, attached: AbstractContextManager[Callable[[], None]]) -> None:
+    assert "Nobody is attached." in bequest.says("ps")
+    with attached:
+        answer = bequest.document("ps")
+        assert answer["rack"].keys() == {
+            "name", "generation", "uptime_seconds", "policy", "orphan_keep_seconds", "embedded", "groups", "computes",
+        }  # fmt: skip
+        assert answer["rack"]["computes"] == {"host0": 2}
+        assert all(process.keys() == PROCESS_FIELDS for process in answer["processes"])
+        mapper, reducer = sorted(answer["processes"], key=lambda process: process["name"])
+        assert (mapper["name"], mapper["state"], mapper["kind"]) == ("mapper", "attached", "process")
+        assert (mapper["owned_bytes"], mapper["grants"], mapper["inbox"]) == (8 * MIB, 2, 0)
+        assert mapper["granted_bytes"] == 4 * MIB + 8192
+        assert (reducer["owned_bytes"], reducer["accepts"], reducer["inbox"]) == (4 * MIB + 8192, 1, 1)
+        told = bequest.says("ps", columns=80)
+        assert "\x1b" not in told and fits(told, 80)
+        assert told.startswith("Rack default · 2 processes · up ")
+        row = next(line for line in told.splitlines() if "mapper" in line)
+        assert row.split()[1:] == [
+            "mapper",
+            str(mapper["pid"]),
+            "attached",
+            "8.0",
+            "MiB",
+            *row.split()[6:-1],
+            "2",
+        ]
+
+
+def test_mem_draws_who_owns_what(
+    bequest: Screen, attached: AbstractContextManager[Callable[[], None]]
+) -> None:
+    assert "dram0" in bequest.says("mem")
+    with attached:
+        answer = bequest.document("mem")
+        (element,) = answer["elements"]
+        assert element.keys() == ELEMENT_FIELDS | {"fragmentation"}
+        assert element["used_bytes"] + element["free_bytes"] == element["size_bytes"] == 64 * MIB
+        assert {owner["name"]: owner["bytes"] for owner in answer["owners"]} == {
+            "mapper": 8 * MIB,
+            "reducer": 4 * MIB + 8192,
+        }
+        assert answer["slab_count"] == len(answer["slabs"]) == element["slabs"]
+        for slab in answer["slabs"]:
+            assert slab["home"]["name"] == "mapper" and slab["runs_complete"]
+            assert sum(run["pages"] for run in slab["runs"]) == slab["pages"]
+            assert slab["free_bytes"] + sum(owner["bytes"] for owner in slab["owners"]) == slab["bytes"]
+        for columns in (80, 120):
+            told = bequest.says("mem", columns=columns)
+            assert fits(told, columns) and "a mapper 8.0 MiB" in told and "b reducer 4.0 MiB" in told
+            assert "aaaaaaaa" in told and "bbbbbbbb" in told and FREE * 8 in told
+        assert "more slab" in bequest.says("mem", "--slabs", "1")
+        assert len(bequest.document("mem", "--slabs", "1")["slabs"]) == 1
+
+
+def test_top_as_json_tells_rates(
+    bequest: Screen, attached: AbstractContextManager[Callable[[], None]]
+) -> None:
+    with attached as grant, bequest.start("top", "--json", "--count", "3", "--interval", "0.4") as top:
+        assert top.stdout is not None
+        samples = []
+        for line in top.stdout:
+            samples.append(json.loads(line))
+            grant()
+        assert top.wait(20) == 0
+    assert len(samples) == 3
+    assert all(process.keys() == PROCESS_FIELDS | RATE_FIELDS for process in samples[-1]["processes"])
+    assert samples[-1].keys() == {"time", "interval_seconds", "rack", "processes", "elements"} | RATE_FIELDS
+    granted = sum(
+        sample["bytes_not_copied_per_second"] * sample["interval_seconds"] for sample in samples[1:]
+    )
+    assert round(granted) in {2 * MIB, 4 * MIB}, "1 MiB is one 2 MiB page; grants come after looks"
+
+
+def test_top_in_a_pipe_prints_tables(
+    bequest: Screen, attached: AbstractContextManager[Callable[[], None]]
+) -> None:
+    with attached:
+        told = bequest.says("top", "--count", "2", "--interval", "0.1", columns=80)
+    assert fits(told, 80) and "\x1b" not in told
+    assert told.count("NOT COPIED/S") == 2 and "grants/s" in told
+
+
+@pytest.mark.parametrize("key", [b"q", b"\x03"])
+def test_top_on_a_terminal_ends_with_a_key_and_tidies_up(
+    bequest: Screen, attached: AbstractContextManager[Callable[[], None]], key: bytes
+) -> None:
+    with attached, on_a_terminal(bequest, "top", "--interval", "0.1") as (process, terminal):
+        seen = read_until(terminal, "handed over, not copied")
+        assert "\x1b[?1049h" in seen and "mapper" in seen
+        os.write(terminal, key)
+        assert "\x1b[?1049l" in read_until(terminal, "\x1b[?1049l"), "the screen before comes back"
+        assert process.wait(20) == 0
+
+
+def test_top_ends_when_the_rack_does(bequest: Screen) -> None:
+    bequest.up()
+    with bequest.start("top", "--json", "--interval", "0.1") as top:
+        assert top.stdout is not None and top.stderr is not None
+        top.stdout.readline()
+        bequest("down")
+        last = top.stdout.read()
+        assert top.wait(20) == 1
+    assert '"kind": "RackGone"' in last
+
+
+@contextmanager
+def on_a_terminal(bequest: Screen, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The command as the foreground job of a terminal of its own, and the terminal's other end."""
+    ours, theirs = pty.openpty()
+    environment = bequest.environment | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    process = bequest.start(
+        *arguments, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=lambda: take_terminal(theirs),
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        yield process, ours
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def take_terminal(fd: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
+
+
+def read_until(terminal: int, text: str) -> str:
+    """What the terminal shows up to and with ``text``."""
+    seen = ""
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], 20)
+        assert ready, f"{text!r} did not come after {seen!r}"
+        seen += os.read(terminal, 65536).decode(errors="replace")
+    return seen
+
+
+# --- run ------------------------------------------------------------------------------------------------------
+
+SHOW = 'echo "$BEQUEST_RACK $BEQUEST_COMPUTE"'
+
+
+def test_run_in_a_rack_places_and_becomes_the_program(bequest: Screen) -> None:
+    bequest.up("--compute", "host0", "--compute", "host1")
+    done = bequest("run", "--", "sh", "-c", f"{SHOW}; exit 7")
+    assert (done.returncode, done.stderr) == (7, "")
+    assert done.stdout.split()[0] == str(bequest.racks / "default")
+    assert done.stdout.split()[1] in {"host0", "host1"}
+    assert bequest.says("run", "--compute", "host1", "sh", "-c", SHOW).split()[1] == "host1"
+    refused = bequest("run", "--compute", "host7", "true")
+    assert refused.returncode == 2 and "it has host0, host1" in refused.stderr
+    assert bequest.says("run", "echo", "--json", "--help") == "--json --help\n", "the program's, not ours"
+
+
+def test_run_without_a_rack_starts_one_for_as_long_as_the_program_runs(bequest: Screen) -> None:
+    with bequest.attached():
+        answer = bequest.document("ps")
+        assert answer["rack"]["embedded"] and len(answer["processes"]) == 2
+    wait_until(lambda: not bequest.remaining(), "the embedded rack has not ended")
+    done = bequest("run", "--", "sh", "-c", f"{SHOW}; exit 3")
+    assert done.returncode == 3 and "embedded-" in done.stdout and done.stdout.endswith(" host0\n")
+
+
+@pytest.mark.parametrize("with_rack", [True, False])
+def test_run_ends_as_the_program_does(bequest: Screen, with_rack: bool) -> None:
+    if with_rack:
+        bequest.up()
+    assert bequest("run", "sh", "-c", "kill -USR1 $$").returncode == -signal.SIGUSR1
+    waiting = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"
+    with bequest.start("run", "--", "sh", "-c", waiting) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        program.terminate()
+        assert program.wait(20) == 9
+    pipe = bequest("run", "--", "sh", "-c", "yes | head -n 1; exit 0")
+    assert (pipe.stdout, pipe.stderr) == ("y\n", ""), "SIGPIPE is not ignored in the program"
+
+
+def test_run_of_what_is_not_there(bequest: Screen, tmp_path: Path) -> None:
+    bequest.up()
+    assert bequest("run", "no-such-program").returncode == 127
+    (tmp_path / "text").write_text("")
+    done = bequest("run", "--", str(tmp_path / "text"))
+    assert done.returncode == 126 and "Permission denied" in one_line(done.stderr)
+
+
+# --- doctor, demo, bench --------------------------------------------------------------------------------------
+
+
+def test_doctor_without_a_rack(bequest: Screen) -> None:
+    answer = bequest.document("doctor")
+    assert answer["works"] and answer["audit"] is None
+    checks = {check["id"]: check for check in answer["checks"]}
+    assert checks.keys() >= {
+        "platform", "kernel", "native_core", "memfd", "collapse", "populate", "userfaultfd", "pidfd", "robust_futex",
+        "mappings", "descriptors", "cgroup", "hugetlb", "overcommit", "shm", "ptrace", "window",
+    }  # fmt: skip
+    for check in checks.values():
+        assert check.keys() == {"id", "name", "status", "required", "found", "affects", "remedy"}
+        assert check["status"] in {"ok", "degraded", "missing"} and check["found"]
+    told = bequest.says("doctor", columns=80)
+    assert fits(told, 80) and "Bequest works here." in told and "No rack is running" in told
+
+
+def test_doctor_audits_the_rack(
+    bequest: Screen, attached: AbstractContextManager[Callable[[], None]]
+) -> None:
+    with attached:
+        audit = bequest.document("doctor")["audit"]
+        assert audit.keys() == {"rack", "error", "findings", "groups", "slabs"}
+        assert (audit["rack"], audit["error"], audit["findings"]) == ("default", None, [])
+        assert audit["slabs"] > 0
+        assert "has exactly one owner" in bequest.says("doctor")
+
+
+def test_doctor_sees_a_window_that_cannot_be_had(bequest: Screen) -> None:
+    done = bequest(
+        "doctor", "--json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+    )
+    assert done.returncode == 1
+    answer = json.loads(done.stdout)
+    window = next(check for check in answer["checks"] if check["id"] == "window")
+    assert not answer["works"] and window["status"] == "missing" and "8192 MiB" in window["found"]
+
+
+def test_doctor_says_clearly_that_it_is_the_wrong_platform(bequest: Screen) -> None:
+    elsewhere = "import sys; from bequest.cli import main; sys.platform = 'darwin'; main(['doctor'])"
+    done = subprocess.run(
+        [sys.executable, "-c", elsewhere],
+        env=bequest.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Bequest runs on Linux only" in done.stdout
+
+
+def test_demo_and_bench_pass_their_arguments_on(bequest: Screen) -> None:
+    assert "--mappers" in bequest.says("demo", "--help")
+    assert "--quick" in bequest.says("bench", "--help")
+    assert bequest("demo", "--nonsense").returncode == 2
+    assert bequest("bench", "no-such-benchmark").returncode == 2
+
+
+# --- the parts without I/O ------------------------------------------------------------------------------------
+
+
+def slab(
+    pages: int, *runs: tuple[int, str, int], owners: list[tuple[int, int]] | None = None
+) -> wire.SlabStatus:
+    whose: dict[int, int] = {}
+    for count, state, owner in runs:
+        if state != "free":
+            whose[owner] = whose.get(owner, 0) + count
+    free = [count for count, state, _ in runs if state == "free"]
+    return wire.SlabStatus(
+        slab=1, group="g", element="e", home=1, address=0, pages=pages, huge=False, extents=len(runs),
+        free_pages=sum(free), free_runs=len(free), largest_free_run=max(free, default=0),
+        owners=sorted(whose.items()) if owners is None else owners,
+        runs=[wire.SlabRun(*run) for run in runs],
+    )  # fmt: skip
+
+
+def drawn(status: wire.SlabStatus, width: int) -> str:
+    return "".join(cell.letter for cell in draw(status, Owners([status], 4096), width))
+
+
+@pytest.mark.parametrize(
+    ("status", "picture"),
+    [
+        (slab(16, (8, "owned", 1), (8, "free", 1)), "aaaa····"),
+        (slab(16, (4, "owned", 1), (8, "owned", 2), (4, "free", 1)), "bbaaaa··"),
+        (slab(16, (8, "in-flight", 2), (8, "away", 1023)), f"{IN_FLIGHT * 4}{AWAY * 4}"),
+        (slab(4, (1, "owned", 1), (3, "free", 1)), "aa······"),  # fewer pages than cells
+        (slab(800, (1, "owned", 1), (799, "free", 1)), "········"),  # too little to be seen
+        # Two runs reported of a slab that goes on: 4 more pages of 2, then 4 that are free.
+        (slab(16, (4, "owned", 1), (4, "owned", 2), owners=[(1, 4), (2, 8)]), f"bbaa{UNKNOWN}aa·"),
+    ],
+)
+def test_a_slab_is_drawn_to_scale(status: wire.SlabStatus, picture: str) -> None:
+    assert drawn(status, 8) == picture
+
+
+def test_fragmentation_is_what_lies_outside_the_largest_free_run() -> None:
+    assert fragmentation([]) == fragmentation([slab(8, (8, "owned", 1))]) == 0
+    assert fragmentation([slab(8, (8, "free", 1))]) == 0
+    assert fragmentation([slab(16, (4, "free", 1), (8, "owned", 1), (4, "free", 1))]) == 0.5
+
+
+def test_rates_are_gains_per_second() -> None:
+    def look(at: float, *counts: tuple[int, int]) -> Look:
+        processes = [
+            wire.ProcessReport(
+                id, f"p{id}", "g", "host0", 7, "attached", "process", 0, 0, 0, 0, {"grants": grants}
+            )
+            for id, grants in counts
+        ]
+        report = wire.RackReport("r", 0, 1, at, "best-fit", 60, False, 1, 1, [], {}, 0, 0, 0, 0)
+        return Look(at, report, processes, [])
+
+    rates = rates_between(look(10, (1, 100)), look(12, (1, 300), (2, 50)))
+    assert [rate["grants"] for rate in rates] == [100, 25]
+    assert [rate["grants"] for rate in rates_between(look(1, (1, 9)), look(2, (1, 3)))] == [0]
+    assert sparkline([0, 4, 8]) == "▁▅█" and sparkline([0.0]) == "▁"
+
+
+def test_numbers_are_short() -> None:
+    assert [format_bytes(n) for n in (0, 512, 4096, 1023 * 1024, MIB - 1, 64 * MIB, 3 << 40)] == [
+        "0", "512 B", "4.0 KiB", "1023.0 KiB", "1.0 MiB", "64.0 MiB", "3.0 TiB",
+    ]  # fmt: skip
+    assert [format_count(n) for n in (0, 0.25, 3, 12345, 1.5e6)] == ["0", "0.2", "3", "12,345", "1.5 M"]
+    assert [format_seconds(s) for s in (5, 65, 3700, 90_000)] == ["5 s", "1 min", "1 h 1 min", "1 d 1 h"]
+    assert [format_share(s) for s in (0, 0.001, 0.5, 0.999, 1)] == ["0 %", "<1 %", "50 %", ">99 %", "100 %"]
+    assert [plural(1, "slab"), plural(2, "process"), plural(2, "mailbox")] == [
+        "1 slab",
+        "2 processes",
+        "2 mailboxes",
+    ]
