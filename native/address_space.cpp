@@ -57,8 +57,8 @@ AddressSpace::AddressSpace() : owner_(getpid()) {
     void* window = mmap(pointer(kWindowBase), kWindowBytes, PROT_NONE, flags, -1, 0);
     if (window != pointer(kWindowBase)) {
         if (window != MAP_FAILED) munmap(window, kWindowBytes);
-        throw std::system_error(EEXIST, std::generic_category(),
-                                "the rack window (2^45 bytes at 0x200000000000) is not free in this process");
+        throw WindowTaken("the rack window (2^45 bytes at 0x200000000000) is not free in this process: "
+                          "something else was mapped there first");
     }
     madvise(window, kWindowBytes, MADV_DONTFORK);
     const uint64_t limit = read_number("/proc/sys/vm/max_map_count", 65530);
@@ -70,6 +70,7 @@ AddressSpace::~AddressSpace() { forget_everything(); }
 
 void AddressSpace::forget_everything() {
     if (getpid() == owner_) munmap(pointer(kWindowBase), kWindowBytes);
+    owner_ = 0;
     mapped_.clear();
     open_.clear();
 }
@@ -140,6 +141,12 @@ bool AddressSpace::is_open(uint64_t address, uint64_t nbytes) const {
     return it != open_.begin() && std::prev(it)->second >= address + nbytes;
 }
 
+// With open pages on both sides of it.
+bool AddressSpace::lies_inside_an_open_range(uint64_t address, uint64_t nbytes) const {
+    auto it = open_.lower_bound(address);
+    return it != open_.begin() && std::prev(it)->second > address + nbytes;
+}
+
 void AddressSpace::open(uint64_t address, uint64_t nbytes) {
     if (is_open(address, nbytes)) return;
     reserve_room(2);
@@ -148,7 +155,7 @@ void AddressSpace::open(uint64_t address, uint64_t nbytes) {
 }
 
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
-    reserve_room(2);
+    if (lies_inside_an_open_range(address, nbytes)) reserve_room(2);  // else no mapping is added
     if (mprotect(pointer(address), nbytes, PROT_NONE) != 0) fail("closing pages");
     mark_closed(address, address + nbytes);
 }

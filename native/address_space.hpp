@@ -27,6 +27,10 @@ class TooManyMappings : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+class WindowTaken : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 class AddressSpace {
 public:
     AddressSpace();
@@ -42,7 +46,7 @@ public:
     void close(uint64_t address, uint64_t nbytes);
     bool is_open(uint64_t address, uint64_t nbytes) const;
 
-    // Drops the window: nothing of the rack is reachable afterwards.
+    // Drops the window: nothing of the rack is reachable afterwards, and this object is of no more use.
     void forget_everything();
 
     uint64_t mappings_bound() const { return 2 * open_.size() + 2 * mapped_.size() + 1; }
@@ -56,6 +60,7 @@ private:
         uint64_t slab_base;
     };
     void reserve_room(uint64_t mappings) const;
+    bool lies_inside_an_open_range(uint64_t address, uint64_t nbytes) const;
     void carve_out(uint64_t start, uint64_t end);
     void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd);
     void mark_open(uint64_t start, uint64_t end);

@@ -52,13 +52,6 @@ void Attachment::open_pages(const Extent& e) {
 
 void Attachment::close_pages(const Extent& e) { space_->close(address(e), e.word.pages() * kPageBytes); }
 
-void Attachment::close_free_runs() {
-    for (const Extent& run : arena_.runs()) {
-        const uint64_t start = address(run), bytes = run.word.pages() * kPageBytes;
-        if (space_->is_open(start, bytes)) space_->close(start, bytes);
-    }
-}
-
 std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes) {
     while (auto run = arena_.pick(request)) {
         try {
@@ -131,6 +124,10 @@ std::vector<Attachment::Range> Attachment::neighbours_joined(const std::vector<E
     }
     if (!ranges.empty()) ranges.resize(kept + 1);
     return ranges;
+}
+
+void Attachment::close_pages(const std::vector<Extent>& extents) {
+    for (const Range& r : neighbours_joined(extents, extents.size())) space_->close(r.start, r.end - r.start);
 }
 
 GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std::string_view tag,

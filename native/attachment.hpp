@@ -55,7 +55,7 @@ public:
     std::vector<Accepted> accept(uint32_t inbox, size_t limit);
     void close_pages(const Extent& extent);
     void open_pages(const Extent& extent);
-    void close_free_runs();  // for a process that leaves: its allocator's pages too
+    void close_pages(const std::vector<Extent>& extents);  // neighbours in one step
 
     uint64_t address(const Extent& e) const { return table_.extent(e.descriptor).address; }
     uint64_t nbytes(const Extent& e) const;

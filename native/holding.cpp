@@ -107,25 +107,24 @@ void Holding::put_in(const Extent& extent) {
     pieces_.insert(at, extent);
 }
 
-void Holding::abandon(bool forked) {
-    for (const Extent& piece : pieces_)
-        if (!forked) member_->attachment.close_pages(piece);
-    pieces_.clear();
-}
-
 uint64_t Holding::free_span(const Span& span) {
     const auto whole = take_out(span);
     if (!whole) return 0;
     const uint64_t bytes = whole->word.pages() * kPageBytes;
-    return member_->attachment.free(*whole) ? bytes : 0;
+    try {
+        return member_->attachment.free(*whole) ? bytes : 0;
+    } catch (...) {
+        put_in(*whole);
+        throw;
+    }
 }
 
 uint64_t Holding::free_all() {
     uint64_t bytes = 0;
     while (!pieces_.empty()) {
-        const Extent piece = pieces_.back();
-        pieces_.pop_back();
+        const Extent piece = pieces_.back();  // freed before it is forgotten: freeing may throw
         if (member_->attachment.free(piece)) bytes += piece.word.pages() * kPageBytes;
+        pieces_.pop_back();
     }
     return bytes;
 }

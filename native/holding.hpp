@@ -57,8 +57,8 @@ public:
     // Gives every remaining piece back to its allocator; returns the bytes freed.
     uint64_t free_all();
     uint64_t free_span(const Span& span);
-    // Lets go of everything without freeing it, for whoever detaches: the MMU frees it.
-    void abandon(bool forked);
+    const std::vector<Extent>& pieces() const { return pieces_; }
+    void forget() { pieces_.clear(); }  // for whoever detaches: the MMU frees them
 
     std::string fate;    // why pages are gone, for the error message: "was granted to 'reducer-1'"
     bool quiet = false;  // dropping the last handle is how this one is meant to be freed

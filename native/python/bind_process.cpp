@@ -15,24 +15,66 @@ namespace bequest {
 
 namespace {
 
-// One window per operating-system process; it lives as long as anybody here is attached.
-std::shared_ptr<AddressSpace> address_space(const std::string& rack) {
-    static std::weak_ptr<AddressSpace> current;
-    static std::string current_rack;
-    static pid_t owner = 0;
-    std::shared_ptr<AddressSpace> space = owner == getpid() ? current.lock() : nullptr;
-    if (space && current_rack != rack)
-        raise_error("NotAttached",
-                    "this process is attached to the rack %s already; detach from it first (one rack "
-                    "at a time: both would use the same addresses)",
-                    current_rack.c_str());
-    if (!space) {
-        space = std::make_shared<AddressSpace>();
-        current = space;
-        current_rack = rack;
-        owner = getpid();
+// One window per operating-system process, and one rack in it. Handles that outlive their attachment keep
+// the window, but not the rack from changing.
+class Seats {
+public:
+    std::shared_ptr<AddressSpace> space(const std::string& rack) {
+        auto space = owner_ == getpid() ? space_.lock() : nullptr;
+        if (space && rack_ != rack) {
+            if (is_anyone_attached())
+                raise_error("NotAttached",
+                            "this process is attached to the rack %s already; detach from it first (one rack at "
+                            "a time: both would use the same addresses)",
+                            rack_.c_str());
+            space->forget_everything();
+            space = nullptr;
+        }
+        if (!space) {
+            space = std::make_shared<AddressSpace>();
+            space_ = space;
+            rack_ = rack;
+            owner_ = getpid();
+            members_.clear();
+        }
+        return space;
     }
-    return space;
+    void add(const std::shared_ptr<Member>& member) {
+        std::erase_if(members_, [](const std::weak_ptr<Member>& gone) { return gone.expired(); });
+        members_.push_back(member);
+    }
+
+    // The last to leave drops the window whole; before that, what was its own is closed.
+    void leave(Member& member) {
+        if (!is_anyone_attached()) {
+            member.attachment.space().forget_everything();
+            space_.reset();
+            return;
+        }
+        std::vector<Extent> extents = member.attachment.arena().runs();
+        for (const Holding* holding : member.holdings)
+            extents.insert(extents.end(), holding->pieces().begin(), holding->pieces().end());
+        member.attachment.close_pages(extents);
+    }
+
+private:
+    bool is_anyone_attached() const {
+        for (const auto& reference : members_) {
+            const auto member = reference.lock();
+            if (member && member->usable) return true;
+        }
+        return false;
+    }
+
+    std::weak_ptr<AddressSpace> space_;
+    std::string rack_;
+    pid_t owner_ = 0;
+    std::vector<std::weak_ptr<Member>> members_;
+};
+
+Seats& seats() {
+    static Seats seats;
+    return seats;
 }
 
 void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::string& rack,
@@ -40,10 +82,9 @@ void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::st
     if (id == 0 || id > kMaxProcessId) raise_error("ValueError", "%u is no process id", id);
     auto* file = nb::cast<TableFile*>(table);
     auto open = [open_slab](uint32_t slab) { return nb::cast<int>(open_slab(slab)); };
-    new (self) ProcessBase{
-        table, region_type,
-        std::make_shared<Member>(file->table(), id, address_space(rack), std::move(open)),
-        static_cast<int64_t>(spin * 1e9)};
+    auto member = std::make_shared<Member>(file->table(), id, seats().space(rack), std::move(open));
+    seats().add(member);
+    new (self) ProcessBase{table, region_type, std::move(member), static_cast<int64_t>(spin * 1e9)};
 }
 
 nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element) {
@@ -157,13 +198,14 @@ nb::object grant(ProcessBase& process, const nb::list& regions, size_t first, ui
     check_tag(tag);
     std::vector<RegionBase*> handles;
     for (size_t i = first; i < nb::len(regions); i++) {
+        if (!nb::isinstance<RegionBase>(regions[i]))
+            raise_error("TypeError", "only regions can be granted; element %zu of the batch is none", i);
         auto* region = nb::cast<RegionBase*>(regions[i]);
         if (region->holding->member().get() != &member)
             raise_error("ValueError", "a region can be granted only by the process that owns it");
         region->require_owned();
+        region->require_memory("granted; use send()");
         region->require_unborrowed("granted");
-        if (region->span.start == region->span.end)
-            raise_error("BadSize", "an empty region has no memory to grant; use send()");
         handles.push_back(region);
     }
     std::vector<Extent> extents;
@@ -197,10 +239,16 @@ nb::object grant(ProcessBase& process, const nb::list& regions, size_t first, ui
 nb::object surrender(ProcessBase& process, RegionBase& region) {
     Attachment& attachment = process.usable().attachment;
     region.require_owned();
+    region.require_memory("granted");
     region.require_unborrowed("granted");
     const auto extent = region.holding->take_out(region.holding->pages_of(region.span));
     if (!extent) raise_error("RackMemoryError", "the V2P table has no descriptor left");
-    attachment.close_pages(*extent);
+    try {
+        attachment.close_pages(*extent);
+    } catch (...) {
+        region.holding->put_in(*extent);
+        throw;
+    }
     return nb::make_tuple(extent->descriptor, extent->word.bits);
 }
 
@@ -233,9 +281,9 @@ size_t live_views(ProcessBase& process) {
 void leave(ProcessBase& process, bool forked) {
     Member& member = *process.member;
     if (!member.usable) return;
-    for (Holding* holding : member.holdings) holding->abandon(forked);
-    if (!forked) member.attachment.close_free_runs();
     member.usable = false;
+    if (!forked) seats().leave(member);
+    for (Holding* holding : member.holdings) holding->forget();
 }
 
 }  // namespace

@@ -93,6 +93,7 @@ uint64_t free_remaining(RegionBase& region) {
 nb::list split(nb::handle_t<RegionBase> self, const std::vector<uint64_t>& offsets) {
     RegionBase& region = *nb::inst_ptr<RegionBase>(self);
     region.require_owned();
+    region.require_memory("split");
     region.require_unborrowed("split");
     nb::list parts;
     uint64_t start = region.span.start;
@@ -115,6 +116,8 @@ nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
     RegionBase& region = *nb::inst_ptr<RegionBase>(self);
     region.require_owned();
     other.require_owned();
+    region.require_memory("merged");
+    other.require_memory("merged");
     region.require_unborrowed("merged");
     other.require_unborrowed("merged");
     const Span left = region.holding->pages_of(region.span), right = other.holding->pages_of(other.span);
@@ -156,6 +159,11 @@ void RegionBase::require_owned() const {
                     all ? "the memory of" : "a part of", static_cast<size_t>(h.nbytes()),
                     static_cast<size_t>(h.address()), h.fate.empty() ? "has moved" : h.fate.c_str());
     }
+}
+
+void RegionBase::require_memory(const char* verb) const {
+    if (span.start == span.end)
+        raise_error("BadSize", "a message has a tag and no memory; it cannot be %s", verb);
 }
 
 void RegionBase::require_unborrowed(const char* verb) const {

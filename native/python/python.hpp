@@ -51,6 +51,7 @@ struct RegionBase {
 
     Holding& usable() const;           // raises NotAttached
     void require_owned() const;        // raises RegionMoved
+    void require_memory(const char* verb) const;      // raises BadSize
     void require_unborrowed(const char* verb) const;  // raises BufferError
 };
 
