@@ -50,6 +50,8 @@ def space_of(process: ProcessId) -> tuple[int, int]:
 
 def check_name(name: str, what: str = "name") -> str:
     """The name, if it may be one; raises `BadName` otherwise. Names show up in terminals, paths and logs."""
+    if not isinstance(name, str):
+        raise TypeError(f"a {what} is a str, not {type(name).__name__}")
     try:
         encoded = name.encode()
     except UnicodeEncodeError as error:

@@ -7,12 +7,13 @@ whoever shows the group's ticket.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TypeVar
 
 from bequest._core import Table
-from bequest.errors import RackFault
+from bequest.errors import BequestError, RackFault
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
 
@@ -34,8 +35,14 @@ class Connections:
             self._agent = Channel.connect(directory / self.attached.agent_path)
             self._agent.request(wire.Enrol(self.attached.agent_ticket))
         except BaseException:
-            self.close()
+            self.leave()
             raise
+
+    @property
+    def rack(self) -> str:
+        """Which rack this is: racks that follow one another under a name in one directory are not the same."""
+        listening = os.stat(self._directory / "mmu.sock")
+        return f"{self._directory} #{listening.st_ino}.{listening.st_ctime_ns}"
 
     def open_slab(self, slab: int) -> int:
         """A file descriptor of the slab's memory, for the native core to map and close."""
@@ -64,6 +71,12 @@ class Connections:
                 return element.id
         known = ", ".join(element.name for element in self.attached.elements)
         raise ValueError(f"this rack has no memory element {name!r}; it has {known}")
+
+    def leave(self) -> None:
+        """Detaches, and ends all connections. A rack that has gone holds nothing of ours."""
+        with contextlib.suppress(BequestError):
+            self.mmu.request(wire.Detach())
+        self.close()
 
     def close(self) -> None:
         """Ends all connections; the agent takes that for the end of the attachment."""

@@ -77,7 +77,11 @@ def loads(region: Region) -> Any:
     processes you trust: those of your group. Raises `NotPickled` for other regions.
     """
     memory = memoryview(region)
-    offsets, pickle_at, pickle_bytes = _read_header(memory)
+    try:
+        offsets, pickle_at, pickle_bytes = _read_header(memory)
+    except NotPickled:
+        memory.release()  # the exception would keep it, and the region from being granted
+        raise
     views = []
     for offset, length in offsets:
         view = memory[offset : offset + (length & ~_READ_ONLY)]

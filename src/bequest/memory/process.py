@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import operator
 import os
 import sys
 import time
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bequest._core import ANY_ELEMENT, ProcessBase
 from bequest.errors import (
+    BadConfig,
+    BadName,
     BadSize,
     BequestError,
     InboxFull,
@@ -30,17 +33,20 @@ from bequest.errors import (
     TagTooLong,
     UnknownProcess,
 )
+from bequest.ids import check_name
 from bequest.limits import (
     HUGE_PAGE_BYTES,
     INBOX_CELLS,
     LARGE_REGION_BYTES,
     MIB,
     PAGE_BYTES,
+    PROCESS_SPACE_BYTES,
     TAG_BYTES_MAX,
 )
 from bequest.memory.connections import Connections, expect
 from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
 from bequest.memory.region import Region
+from bequest.protocol.placement import POLICIES
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
 DEFAULT_SPIN = 50e-6  # seconds a receiver spins before it sleeps: about what a wake-up costs
 _DONE, _FULL, _DEAD, _LOST = range(4)  # GrantStatus in native/attachment.hpp
 _SLAB_BYTES_MAX = 64 * MIB
+_ABSURD_BYTES = 1 << 52  # as much as a slab request can speak of
 _ASYNC_POLL = 0.0005  # seconds between looks at a full inbox, from asyncio
 
 
@@ -73,9 +80,9 @@ class Process(ProcessBase):
             raise ValueError(f"a process cannot spin for {spin} s; 0 sleeps at once")
         links = Connections(directory, name, secret, compute)
         try:
-            super().__init__(links.table, links.attached.pid, str(directory), links.open_slab, Region, spin)
+            super().__init__(links.table, links.attached.pid, links.rack, links.open_slab, Region, spin)
         except BaseException:
-            links.close()
+            links.leave()
             raise
         self.name = name
         self.group = links.attached.group_name
@@ -106,11 +113,16 @@ class Process(ProcessBase):
 
         Raises `BadSize`, `RackMemoryError` (saying what is free where), `AddressSpaceFull`, `TooManyMappings`.
         """
+        nbytes = operator.index(nbytes)
         if nbytes <= 0:
             raise BadSize(f"a region has at least 1 byte, not {nbytes}")
         if huge is None:
             huge = nbytes >= LARGE_REGION_BYTES
+        if placement is not None and placement not in POLICIES:
+            raise BadConfig(f"unknown placement policy {placement!r}; there are {', '.join(POLICIES)}")
         wanted = ANY_ELEMENT if element is None else self._links.element_number(element)
+        if nbytes > PROCESS_SPACE_BYTES:  # the rack knows what is free, and refuses
+            self._need_slab(min(nbytes, _ABSURD_BYTES), huge, element, placement)
         region: Region | None = self._alloc(nbytes, huge, wanted)
         while region is None:
             self._need_slab(nbytes, huge, element, placement)
@@ -143,10 +155,13 @@ class Process(ProcessBase):
         As `Region.grant`. If the inbox stays full, `InboxFull` tells in ``granted`` how many have gone.
         """
         batch = list(regions)
+        _check_message(tag)
         deadline = None if timeout is None else time.monotonic() + timeout
         done = 0
         while True:
             peer = self._peers.get(to) or self._find_peer(to)
+            if not batch:
+                return 0
             if not peer.same_group:
                 return self._grant_across(batch, to, peer, tag)
             status, count = self._grant(batch, done, peer.id, peer.incarnation, tag, to, INBOX_CELLS)
@@ -165,17 +180,20 @@ class Process(ProcessBase):
 
         batch = list(regions)
         deadline = None if timeout is None else time.monotonic() + timeout
+        done = 0
         while True:
             try:
-                return self.grant_all(batch, to, tag=tag, timeout=0)
+                return self.grant_all(batch[done:], to, tag=tag, timeout=0)
             except InboxFull as full:
-                batch = batch[full.granted :]
+                done += full.granted
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise
-                await asyncio.sleep(_ASYNC_POLL)
+                    raise _inbox_full(to, done, len(batch), timeout) from None
+            self.check_rack()
+            await asyncio.sleep(_ASYNC_POLL)
 
     def send(self, to: str, message: bytes, *, timeout: float | None = None) -> None:
         """Sends up to 216 bytes without memory. They arrive as an empty region (``nbytes == 0``) whose tag they are."""
+        _check_message(message)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             peer = self._peers.get(to) or self._find_peer(to)
@@ -221,6 +239,10 @@ class Process(ProcessBase):
             raise RackGone("the rack has ended, and with it every region; connect anew for a fresh one")
 
     def _find_peer(self, name: str) -> Peer:
+        try:
+            check_name(name)
+        except BadName as error:
+            raise UnknownProcess(f"no process can have that name: {error}") from None
         found = self._find(name)
         if found is not None:
             peer = Peer(*found, same_group=True)
@@ -233,8 +255,6 @@ class Process(ProcessBase):
 
     def _grant_across(self, regions: list[Region], to: str, peer: Peer, tag: bytes) -> int:
         """Has the Rack MMU carry out a grant to another group: only it may write to both tables."""
-        if len(tag) > TAG_BYTES_MAX:
-            raise TagTooLong(f"a tag has at most {TAG_BYTES_MAX} bytes, this one has {len(tag)}")
         copied = 0
         for region in regions:
             descriptor, word = self._surrender(region)
@@ -281,9 +301,7 @@ class Process(ProcessBase):
             )
         self._leave(forked=False)
         self.inbox.close()
-        with contextlib.suppress(BequestError):  # a rack that has gone holds nothing of ours
-            self._links.mmu.request(wire.Detach())
-        self._links.close()
+        self._links.leave()
 
     def __enter__(self) -> Process:
         return self
@@ -308,6 +326,15 @@ class Process(ProcessBase):
     def __repr__(self) -> str:
         state = "" if self.attached else " detached"
         return f"<bequest.Process {self.name!r} id={self.id} group={self.group!r}{state}>"
+
+
+def _check_message(tag: object) -> None:
+    if not isinstance(tag, bytes):
+        raise TypeError(f"a tag or message is bytes, not {type(tag).__name__}")
+    if len(tag) > TAG_BYTES_MAX:
+        raise TagTooLong(
+            f"a tag or message has at most {TAG_BYTES_MAX} bytes, this one has {len(tag)}; put more into a region"
+        )
 
 
 def _inbox_full(to: str, done: int, total: int, timeout: float | None) -> InboxFull:

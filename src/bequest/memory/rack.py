@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bequest.errors import RackGone
+from bequest.errors import RackGone, WrongSecret
+from bequest.ids import check_name
+from bequest.limits import SECRET_BYTES
 from bequest.memory.connections import expect
 from bequest.memory.process import DEFAULT_SPIN, Process
 from bequest.runtime import embedded
@@ -68,12 +70,15 @@ class Rack:
         (default: ``$BEQUEST_COMPUTE``, else the rack chooses). ``spin`` is how many seconds a wait for memory spins
         before it sleeps: more is faster while a core is idle. Raises `NameTaken`, `BadName`, `WrongSecret`, `RackGone`.
         """
+        check_name(name)
         secret = group.secret if isinstance(group, Group) else group
+        _check_secret(secret)
         place = compute if compute is not None else os.environ.get(COMPUTE_VARIABLE) or None
         return Process(self.directory, name, secret, place, spin)
 
     def create_group(self, name: str) -> Group:
         """A new group: a protection domain of its own. It lives while this connection does, or anyone is in it."""
+        check_name(name, "group's name")
         reply, _ = self._mmu.request(wire.CreateGroup(name))
         created = expect(reply, wire.GroupCreated)
         return Group(created.name, created.secret)
@@ -109,6 +114,16 @@ class Rack:
         return f"<bequest.Rack {str(self.directory)!r}>"
 
 
+def _check_secret(secret: object) -> None:
+    """What cannot be one is not sent: the daemon would take it for garbage."""
+    if secret is None:
+        return
+    if not isinstance(secret, bytes):
+        raise TypeError(f"a group is a Group or its secret in bytes, not {type(secret).__name__}")
+    if len(secret) != SECRET_BYTES:
+        raise WrongSecret(f"a group's secret has {SECRET_BYTES} bytes, this one has {len(secret)}")
+
+
 def connect(name: str | None = None) -> Rack:
     """Connects to a rack: the one named (or at that directory), else ``$BEQUEST_RACK``, else the user's running one.
 
@@ -117,7 +132,7 @@ def connect(name: str | None = None) -> Rack:
     """
     wanted = name if name is not None else os.environ.get(RACK_VARIABLE) or None
     with _starting:  # two threads must not start a rack each
-        found = embedded.find(wanted)
+        found = embedded.find(name)
         if found is not None:
             try:
                 return Rack(found.path)

@@ -136,8 +136,14 @@ class Region(RegionBase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process.attached:
+        if not self.process.attached:
+            return
+        try:
             self._free_remaining()
+        except BufferError:
+            if kind is None:
+                raise
+            self._free_when_dropped()  # the frames of the exception hold views: it matters more
 
     def __repr__(self) -> str:
         state = "" if self.owned else " moved"
