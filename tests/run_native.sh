@@ -9,9 +9,12 @@ shift
 log=$directory/build.log
 mkdir -p "$directory"
 PATH=$PWD/.venv/bin:$PATH
+exec {lock}>"$directory/.lock"
+flock "$lock" # two builds at once in one directory would break each other
 { cmake -S . -B "$directory" -G Ninja -DBEQUEST_TESTS=ON "$@" && cmake --build "$directory"; } >"$log" 2>&1 ||
     { cat "$log"; exit 1; }
 grep -E 'warning:' "$log" || true
+exec {lock}>&-
 
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
 plainly=()
