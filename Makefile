@@ -58,9 +58,14 @@ demo: $(VENV)/.installed ## MapReduce over real text, whose data changes hands w
 	$(SAY) "demo: bequest demo"
 	@$(BIN)/bequest demo $(ARGS)
 
-bench: $(VENV)/.bench ## Bequest beside its peers, in one run
-	$(SAY) "bench: bequest bench"
-	@$(BIN)/bequest bench $(ARGS)
+bench: $(VENV)/.bench build/bench/table_bench ## Bequest beside its peers, in one run; writes docs/benchmarks.md
+	$(SAY) "bench: python -m benchmarks"
+	@$(BIN)/python -m benchmarks --json build/benchmarks.json --write-docs $(ARGS)
+
+build/bench/table_bench: $(VENV)/.made $(NATIVE_SOURCES) benchmarks/native/table_bench.cpp CMakeLists.txt
+	$(SAY) "build: the native benchmark"
+	$(ALONE) $(BIN)/cmake -S . -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DBEQUEST_BENCH=ON >build/bench.log
+	$(ALONE) $(BIN)/cmake --build build/bench >>build/bench.log || { cat build/bench.log; exit 1; }
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,13 +93,12 @@ def memory_of(pid: int) -> dict[str, int]:
     return {name.rstrip(":"): int(amount) * 1024 for name, amount, *_ in (line.split() for line in lines)}
 
 
-def table_operations_per_second(operations: int) -> float | None:
-    """The table's own operations in the native core, without protection; None where the hook is not built."""
-    from bequest import _core
+TABLE_BENCH = Path(__file__).resolve().parent.parent / "build" / "bench" / "table_bench"
 
-    bench = getattr(_core, "bench_table", None)
-    if bench is None:
+
+def table_grants_per_second(operations: int) -> float | None:
+    """Grants that the table alone does, by benchmarks/native/table_bench.cpp; None where that is not built."""
+    if not TABLE_BENCH.exists():
         return None
-    started = time.perf_counter()
-    bench(operations)
-    return operations / (time.perf_counter() - started)
+    run = subprocess.run([TABLE_BENCH, str(operations)], check=True, capture_output=True, text=True)
+    return float(json.loads(run.stdout)["grants_per_second"])

@@ -214,20 +214,24 @@ std::optional<uint32_t> DescriptorPool::take() {
             empties_.pop_back();
             if (table_.owner(candidate).state() == State::kEmpty) return candidate;
         }
-        if (!look_again() && !claim_block()) return std::nullopt;
+        // Others may have emptied descriptors of ours. Looking costs as much as there are blocks, so it waits
+        // until there are a quarter more.
+        const bool look = claimed_since_look_ * 4 > blocks_.size();
+        if (look) look_again();
+        if (empties_.size() >= kExtentsPerBlock / 8) continue;
+        if (claim_block()) continue;
+        if (!look) look_again();
+        if (empties_.empty()) return std::nullopt;
     }
 }
 
-// Descriptors of ours that others have emptied since; once between two new blocks.
-bool DescriptorPool::look_again() {
-    if (looked_) return false;
-    looked_ = true;
+void DescriptorPool::look_again() {
+    claimed_since_look_ = 0;
+    empties_.clear();
     for (uint32_t block : blocks_) add_empties_of(block);
-    return empties_.size() >= kExtentsPerBlock / 8;  // else looking costs more than it finds
 }
 
 bool DescriptorPool::claim_block() {
-    looked_ = false;
     TableHeader& header = table_.header();
     for (uint32_t i = 0; i < kBlockCount; i++) {
         uint64_t nobody = kNobody;
@@ -237,10 +241,11 @@ bool DescriptorPool::claim_block() {
         while (used < i + 1 && !header.blocks_used.compare_exchange_weak(used, i + 1)) {
         }
         blocks_.push_back(i);
+        claimed_since_look_++;
         add_empties_of(i);
         if (!empties_.empty()) return true;
     }
-    return !empties_.empty();
+    return false;
 }
 
 void DescriptorPool::add_empties_of(uint32_t block) {

@@ -90,7 +90,7 @@ public:
     void give_back(uint32_t descriptor) { empties_.push_back(descriptor); }
 
 private:
-    bool look_again();
+    void look_again();
     bool claim_block();
     void add_empties_of(uint32_t block);
 
@@ -98,7 +98,7 @@ private:
     uint32_t id_;
     std::vector<uint32_t> empties_;
     std::vector<uint32_t> blocks_;
-    bool looked_ = false;
+    size_t claimed_since_look_ = 0;
 };
 
 }  // namespace bequest
