@@ -113,10 +113,10 @@ def _lines(piece: Piece) -> Iterator[bytes]:
             file.seek(piece.start - 1)
             file.readline()
         while (left := piece.stop - file.tell()) > 0:
-            lines = file.readlines(min(left, ROUND_BYTES))
-            if not lines:
+            text = file.read(min(left, ROUND_BYTES))
+            if not text:
                 return
-            yield b"".join(lines)
+            yield text if text.endswith(b"\n") else text + file.readline()
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """A crew of processes: started together, listened to, and ended together, whatever happens.
 
 Each worker has a `Wire` to whoever started it, a plain multiprocessing pipe, to report progress and its `Tally`. Only
-what the job is about, the words, goes another way. Workers are fresh interpreters ("spawn"). They ignore Ctrl-C, which
-a terminal sends to everybody: the crew's master hears it and ends them by SIGTERM, upon which they leave in good order.
-If one of them dies, `Crew.reports` says which.
+what the job is about, the words, goes another way. Workers are fresh interpreters ("spawn"). They do not hear Ctrl-C,
+which a terminal sends to everybody: the crew's master does, and ends them by SIGTERM, upon which they leave in good
+order. If one of them dies, `Crew.reports` says which.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
@@ -96,6 +96,7 @@ class Crew:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # or the first start of a process would do it, and let Ctrl-C through
         self._workers: dict[connection.Connection, BaseProcess] = {}
         self._finished = False
 
@@ -115,11 +116,8 @@ class Crew:
         process = self._context.Process(
             target=_work, args=(theirs, work, args, kwargs), name=name, daemon=True
         )
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a new interpreter inherits
-        try:
+        with _without_ctrl_c():  # a new process inherits that
             process.start()
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
         theirs.close()
         self._workers[mine] = process
 
@@ -170,11 +168,8 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C changes nothing
-        try:
+        with _without_ctrl_c():
             self._end()
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
 
     def _end(self) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -187,6 +182,16 @@ class Crew:
                 process.kill()
                 process.join()
             wire.close()
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Holds Ctrl-C back: it comes when this ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(pipe: connection.Connection, work: Callable[..., None], args: Any, kwargs: Any) -> None:

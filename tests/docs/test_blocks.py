@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from pages import BLOCKS, Block
 
 LINGER_SECONDS = 8.0
 RUN_SECONDS = 50.0
 MARKS = {"", "not run", "file", "prints"}
-NEVER_RUN = {"text", "toml", "mermaid", "ini"}
+NEVER_RUN = {"text", "toml", "json", "mermaid", "ini"}
 
 RUNNABLE = [block for block in BLOCKS if block.mark != "not run" and block.language in {"python", "console"}]
 

@@ -6,10 +6,10 @@ import inspect
 import re
 
 import pytest
-from pages import ROOT, table_rows
 
 import bequest as bq
 from bequest import _core, errors, limits
+from pages import ROOT, table_rows
 
 REFERENCE = ROOT / "docs" / "reference" / "python.md"
 ERRORS = ROOT / "docs" / "reference" / "errors.md"
