@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection

@@ -94,7 +94,7 @@ def test_a_slab_that_moves_to_another_group_is_theirs_alone() -> None:
     assert driver.to_mmu[-1] == wire.SlabRegrouped(1)
     assert driver.is_open_to(OTHER_TICKET, 1) and not driver.is_open_to(TICKET, 1)
     file = driver.open(OTHER_TICKET, 1).file
-    driver.tell(wire.RetireSlab(1))
+    driver.tell(wire.RetireSlab(1, recycle=True))
     assert file not in driver.files  # old members may hold it open: it serves nobody again
 
 
@@ -103,15 +103,24 @@ def test_retired_memory_serves_its_own_group_again() -> None:
     driver.reserve(1, 64 * MIB)
     driver.finish_all()
     file = driver.open(TICKET, 1).file
-    driver.tell(wire.RetireSlab(1))
+    driver.tell(wire.RetireSlab(1, recycle=True))
     assert not driver.is_open_to(TICKET, 1)
     driver.reserve(2, 64 * MIB, group=2)
     driver.finish_all()
     assert driver.open(OTHER_TICKET, 2).file != file
     driver.reserve(3, 64 * MIB)
     assert driver.open(TICKET, 3).file == file  # without waiting
-    driver.tell(wire.RetireSlab(3))
+    driver.tell(wire.RetireSlab(3, recycle=True))
     driver.tell(wire.ForgetGroup(1))
+    assert file not in driver.files
+
+
+def test_memory_that_its_allocator_may_still_touch_serves_nobody_again() -> None:
+    driver = Driver()
+    driver.reserve(1, 64 * MIB)
+    driver.finish_all()
+    file = driver.open(TICKET, 1).file
+    driver.tell(wire.RetireSlab(1, recycle=False))
     assert file not in driver.files
 
 
@@ -129,7 +138,7 @@ def test_the_pool_starts_small_follows_demand_and_gives_back() -> None:
     driver.reserve(5, 32 * MIB, huge=True)
     assert driver.element.usage().cold_misses == misses
     for slab in (0, 1, 2, 3, 5):
-        driver.tell(wire.RetireSlab(slab))
+        driver.tell(wire.RetireSlab(slab, recycle=True))
     driver.pass_time(75)
     assert driver.element.usage() == wire.ElementUsage(warm_hits=1, cold_misses=misses)
     assert driver.files == {}
@@ -205,7 +214,7 @@ class Pool(RuleBasedStateMachine):
         slab = list(self.slabs)[which % len(self.slabs)]
         if wire.SlabReserved(slab) in self.driver.to_mmu:
             del self.slabs[slab]
-            self.driver.tell(wire.RetireSlab(slab))
+            self.driver.tell(wire.RetireSlab(slab, recycle=True))
 
     @rule(seconds=st.sampled_from([1, 5, 40]))
     def wait(self, seconds: int) -> None:

@@ -109,8 +109,8 @@ class MemoryElement:
         match message:
             case wire.ReserveSlab():
                 self._reserve(message, now)
-            case wire.RetireSlab(slab):
-                self._retire(self._slabs.pop(slab), now)
+            case wire.RetireSlab(slab, recycle):
+                self._retire(self._slabs.pop(slab), recycle, now)
             case wire.RegroupSlab(slab, group):
                 self._slabs[slab].group = group
                 self._slabs[slab].was_regrouped = True
@@ -224,13 +224,14 @@ class MemoryElement:
         self._slab_huge_bytes += slab.file.huge_bytes
         self._outputs.append(ToMmu(wire.SlabReserved(slab.id)))
 
-    def _retire(self, slab: HeldSlab, now: float) -> None:
+    def _retire(self, slab: HeldSlab, recycle: bool, now: float) -> None:
         file = slab.file
         self._slab_bytes -= file.nbytes
         self._slab_huge_bytes -= file.huge_bytes
         recycled_bytes = sum(other.nbytes for other in self._all_recycled())
         is_known = slab.group in self._tickets.values()
-        if slab.was_regrouped or not is_known or recycled_bytes + file.nbytes > self._size // RECYCLED_SHARE:
+        is_one_too_many = recycled_bytes + file.nbytes > self._size // RECYCLED_SHARE
+        if not recycle or slab.was_regrouped or not is_known or is_one_too_many:
             self._outputs.append(CloseFile(file.id))
         else:
             file.since = now

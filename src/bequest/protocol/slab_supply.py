@@ -14,7 +14,7 @@ from bequest.ids import GroupId, SlabId
 from bequest.limits import PAGE_BYTES
 from bequest.protocol.address_plan import without
 from bequest.protocol.placement import Candidate, choose_element
-from bequest.protocol.process_table import Member
+from bequest.protocol.process_table import Member, State
 from bequest.protocol.rack_state import RackState
 from bequest.protocol.refusal import Refusal
 from bequest.protocol.slab_ledger import Slab, SlabState
@@ -78,7 +78,8 @@ class SlabSupply:
 
     def retire(self, slab: Slab) -> None:
         """Gives the memory of a slab back which is in no table (any more), and its addresses if nothing bears them."""
-        self._state.tell_element(slab.element, wire.RetireSlab(slab.id))
+        recycle = not self._home_may_touch(slab)
+        self._state.tell_element(slab.element, wire.RetireSlab(slab.id, recycle))
         self._end(slab)
 
     def take_if_idle(self, slab: Slab) -> bool:
@@ -135,6 +136,10 @@ class SlabSupply:
             if slab.state is SlabState.LIVE and slab.group not in idle:
                 idle[slab.group] = self._state.groups[slab.group].shard.idle_slabs()
         return [slab for slab in slabs if slab.state is SlabState.LIVE and slab.id in idle[slab.group]]
+
+    def _home_may_touch(self, slab: Slab) -> bool:
+        home = self._state.processes.get(slab.home)
+        return home is not None and home.group == slab.group and home.state in (State.ATTACHED, State.LOST)
 
     def _home_can_use(self, slab: Slab) -> bool:
         home = self._state.processes.get(slab.home)

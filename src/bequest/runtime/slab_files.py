@@ -59,6 +59,13 @@ class SlabFiles:
         with mmap.mmap(fd, nbytes, offset=offset) as pages:
             pages.madvise(mmap.MADV_REMOVE)
 
+    def discard(self, fd: int) -> None:
+        """Frees the memory and closes the file. Clients may have it mapped for ever, so closing alone frees nothing."""
+        try:
+            self.punch(fd, 0, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+
     def copy(self, source: int, source_offset: int, target: int, target_offset: int, nbytes: int) -> None:
         _core.copy_pages(source, source_offset, target, target_offset, nbytes)
 

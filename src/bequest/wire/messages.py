@@ -345,9 +345,13 @@ class SlabRefused(Message, frozen=True):
 
 
 class RetireSlab(Message, frozen=True):
-    """The slab has left the table: its memory may serve its group again, or is given back."""
+    """The slab has left the table: its memory may serve its group again, or is given back.
+
+    Not ``recycle`` if its home still runs: an allocator has its free runs open, so the memory would be in two hands.
+    """
 
     slab: int
+    recycle: bool
 
 
 class RegroupSlab(Message, frozen=True):
