@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 
 from bequest import _core
-from bequest.limits import HUGE_PAGE_BYTES, WARM_CHUNK_BYTES
+from bequest.limits import HUGE_PAGE_BYTES, WARM_STEP_BYTES
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -82,16 +82,21 @@ class SlabFiles:
         return os.memfd_create(f"bequest-{self._name}", flags)
 
     def _fill(self, fd: int, nbytes: int, huge: bool) -> int:
+        """Makes all pages present; how many bytes of them are on huge pages.
+
+        In steps: the small pages that are gathered into huge ones are then free again for the next step, so that the
+        machine touches little more memory for the first time than the slab has.
+        """
         os.ftruncate(fd, nbytes)
-        os.posix_fallocate(fd, 0, nbytes)
-        if self._kind == "huge":
-            return nbytes
-        if not huge:
-            return 0
-        return sum(
-            _core.warm(fd, offset, min(WARM_CHUNK_BYTES, nbytes - offset), True)
-            for offset in range(0, nbytes, WARM_CHUNK_BYTES)
-        )
+        if self._kind == "huge" or not huge:
+            os.posix_fallocate(fd, 0, nbytes)
+            return nbytes if self._kind == "huge" else 0
+        huge_bytes = 0
+        for offset in range(0, nbytes, WARM_STEP_BYTES):
+            step = min(WARM_STEP_BYTES, nbytes - offset)
+            os.posix_fallocate(fd, offset, step)
+            huge_bytes += _core.warm(fd, offset, step, True)
+        return huge_bytes
 
     def _explain(self, error: OSError, nbytes: int) -> str:
         what = f"memory element {self._name!r} cannot get {nbytes >> 20} MiB"
