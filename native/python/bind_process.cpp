@@ -23,10 +23,11 @@ public:
         auto space = owner_ == getpid() ? space_.lock() : nullptr;
         if (space && rack_ != rack) {
             if (is_anyone_attached())
-                raise_error("NotAttached",
-                            "this process is attached to the rack %s already; detach from it first (one rack at "
-                            "a time: both would use the same addresses)",
-                            rack_.c_str());
+                raise_error(
+                    "NotAttached",
+                    "this process is attached to the rack %s already; detach from it first (one rack at "
+                    "a time: both would use the same addresses)",
+                    rack_.c_str());
             space->forget_everything();
             space = nullptr;
         }
@@ -111,17 +112,17 @@ nb::list take_waiting(const nb::object& owner, ProcessBase& process, uint32_t in
     for (Accepted& a : process.usable().attachment.accept(inbox, limit)) {
         auto holding = hold(process.member, a.extent);
         const uint64_t bytes = holding->nbytes();
-        regions.append(wrap_region(owner, process.region_type,
-                                   {owner, std::move(holding), {0, bytes}, std::move(a.tag),
-                                    name_of(table, a.sender)}));
+        regions.append(
+            wrap_region(owner, process.region_type,
+                        {owner, std::move(holding), {0, bytes}, std::move(a.tag), name_of(table, a.sender)}));
     }
     return regions;
 }
 
 // Waits in slices without the GIL, looking for signals between them. True when `ready`.
 template <class Ready>
-bool wait(const Ready& ready, std::atomic<uint32_t>& bell, std::atomic<uint32_t>& sleepers,
-          int64_t spin_ns, int64_t timeout_ns) {
+bool wait(const Ready& ready, std::atomic<uint32_t>& bell, std::atomic<uint32_t>& sleepers, int64_t spin_ns,
+          int64_t timeout_ns) {
     const int64_t start = monotonic_ns();
     for (;;) {
         const int64_t waited = monotonic_ns() - start;
@@ -228,8 +229,7 @@ nb::object grant(ProcessBase& process, const nb::list& regions, size_t first, ui
         put_back(0);
         throw;
     }
-    for (size_t i = 0; i < result.granted; i++)
-        handles[i]->holding->fate = "was granted to '" + name + "'";
+    for (size_t i = 0; i < result.granted; i++) handles[i]->holding->fate = "was granted to '" + name + "'";
     if (result.status == GrantStatus::kLost) handles[result.granted]->holding->fate = "was taken away";
     put_back(result.granted + (result.status == GrantStatus::kLost));
     return as_result(result.status, result.granted);
@@ -290,8 +290,9 @@ void leave(ProcessBase& process, bool forked) {
 
 Member& ProcessBase::usable() const {
     if (!member->usable)
-        raise_error("NotAttached", "this process is not attached to the rack: it has detached, or is the "
-                                   "child of a fork; attach it under a name of its own");
+        raise_error("NotAttached",
+                    "this process is not attached to the rack: it has detached, or is the "
+                    "child of a fork; attach it under a name of its own");
     return *member;
 }
 
@@ -303,37 +304,47 @@ void bind_process(nb::module_& m) {
         .def_prop_ro("table", [](ProcessBase& p) { return p.table; })
         .def_prop_ro("attached", [](ProcessBase& p) { return p.member->usable; })
         .def_prop_ro("live_views", &live_views)
-        .def_prop_ro("mappings", [](ProcessBase& p) {
-            AddressSpace& space = p.usable().attachment.space();
-            return nb::make_tuple(space.mappings_bound(), space.mappings_limit());
-        })
+        .def_prop_ro("mappings",
+                     [](ProcessBase& p) {
+                         AddressSpace& space = p.usable().attachment.space();
+                         return nb::make_tuple(space.mappings_bound(), space.mappings_limit());
+                     })
         .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a)
         .def("_accept", &accept, "inbox"_a, "limit"_a, "timeout_ns"_a)
-        .def("_grant", &grant, "regions"_a, "first"_a, "to"_a, "incarnation"_a, "tag"_a, "name"_a, "capacity"_a)
-        .def("_send",
-             [](ProcessBase& p, uint32_t to, uint32_t incarnation, const nb::bytes& message,
-                uint64_t capacity) {
-                 check_tag(message);
-                 return static_cast<int>(p.usable().attachment.send(
-                     {to, incarnation}, {message.c_str(), message.size()}, capacity));
-             },
-             "to"_a, "incarnation"_a, "message"_a, "capacity"_a)
+        .def("_grant", &grant, "regions"_a, "first"_a, "to"_a, "incarnation"_a, "tag"_a, "name"_a,
+             "capacity"_a)
+        .def(
+            "_send",
+            [](ProcessBase& p, uint32_t to, uint32_t incarnation, const nb::bytes& message,
+               uint64_t capacity) {
+                check_tag(message);
+                return static_cast<int>(p.usable().attachment.send(
+                    {to, incarnation}, {message.c_str(), message.size()}, capacity));
+            },
+            "to"_a, "incarnation"_a, "message"_a, "capacity"_a)
         .def("_wait_for_space", &wait_for_space, "inbox"_a, "capacity"_a, "timeout_ns"_a)
-        .def("_depth",
-             [](ProcessBase& p, uint32_t inbox) { return Inbox(p.usable().attachment.table(), inbox).depth(); },
-             "inbox"_a)
-        .def("_ready",
-             [](ProcessBase& p, uint32_t inbox) { return Inbox(p.usable().attachment.table(), inbox).ready(); },
-             "inbox"_a)
+        .def(
+            "_depth",
+            [](ProcessBase& p, uint32_t inbox) {
+                return Inbox(p.usable().attachment.table(), inbox).depth();
+            },
+            "inbox"_a)
+        .def(
+            "_ready",
+            [](ProcessBase& p, uint32_t inbox) {
+                return Inbox(p.usable().attachment.table(), inbox).ready();
+            },
+            "inbox"_a)
         .def("_wait_ready", &wait_ready, "inbox"_a, "timeout_ns"_a)
         .def("_surrender", &surrender, "region"_a)
         .def("_take_back", &take_back, "region"_a, "descriptor"_a)
         .def("_find", &find, "name"_a)
-        .def("_is_live",
-             [](ProcessBase& p, uint32_t id, uint32_t incarnation) {
-                 return p.usable().attachment.table().is_live(id, incarnation);
-             },
-             "id"_a, "incarnation"_a)
+        .def(
+            "_is_live",
+            [](ProcessBase& p, uint32_t id, uint32_t incarnation) {
+                return p.usable().attachment.table().is_live(id, incarnation);
+            },
+            "id"_a, "incarnation"_a)
         .def("_leave", &leave, "forked"_a);
 }
 

@@ -15,8 +15,8 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
         RegionBase& region = *nb::inst_ptr<RegionBase>(self);
         region.require_owned();
         const uint64_t bytes = region.span.end - region.span.start;
-        void* data = bytes == 0 ? nothing
-                                : reinterpret_cast<void*>(region.holding->address() + region.span.start);
+        void* data =
+            bytes == 0 ? nothing : reinterpret_cast<void*>(region.holding->address() + region.span.start);
         if (PyBuffer_FillInfo(view, self, data, static_cast<Py_ssize_t>(bytes), 0, flags) != 0) return -1;
         region.holding->borrow(region.span);
         return 0;
@@ -44,11 +44,10 @@ void drop(Holding* holding) {
     if (member.usable && !holding->remaining().empty()) {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
-        if (!holding->quiet &&
-            PyErr_ResourceWarning(nullptr, 1,
-                                  "a region of %zu bytes was dropped and is freed; "
-                                  "grant it, free it, or use it in a with statement",
-                                  static_cast<size_t>(holding->nbytes())) != 0)
+        if (!holding->quiet && PyErr_ResourceWarning(nullptr, 1,
+                                                     "a region of %zu bytes was dropped and is freed; "
+                                                     "grant it, free it, or use it in a with statement",
+                                                     static_cast<size_t>(holding->nbytes())) != 0)
             PyErr_WriteUnraisable(nullptr);
         PyErr_Restore(type, value, trace);
         try {
@@ -63,8 +62,11 @@ void drop(Holding* holding) {
 
 nb::object part(nb::handle_t<RegionBase> self, uint64_t start, uint64_t end) {
     const RegionBase& whole = *nb::inst_ptr<RegionBase>(self);
-    RegionBase slice{whole.process, whole.holding, {whole.span.start + start, whole.span.start + end},
-                     whole.tag, whole.sender};
+    RegionBase slice{whole.process,
+                     whole.holding,
+                     {whole.span.start + start, whole.span.start + end},
+                     whole.tag,
+                     whole.sender};
     slice.require_owned();
     return wrap_region(whole.process, self.type(), std::move(slice));
 }
@@ -82,8 +84,8 @@ uint64_t free_remaining(RegionBase& region) {
     Holding& holding = region.usable();
     const Span all{0, UINT64_MAX};
     if (const size_t views = holding.borrows_of(all))
-        raise_error("BufferError", "%zu view%s of this region %s alive; release %s before it is freed",
-                    views, views == 1 ? "" : "s", views == 1 ? "is" : "are", views == 1 ? "it" : "them");
+        raise_error("BufferError", "%zu view%s of this region %s alive; release %s before it is freed", views,
+                    views == 1 ? "" : "s", views == 1 ? "is" : "are", views == 1 ? "it" : "them");
     const uint64_t freed = holding.free_all();
     if (freed > 0) holding.fate = "was freed";
     return freed;
@@ -104,8 +106,9 @@ nb::list split(nb::handle_t<RegionBase> self, const std::vector<uint64_t>& offse
         if (!extent) raise_error("RackMemoryError", "the V2P table has no descriptor left for a split");
         auto holding = hold(region.holding->member(), *extent);
         const uint64_t bytes = holding->nbytes();
-        parts.append(wrap_region(region.process, self.type(),
-                                 {region.process, std::move(holding), {0, bytes}, region.tag, region.sender}));
+        parts.append(
+            wrap_region(region.process, self.type(),
+                        {region.process, std::move(holding), {0, bytes}, region.tag, region.sender}));
         start = stop;
     }
     region.holding->fate = "was split";
@@ -124,8 +127,9 @@ nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
     if (region.holding->member() != other.holding->member() ||
         region.holding->address() + left.end != other.holding->address() + right.start ||
         left.end != region.span.end)
-        raise_error("ValueError", "only neighbours can be merged: the second region must begin where "
-                                  "the first one ends");
+        raise_error("ValueError",
+                    "only neighbours can be merged: the second region must begin where "
+                    "the first one ends");
     auto a = region.holding->take_out(left);
     auto b = a ? other.holding->take_out(right) : std::nullopt;
     Attachment& attachment = region.holding->member()->attachment;
@@ -146,8 +150,9 @@ nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
 
 Holding& RegionBase::usable() const {
     if (!holding->member()->usable)
-        raise_error("NotAttached", "the process that owned this region has detached, or was forked: its "
-                                   "memory is not here; attach to the rack in this process");
+        raise_error("NotAttached",
+                    "the process that owned this region has detached, or was forked: its "
+                    "memory is not here; attach to the rack in this process");
     return *holding;
 }
 

@@ -28,6 +28,191 @@ Addressee addressee(uint32_t to, uint32_t incarnation, uint32_t sender, const nb
     if (tag.size() > kTagBytesMax) raise_error("ValueError", "a tag has at most %u bytes", kTagBytesMax);
     return {to, incarnation, sender, {tag.c_str(), tag.size()}};
 }
+
+using TableClass = nb::class_<TableFile>;
+
+// Who is in the table.
+void bind_lives(TableClass& table) {
+    using namespace nb::literals;
+    table.def_static("create", &TableFile::create, "group_id"_a, nb::rv_policy::take_ownership)
+        .def_static("open", &TableFile::open, "fd"_a, nb::rv_policy::take_ownership)
+        .def("fileno", &TableFile::fd)
+        .def_prop_ro("group_id", [](TableFile& t) { return t.table().header().group_id; })
+        .def(
+            "admit",
+            [](TableFile& t, uint32_t id, uint32_t incarnation, uint32_t os_pid, const std::string& name) {
+                if (id == 0 || id >= kIdCount || t.table().life(id) != Life::kEmpty)
+                    raise_error("ValueError", "id %u is not vacant in this table", id);
+                t.table().admit(id, incarnation, os_pid, name.c_str());
+            },
+            "id"_a, "incarnation"_a, "os_pid"_a, "name"_a)
+        .def(
+            "mark_dead", [](TableFile& t, uint32_t id) { t.table().mark_dead(id); }, "id"_a)
+        .def(
+            "vacate", [](TableFile& t, uint32_t id) { t.table().vacate(id); }, "id"_a)
+        .def(
+            "life",
+            [](TableFile& t, uint32_t id) {
+                const Slot& slot = t.table().slot(id);
+                const bool empty = t.table().life(id) == Life::kEmpty;
+                return nb::make_tuple(
+                    static_cast<uint32_t>(t.table().life(id)), t.table().incarnation(id), slot.os_pid,
+                    empty ? std::string() : std::string(slot.name, strnlen(slot.name, kNameBytesMax)));
+            },
+            "id"_a);
+}
+
+// Slabs come, go, move away and come home.
+void bind_slabs(TableClass& table) {
+    using namespace nb::literals;
+    table
+        .def(
+            "add_slab",
+            [](TableFile& t, uint32_t slab, uint64_t address, uint32_t pages, uint32_t element, bool huge,
+               uint32_t home) { return t.steward().add_slab({slab, address, pages, element, huge, home}); },
+            "slab"_a, "address"_a, "pages"_a, "element"_a, "huge"_a, "home"_a)
+        .def(
+            "add_slab_granted",
+            [](TableFile& t, uint32_t slab, uint64_t address, uint32_t pages, uint32_t element, bool huge,
+               uint64_t nbytes, uint32_t to, uint32_t incarnation, uint32_t sender, const nb::bytes& tag) {
+                return t.steward().add_slab_granted({slab, address, pages, element, huge, home_of(address)},
+                                                    nbytes, addressee(to, incarnation, sender, tag));
+            },
+            "slab"_a, "address"_a, "pages"_a, "element"_a, "huge"_a, "nbytes"_a, "to"_a, "incarnation"_a,
+            "sender"_a, "tag"_a)
+        .def(
+            "take_slab", [](TableFile& t, uint32_t slab) { return t.steward().take_slab(slab); }, "slab"_a)
+        .def("idle_slabs", [](TableFile& t) { return t.steward().idle_slabs(); })
+        .def(
+            "slab_idle",
+            [](TableFile& t, uint32_t slab) {
+                for (const Extent& e : t.steward().extents_of(slab))
+                    if (e.word.state() != State::kFree && !e.word.is(State::kOwned, kMmuId)) return false;
+                return true;
+            },
+            "slab"_a)
+        .def(
+            "withdraw",
+            [](TableFile& t, uint32_t descriptor, uint64_t word) {
+                return t.steward().withdraw({descriptor, {word}});
+            },
+            "descriptor"_a, "word"_a)
+        .def(
+            "restore",
+            [](TableFile& t, uint32_t descriptor, uint64_t word) {
+                const auto restored = t.steward().restore({descriptor, {word}});
+                if (!restored) raise_error("ValueError", "extent %u was not withdrawn", descriptor);
+                return restored->bits;
+            },
+            "descriptor"_a, "word"_a)
+        .def(
+            "deliver_into",
+            [](TableFile& t, uint64_t address, uint64_t pages, uint64_t nbytes, uint32_t to,
+               uint32_t incarnation, uint32_t sender, const nb::bytes& tag) {
+                return t.steward().deliver_into(address, pages, nbytes,
+                                                addressee(to, incarnation, sender, tag));
+            },
+            "address"_a, "pages"_a, "nbytes"_a, "to"_a, "incarnation"_a, "sender"_a, "tag"_a)
+        .def(
+            "free_away",
+            [](TableFile& t, uint64_t address, uint64_t pages) {
+                return t.steward().free_away(address, pages);
+            },
+            "address"_a, "pages"_a);
+}
+
+// What becomes of the dead's steps and memory.
+void bind_deaths(TableClass& table) {
+    using namespace nb::literals;
+    table.def(
+             "settle", [](TableFile& t, uint32_t id) { return t.steward().settle(id); }, "id"_a)
+        .def(
+            "release", [](TableFile& t, uint32_t id) { return t.steward().release(id); }, "id"_a)
+        .def(
+            "holdings",
+            [](TableFile& t, uint32_t id) {
+                const Holdings h = t.steward().holdings(id);
+                return nb::make_tuple(h.extents, h.pages, h.free_pages);
+            },
+            "id"_a);
+}
+
+nb::list usage(TableFile& t) {
+    std::map<uint32_t, Holdings> by_id;
+    for (uint32_t i = 0; i < t.table().extent_limit(); i++) {
+        const OwnerWord word = t.table().owner(i);
+        if (word.state() == State::kEmpty) continue;
+        Holdings& h = by_id[word.id()];
+        h.extents++;
+        (word.state() == State::kFree ? h.free_pages : h.pages) += word.pages();
+    }
+    nb::list usage;
+    for (const auto& [id, h] : by_id) usage.append(nb::make_tuple(id, h.extents, h.pages, h.free_pages));
+    return usage;
+}
+
+// What the table says, for reports and audits.
+void bind_reports(TableClass& table) {
+    using namespace nb::literals;
+    table.def("usage", &usage)
+        .def("slabs",
+             [](TableFile& t) {
+                 nb::list slabs;
+                 for (uint32_t i = 0; i < t.table().header().slabs_used.load(); i++) {
+                     const SlabRecord& r = t.table().slab_record(i);
+                     const uint32_t id = r.id_plus_one.load();
+                     if (id == 0) continue;
+                     slabs.append(nb::make_tuple(id - 1, uint64_t{r.address}, uint32_t{r.pages},
+                                                 uint32_t{r.element}, r.huge != 0, uint32_t{r.home}));
+                 }
+                 return slabs;
+             })
+        .def(
+            "slab_element",
+            [](TableFile& t, uint32_t slab) {
+                if (!t.table().has_slab(slab)) raise_error("ValueError", "there is no slab %u", slab);
+                return uint32_t{t.table().slab_record(slab).element};
+            },
+            "slab"_a)
+        .def(
+            "slab_extents",
+            [](TableFile& t, uint32_t slab) {
+                nb::list extents;
+                for (const Extent& e : t.steward().extents_of(slab))
+                    extents.append(nb::make_tuple(uint64_t{t.table().extent(e.descriptor).address},
+                                                  e.word.pages(), static_cast<uint32_t>(e.word.state()),
+                                                  e.word.id(), e.word.epoch()));
+                return extents;
+            },
+            "slab"_a)
+        .def(
+            "descriptor",
+            [](TableFile& t, uint32_t index) {
+                if (index >= kMaxExtents) raise_error("ValueError", "there is no descriptor %u", index);
+                const Descriptor& d = t.table().extent(index);
+                const OwnerWord word = t.table().owner(index);
+                return nb::make_tuple(uint64_t{d.address}, word.pages(), uint64_t{d.nbytes}, uint32_t{d.slab},
+                                      static_cast<uint32_t>(word.state()), word.id(), word.epoch());
+            },
+            "index"_a)
+        .def(
+            "inbox_depth", [](TableFile& t, uint32_t id) { return Inbox(t.table(), id).depth(); }, "id"_a)
+        .def(
+            "counters",
+            [](TableFile& t, uint32_t id) {
+                const Slot& s = t.table().slot(id);
+                nb::dict counters;
+                counters["grants"] = s.grants.load();
+                counters["granted_bytes"] = s.granted_pages.load() * kPageBytes;
+                counters["accepts"] = s.accepts.load();
+                counters["allocs"] = s.allocs.load();
+                counters["frees"] = s.frees.load();
+                return counters;
+            },
+            "id"_a)
+        .def("audit", [](TableFile& t) { return t.steward().audit(); });
+}
+
 }  // namespace
 
 TableFile* TableFile::create(uint32_t group_id) {
@@ -62,148 +247,11 @@ TableFile::~TableFile() {
 }
 
 void bind_table(nb::module_& m) {
-    using namespace nb::literals;
-    nb::class_<TableFile>(m, "Table", "One group's V2P table, in shared memory.")
-        .def_static("create", &TableFile::create, "group_id"_a, nb::rv_policy::take_ownership)
-        .def_static("open", &TableFile::open, "fd"_a, nb::rv_policy::take_ownership)
-        .def("fileno", &TableFile::fd)
-        .def_prop_ro("group_id", [](TableFile& t) { return t.table().header().group_id; })
-        .def("admit",
-             [](TableFile& t, uint32_t id, uint32_t incarnation, uint32_t os_pid, const std::string& name) {
-                 if (id == 0 || id >= kIdCount || t.table().life(id) != Life::kEmpty)
-                     raise_error("ValueError", "id %u is not vacant in this table", id);
-                 t.table().admit(id, incarnation, os_pid, name.c_str());
-             },
-             "id"_a, "incarnation"_a, "os_pid"_a, "name"_a)
-        .def("mark_dead", [](TableFile& t, uint32_t id) { t.table().mark_dead(id); }, "id"_a)
-        .def("vacate", [](TableFile& t, uint32_t id) { t.table().vacate(id); }, "id"_a)
-        .def("life",
-             [](TableFile& t, uint32_t id) {
-                 const Slot& slot = t.table().slot(id);
-                 const bool empty = t.table().life(id) == Life::kEmpty;
-                 return nb::make_tuple(static_cast<uint32_t>(t.table().life(id)),
-                                       t.table().incarnation(id), slot.os_pid,
-                                       empty ? std::string() : std::string(slot.name, strnlen(slot.name, kNameBytesMax)));
-             },
-             "id"_a)
-        .def("add_slab",
-             [](TableFile& t, uint32_t slab, uint64_t address, uint32_t pages, uint32_t element, bool huge,
-                uint32_t home) { return t.steward().add_slab({slab, address, pages, element, huge, home}); },
-             "slab"_a, "address"_a, "pages"_a, "element"_a, "huge"_a, "home"_a)
-        .def("add_slab_granted",
-             [](TableFile& t, uint32_t slab, uint64_t address, uint32_t pages, uint32_t element, bool huge,
-                uint64_t nbytes, uint32_t to, uint32_t incarnation, uint32_t sender, const nb::bytes& tag) {
-                 return t.steward().add_slab_granted(
-                     {slab, address, pages, element, huge, home_of(address)}, nbytes,
-                     addressee(to, incarnation, sender, tag));
-             },
-             "slab"_a, "address"_a, "pages"_a, "element"_a, "huge"_a, "nbytes"_a, "to"_a, "incarnation"_a,
-             "sender"_a, "tag"_a)
-        .def("take_slab", [](TableFile& t, uint32_t slab) { return t.steward().take_slab(slab); }, "slab"_a)
-        .def("idle_slabs", [](TableFile& t) { return t.steward().idle_slabs(); })
-        .def("slab_idle",
-             [](TableFile& t, uint32_t slab) {
-                 for (const Extent& e : t.steward().extents_of(slab))
-                     if (e.word.state() != State::kFree && !e.word.is(State::kOwned, kMmuId)) return false;
-                 return true;
-             },
-             "slab"_a)
-        .def("withdraw",
-             [](TableFile& t, uint32_t descriptor, uint64_t word) {
-                 return t.steward().withdraw({descriptor, {word}});
-             },
-             "descriptor"_a, "word"_a)
-        .def("restore",
-             [](TableFile& t, uint32_t descriptor, uint64_t word) {
-                 const auto restored = t.steward().restore({descriptor, {word}});
-                 if (!restored) raise_error("ValueError", "extent %u was not withdrawn", descriptor);
-                 return restored->bits;
-             },
-             "descriptor"_a, "word"_a)
-        .def("deliver_into",
-             [](TableFile& t, uint64_t address, uint64_t pages, uint64_t nbytes, uint32_t to,
-                uint32_t incarnation, uint32_t sender, const nb::bytes& tag) {
-                 return t.steward().deliver_into(address, pages, nbytes,
-                                                 addressee(to, incarnation, sender, tag));
-             },
-             "address"_a, "pages"_a, "nbytes"_a, "to"_a, "incarnation"_a, "sender"_a, "tag"_a)
-        .def("free_away",
-             [](TableFile& t, uint64_t address, uint64_t pages) { return t.steward().free_away(address, pages); },
-             "address"_a, "pages"_a)
-        .def("settle", [](TableFile& t, uint32_t id) { return t.steward().settle(id); }, "id"_a)
-        .def("release", [](TableFile& t, uint32_t id) { return t.steward().release(id); }, "id"_a)
-        .def("holdings",
-             [](TableFile& t, uint32_t id) {
-                 const Holdings h = t.steward().holdings(id);
-                 return nb::make_tuple(h.extents, h.pages, h.free_pages);
-             },
-             "id"_a)
-        .def("usage",
-             [](TableFile& t) {
-                 std::map<uint32_t, Holdings> by_id;
-                 for (uint32_t i = 0; i < t.table().extent_limit(); i++) {
-                     const OwnerWord word = t.table().owner(i);
-                     if (word.state() == State::kEmpty) continue;
-                     Holdings& h = by_id[word.id()];
-                     h.extents++;
-                     (word.state() == State::kFree ? h.free_pages : h.pages) += word.pages();
-                 }
-                 nb::list usage;
-                 for (const auto& [id, h] : by_id)
-                     usage.append(nb::make_tuple(id, h.extents, h.pages, h.free_pages));
-                 return usage;
-             })
-        .def("slabs",
-             [](TableFile& t) {
-                 nb::list slabs;
-                 for (uint32_t i = 0; i < t.table().header().slabs_used.load(); i++) {
-                     const SlabRecord& r = t.table().slab_record(i);
-                     const uint32_t id = r.id_plus_one.load();
-                     if (id == 0) continue;
-                     slabs.append(nb::make_tuple(id - 1, uint64_t{r.address}, uint32_t{r.pages},
-                                                 uint32_t{r.element}, r.huge != 0, uint32_t{r.home}));
-                 }
-                 return slabs;
-             })
-        .def("slab_element",
-             [](TableFile& t, uint32_t slab) {
-                 if (!t.table().has_slab(slab)) raise_error("ValueError", "there is no slab %u", slab);
-                 return uint32_t{t.table().slab_record(slab).element};
-             },
-             "slab"_a)
-        .def("slab_extents",
-             [](TableFile& t, uint32_t slab) {
-                 nb::list extents;
-                 for (const Extent& e : t.steward().extents_of(slab))
-                     extents.append(nb::make_tuple(uint64_t{t.table().extent(e.descriptor).address}, e.word.pages(),
-                                                   static_cast<uint32_t>(e.word.state()), e.word.id(),
-                                                   e.word.epoch()));
-                 return extents;
-             },
-             "slab"_a)
-        .def("descriptor",
-             [](TableFile& t, uint32_t index) {
-                 if (index >= kMaxExtents) raise_error("ValueError", "there is no descriptor %u", index);
-                 const Descriptor& d = t.table().extent(index);
-                 const OwnerWord word = t.table().owner(index);
-                 return nb::make_tuple(uint64_t{d.address}, word.pages(), uint64_t{d.nbytes}, uint32_t{d.slab},
-                                       static_cast<uint32_t>(word.state()), word.id(), word.epoch());
-             },
-             "index"_a)
-        .def("inbox_depth", [](TableFile& t, uint32_t id) { return Inbox(t.table(), id).depth(); }, "id"_a)
-        .def("counters",
-             [](TableFile& t, uint32_t id) {
-                 const Slot& s = t.table().slot(id);
-                 nb::dict counters;
-                 counters["grants"] = s.grants.load();
-                 counters["granted_bytes"] = s.granted_pages.load() * kPageBytes;
-                 counters["accepts"] = s.accepts.load();
-                 counters["allocs"] = s.allocs.load();
-                 counters["frees"] = s.frees.load();
-                 return counters;
-             },
-             "id"_a)
-        .def("audit", [](TableFile& t) { return t.steward().audit(); });
+    TableClass table(m, "Table", "One group's V2P table, in shared memory.");
+    bind_lives(table);
+    bind_slabs(table);
+    bind_deaths(table);
+    bind_reports(table);
 }
 
 }  // namespace bequest

@@ -34,7 +34,7 @@ private:
 };
 
 struct ProcessBase {
-    nb::object table;         // keeps the mapping
+    nb::object table;  // keeps the mapping
     nb::object region_type;
     std::shared_ptr<Member> member;
     int64_t spin_ns;
@@ -49,8 +49,8 @@ struct RegionBase {
     std::string tag;
     std::string sender;
 
-    Holding& usable() const;           // raises NotAttached
-    void require_owned() const;        // raises RegionMoved
+    Holding& usable() const;                          // raises NotAttached
+    void require_owned() const;                       // raises RegionMoved
     void require_memory(const char* verb) const;      // raises BadSize
     void require_unborrowed(const char* verb) const;  // raises BufferError
 };
