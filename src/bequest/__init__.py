@@ -11,46 +11,49 @@ A *rack* pools memory; programs *attach* to it as named processes and own *regio
 
 `connect` finds or starts a rack, `Rack.attach` joins it, `Process` allocates, grants and accepts, and `Region` is
 memory with one owner. `dumps` and `loads` put Python objects into regions, and `Queue` replaces
-`multiprocessing.Queue`. This module only re-exports; everything is documented where it is defined.
+`multiprocessing.Queue`.
+
+This module only re-exports, and imports what is asked for when it is asked for:
+the daemons and the command line pay for nothing else. Everything is documented where it is defined.
 """
 
+from __future__ import annotations
+
+import importlib as _importlib
 import sys as _sys
+from typing import TYPE_CHECKING
 
-if _sys.platform != "linux":
-    raise ImportError(
-        f"bequest runs on Linux only: it stands on memfd, futex and mprotect, not on {_sys.platform}"
+if TYPE_CHECKING:
+    from bequest.errors import (
+        AcceptTimeout,
+        AddressSpaceFull,
+        BadConfig,
+        BadDirectory,
+        BadName,
+        BadSize,
+        BequestError,
+        InboxFull,
+        NameTaken,
+        NoRack,
+        NotAttached,
+        ProcessDead,
+        RackFault,
+        RackGone,
+        RackMemoryError,
+        RegionMoved,
+        TagTooLong,
+        TooManyMappings,
+        UnknownProcess,
+        UnsupportedPlatform,
+        VersionMismatch,
+        WrongSecret,
     )
-
-from bequest.errors import (
-    AcceptTimeout,
-    AddressSpaceFull,
-    BadConfig,
-    BadDirectory,
-    BadName,
-    BadSize,
-    BequestError,
-    InboxFull,
-    NameTaken,
-    NoRack,
-    NotAttached,
-    ProcessDead,
-    RackFault,
-    RackGone,
-    RackMemoryError,
-    RegionMoved,
-    TagTooLong,
-    TooManyMappings,
-    UnknownProcess,
-    UnsupportedPlatform,
-    VersionMismatch,
-    WrongSecret,
-)
-from bequest.memory.inbox import Inbox
-from bequest.memory.pickling import NotPickled, dumps, loads
-from bequest.memory.process import Process, current
-from bequest.memory.rack import Group, Rack, connect
-from bequest.memory.region import Region
-from bequest.queue import Queue
+    from bequest.memory.inbox import Inbox
+    from bequest.memory.pickling import NotPickled, dumps, loads
+    from bequest.memory.process import Process, current
+    from bequest.memory.rack import Group, Rack, connect
+    from bequest.memory.region import Region
+    from bequest.queue import Queue
 
 __version__ = "0.1.0"
 
@@ -89,3 +92,29 @@ __all__ = [
     "dumps",
     "loads",
 ]
+
+_HOMES = {
+    "bequest.memory.inbox": ("Inbox",),
+    "bequest.memory.pickling": ("NotPickled", "dumps", "loads"),
+    "bequest.memory.process": ("Process", "current"),
+    "bequest.memory.rack": ("Group", "Rack", "connect"),
+    "bequest.memory.region": ("Region",),
+    "bequest.queue": ("Queue",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'bequest' has no attribute {name!r}")
+    if _sys.platform != "linux":
+        raise ImportError(
+            f"bequest runs on Linux only: it stands on memfd, futex and mprotect, not on {_sys.platform}"
+        )
+    found: object = getattr(_importlib.import_module(_HOME_OF.get(name, "bequest.errors")), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
