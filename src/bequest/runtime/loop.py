@@ -180,8 +180,8 @@ class Daemon(ABC):
         self.stop(f"the link to {link.name} is broken: {reason}")
 
     def run(self) -> None:
-        wakeup, _wakeup_sender = self._catch_signals()
-        self._selector.register(wakeup, selectors.EVENT_READ, lambda: self.stop("terminated by a signal"))
+        self._wakeup = self._catch_signals()  # open to the end: a signal may come until then
+        self._selector.register(self._wakeup[0], selectors.EVENT_READ, lambda: self.stop("terminated by a signal"))
         while self._stopping is None:
             now = time.monotonic()
             self._drop_silent(now)

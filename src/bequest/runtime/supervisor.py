@@ -286,6 +286,8 @@ def run_rack(
     directory = claim(config.name)
     try:
         _set_up_log(None if log_to_stderr else directory.log)
+        if not log_to_stderr:
+            _leave_terminal(directory.log)  # before the daemons are forked: they must not keep it either
         directory.write_notes(RackNotes(config.name, os.getpid(), _version(), config.linger is not None))
         supervisor = Supervisor(config, directory)
     except BaseException:
@@ -338,7 +340,6 @@ def main(arguments: list[str]) -> int:
         os.close(ready)
 
     def started(directory: ClaimedDirectory) -> None:
-        _leave_terminal(directory.log)
         report(Report(path=str(directory.path)))
 
     try:
