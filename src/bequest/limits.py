@@ -53,6 +53,7 @@ WIRE_VERSION = 1
 PACKET_BYTES_MAX = 128 << 10  # below the 208 KiB that Linux gives a Unix socket by default
 PACKET_FDS_MAX = 4  # nobody has reason to send more than one
 REPORT_BYTES_MAX = 96 << 10  # a page of a status report, with room for its envelope
+REFUSAL_CHARACTERS_MAX = 1000
 PEER_QUEUE_MAX = 8  # packets waiting for a client that does not read; requests come one at a time
 LINK_QUEUE_MAX = 100_000  # between daemons of one rack
 PEERS_MAX = 4096  # clients of one socket

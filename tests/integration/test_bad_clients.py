@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import socket
+import typing
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bequest.errors import RackGone, VersionMismatch
+from bequest.errors import BequestError, RackGone, VersionMismatch
 from bequest.limits import PACKET_BYTES_MAX, TABLE_VERSION, WIRE_VERSION
 from bequest.runtime import loop
 from bequest.runtime.agent import Agent
@@ -89,6 +91,47 @@ def test_garbage(rack: RackProcess, name: str, greet: bool) -> None:
         assert is_dropped(client), packet[:40]
     assert lives(rack)
     assert "drops client" in rack.log()
+
+
+ODD = {
+    int: [0, -1, 1, 511, 1023, 2**31, 2**32, 2**63, 2**64 - 1, -(2**63)],
+    bool: [False, True],
+    str: ["", "odd", "odd", "x" * 64, "/", "\0", "dram0", "spread", "slabs", "é" * 40_000, "\0" * 100_000],
+    bytes: [b"", b"x", bytes(16), bytes(100_000)],
+    type(None): [None],
+}
+
+
+def odd_message(kind: type[wire.Message], chance: random.Random) -> wire.Message:
+    values = {}
+    for field in msgspec.structs.fields(kind):
+        types = typing.get_args(field.type) or (field.type,)
+        values[field.name] = chance.choice(ODD[chance.choice(types)])
+    return kind(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "union"),
+    list(zip(SOCKETS, [wire.ClientToMmu, wire.ClientToElement, wire.ClientToAgent], strict=True)),
+    ids=SOCKETS,
+)
+def test_well_formed_nonsense(rack: RackProcess, name: str, union: object) -> None:
+    chance = random.Random(20)
+    kinds = [kind for kind in typing.get_args(union) if kind not in (wire.Hello, wire.Shutdown)]
+    client = Channel.connect(rack.directory.socket(name))
+    for attempt in range(600):
+        if name == "mmu.sock" and attempt % 20 == 0:
+            with suppress(BequestError):
+                client.request(wire.Attach(f"fuzz-{attempt}"))
+        try:
+            client.request(odd_message(chance.choice(kinds), chance))
+        except RackGone:
+            client = Channel.connect(rack.directory.socket(name))
+        except BequestError:
+            pass
+    client.close()
+    assert lives(rack)
+    assert rack.audit() == []
 
 
 @pytest.mark.parametrize("name", SOCKETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from bequest.ids import home_of
@@ -399,6 +400,32 @@ def test_other_racks_go_on() -> None:
     assert box.stopped is None
     assert isinstance(box.ask(box.client(), wire.Shutdown()), wire.Done)
     assert box.stopped is not None
+
+
+def test_the_longest_process_reports_fit_into_packets() -> None:
+    compute = "c" * 63
+    box = Box(computes=(compute,), agent_paths=("agent.sock",))
+    creator = box.client()
+    group = box.ask(creator, wire.CreateGroup("g" * 63))
+    assert isinstance(group, wire.GroupCreated)
+    for index in range(511):
+        box.attach(f"{index:03}" + "n" * 60, group.secret)
+    seen: list[int] = []
+    cursor: int | None = 0
+    while cursor is not None:
+        report = box.ask(creator, wire.Status("processes", cursor))
+        assert isinstance(report, wire.ProcessList)
+        worst = [
+            msgspec.structs.replace(p, owned_bytes=2**45, free_bytes=2**45, counters=COUNTERS)
+            for p in report.processes
+        ]
+        encode(wire.ProcessList(worst, report.next_cursor))
+        seen += [process.id for process in report.processes]
+        cursor = report.next_cursor
+    assert seen == list(range(1, 512))
+
+
+COUNTERS = dict.fromkeys(("grants", "granted_bytes", "accepts", "allocs", "frees"), 2**63)
 
 
 def test_status_pages_cover_every_slab_once() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bequest._core import STATE_OWNED
-from bequest.limits import HUGE_PAGE_BYTES, PAGE_BYTES, PAGES_PER_HUGE_PAGE, TAG_BYTES_MAX
+from bequest.limits import HUGE_PAGE_BYTES, MAX_EXTENTS, PAGE_BYTES, PAGES_PER_HUGE_PAGE, TAG_BYTES_MAX
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import RackState, Session
 from bequest.protocol.refusal import Refusal
@@ -95,8 +95,12 @@ class CrossGrants:
         extent, source = self._extent(sender, message)
         grant = CrossGrant(self, session.peer, sender, receiver, extent, source, message.tag)
         self._choose_way(grant)
-        if not self.state.groups[source.group].shard.withdraw(message.descriptor, message.word):
+        shard = self.state.groups[source.group].shard
+        if not shard.withdraw(message.descriptor, message.word):
             raise Refusal("moved", "this region is not the caller's any more")
+        if shard.descriptor(message.descriptor)[:2] != (extent.address, extent.pages):
+            shard.restore(message.descriptor, message.word)
+            raise Refusal("moved", "this region has changed while it was granted")
         self._hold(grant, 1)
         try:
             self._set_out(grant)
@@ -115,10 +119,9 @@ class CrossGrants:
 
     def _extent(self, sender: Member, message: wire.CrossGrant) -> tuple[Extent, Slab]:
         shard = self.state.groups[sender.group].shard
-        try:
-            address, pages, nbytes, number, state, owner, _ = shard.descriptor(message.descriptor)
-        except (IndexError, ValueError) as error:
-            raise Refusal("moved", f"there is no extent {message.descriptor}") from error
+        if not (0 <= message.descriptor < MAX_EXTENTS and 0 <= message.word < 1 << 64):
+            raise Refusal("moved", f"there is no extent {message.descriptor}")
+        address, pages, nbytes, number, state, owner, _ = shard.descriptor(message.descriptor)
         slab = self.state.ledger.get(number)
         if owner != sender.id or state != STATE_OWNED or slab is None or slab.state is not SlabState.LIVE:
             raise Refusal("moved", "this region is not the caller's any more")

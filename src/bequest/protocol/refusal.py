@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bequest.errors import FAILURE_KINDS, FreeMemory
+from bequest.limits import REFUSAL_CHARACTERS_MAX
 from bequest.wire import messages as wire
 
 
@@ -15,7 +16,7 @@ class Refusal(Exception):
         assert kind in FAILURE_KINDS, kind
         super().__init__(message)
         self.kind = kind
-        self.message = message
+        self.message = message[:REFUSAL_CHARACTERS_MAX]  # it may quote what the client said, however long
         self.free = list(free)
 
     def reply(self) -> wire.Failed:

@@ -25,7 +25,7 @@ from bequest.protocol.refusal import Refusal
 from bequest.protocol.slab_ledger import Slab, SlabState
 from bequest.wire import messages as wire
 
-_PROCESS_REPORT_BYTES = 400  # no report of one process is longer
+_PROCESS_REPORT_BYTES = 600  # no report of one process is longer
 _SLAB_STATUS_BYTES = 500
 _SLAB_RUN_BYTES = 50
 _OWNER_BYTES = 10

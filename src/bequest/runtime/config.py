@@ -1,6 +1,6 @@
 """What a rack consists of: from flags, from a TOML file, or by default.
 
-As flags, ``bequest up --memory dram0:4GiB --memory pmem0:8GiB:file:/mnt/pmem --policy spread``; in TOML:
+As flags, ``bequest up --element dram0:4GiB --element pmem0:8GiB:file:/mnt/pmem --policy spread``; in TOML:
 
 >>> name = "default"
 >>> policy = "spread"

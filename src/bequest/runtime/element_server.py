@@ -72,7 +72,9 @@ class ElementServer(Daemon):
                     )
                 case CloseFile(file):
                     # Freeing a gigabyte takes long, too; and what comes after may count on its having happened.
-                    self._workers.submit(_SLABS, partial(self._files.discard, self._fds.pop(file)), self._logged)
+                    self._workers.submit(
+                        _SLABS, partial(self._files.discard, self._fds.pop(file)), self._logged
+                    )
                 case PunchFile(file, offset, nbytes):
                     job = partial(self._files.punch, self._fds[file], offset, nbytes)
                     self._workers.submit(_SLABS, job, self._logged)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from bequest.errors import BadSize
 from bequest.limits import PACKET_BYTES_MAX
 from bequest.wire import messages as wire
 
@@ -20,11 +21,11 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(message: wire.Message) -> bytes:
-    """The packet. Raises ValueError if it were too long, which is a mistake of the program's."""
+    """The packet. Raises `BadSize` if it were too long: a name or tag as long as no name or tag can be."""
     packet = _encoder.encode(message)
     if len(packet) > PACKET_BYTES_MAX:
         name = type(message).__name__
-        raise ValueError(f"a {name} of {len(packet)} bytes exceeds the {PACKET_BYTES_MAX} of a packet")
+        raise BadSize(f"a {name} of {len(packet)} bytes exceeds the {PACKET_BYTES_MAX} of a packet")
     return packet
 
 
