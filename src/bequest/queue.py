@@ -220,7 +220,9 @@ def _pack(obj: object, process: Process) -> Region | bytes:
     pickled = Pickled(obj)
     if not pickled.buffers and len(pickled.data) <= TAG_BYTES_MAX:
         return pickled.data
-    return pickled.into_region(process)
+    region = pickled.into_region(process)
+    region._free_when_dropped()  # if it finds no room, it is not the caller's to free
+    return region
 
 
 def _unpack(region: Region) -> Any:
@@ -244,3 +246,12 @@ def _queue_process(directory: Path) -> Process:
                 process = rack.attach(f"queue-{os.getpid()}-{next(_numbers)}")
             _seats[key] = process
         return process
+
+
+def _forget_in_child() -> None:
+    global _seats_lock
+    _seats.clear()
+    _seats_lock = threading.Lock()  # another thread of the parent may have held it, and is not here to let go
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

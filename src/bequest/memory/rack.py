@@ -32,6 +32,14 @@ COMPUTE_VARIABLE = "BEQUEST_COMPUTE"  # set by `bequest run`: the compute elemen
 _starting = threading.Lock()
 
 
+def _forget_in_child() -> None:
+    global _starting
+    _starting = threading.Lock()  # another thread of the parent may have held it, and is not here to let go
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 @dataclass(frozen=True, repr=False)
 class Group:
     """Processes that trust each other with their memory. Whoever has ``secret`` can join: pass it on with care."""
