@@ -1,5 +1,5 @@
 """The fixtures of the tests with real processes."""
 
-from racks import embedded, me, nursery, private_place, rack, yard
+from racks import found_rack, me, nursery, private_place, rack, yard
 
-__all__ = ["embedded", "me", "nursery", "private_place", "rack", "yard"]
+__all__ = ["found_rack", "me", "nursery", "private_place", "rack", "yard"]

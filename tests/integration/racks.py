@@ -219,8 +219,8 @@ def me(yard: Yard, rack: RackUnderTest) -> bq.Process:
 
 
 @pytest.fixture
-def embedded(private_place: Path) -> Iterator[bq.Rack]:
-    """An embedded rack, as a program that has heard of no other gets it."""
-    with bq.connect() as connection:
-        yield connection
-    attachments._at_exit()  # what queues have attached
+def found_rack(yard: Yard, rack: RackUnderTest, monkeypatch: pytest.MonkeyPatch) -> Iterator[RackUnderTest]:
+    """The rack that this program and its children find when they name none."""
+    monkeypatch.setenv("BEQUEST_RACK", str(rack.directory))
+    yield rack
+    attachments._at_exit()  # queues attach this program themselves
