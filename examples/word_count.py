@@ -57,7 +57,7 @@ def mapper(wire: Wire, seat: Seat, reducers: list[str], pieces: list[corpus.Piec
             wire.progress(len(text))
         for reducer in reducers:
             me.send(reducer, THE_END)
-        tally.rack_bytes = me.table.counters(me.id)["granted_bytes"]
+        tally.rack_bytes = me.counters["granted_bytes"]
         wire.done(tally)
 
 
@@ -81,7 +81,7 @@ def reducer(wire: Wire, seat: Seat, mappers: int, collector: str) -> None:
         result = bq.dumps(dict(counts), me)
         with tally.hand_over(result.nbytes):
             tally.copied += result.grant(collector)
-        tally.rack_bytes = me.table.counters(me.id)["granted_bytes"]
+        tally.rack_bytes = me.counters["granted_bytes"]
         wire.done(tally)
 
 

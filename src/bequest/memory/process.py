@@ -56,6 +56,7 @@ DEFAULT_SPIN = 50e-6  # seconds a receiver spins before it sleeps: about what a 
 _DONE, _FULL, _DEAD, _LOST = range(4)  # GrantStatus in native/attachment.hpp
 _SLAB_BYTES_MAX = 64 * MIB
 _ABSURD_BYTES = 1 << 52  # as much as a slab request can speak of
+_PEER_POLL = 0.002  # seconds between looks for a process that is still starting: attaching takes as long
 _ASYNC_POLL = 0.0005  # seconds between looks at a full inbox, from asyncio
 
 
@@ -94,6 +95,11 @@ class Process(ProcessBase):
         _attached.append(weakref.ref(self))
         if len(_exit_calls) == 0:
             run_at_exit(_detach_at_exit)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What this process has done since it attached: grants, granted_bytes, accepts, allocs, frees."""
+        return self.table.counters(self.id)
 
     # --- memory ----------------------------------------------------------------------------------------------------
 
@@ -269,6 +275,21 @@ class Process(ProcessBase):
                 raise
             region._set_fate(f"was granted to {to!r}")
         return copied
+
+    def wait_for(self, name: str, timeout: float | None = None) -> None:
+        """Waits until a process named ``name`` is attached, so that it can be granted to.
+
+        Raises `UnknownProcess` if none is within ``timeout`` seconds (None: waits for ever).
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                self._find_peer(name)
+                return
+            except UnknownProcess:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+            time.sleep(_PEER_POLL)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
