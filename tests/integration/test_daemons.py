@@ -183,11 +183,15 @@ def test_asked_to_stop_nothing_is_left() -> None:
 def test_a_signal_ends_a_rack_in_the_foreground(number: signal.Signals) -> None:
     program = (
         "from bequest.runtime.supervisor import run_rack; from bequest.runtime.config import make_config;"
-        "raise SystemExit(run_rack(make_config(name='front', memory=['d:64MiB']), lambda d: print(d.path, flush=True)))"
+        "config = make_config(name='front', memory=['d:64MiB']);"
+        "raise SystemExit(run_rack(config, lambda d: print(d.path, flush=True), log_to_stderr=True))"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     path = Path(process.stdout.readline().strip())
+    assert path.name == "front"
     assert path.is_dir()
     process.send_signal(number)
     assert process.wait(10) == 0

@@ -276,6 +276,7 @@ def run_rack(
 ) -> int:
     """Runs a rack in this process, which should do nothing else, until it is to stop; the exit code.
 
+    Either logs to standard error, or to the rack's own log, and then leaves the terminal altogether.
     Raises `BequestError` if it cannot start.
     """
     for element in config.elements:
