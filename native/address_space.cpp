@@ -18,6 +18,8 @@ namespace bequest {
 
 namespace {
 
+constexpr uint64_t kSetApartBytesMin = 8 * kPageBytes;
+constexpr uint64_t kSetApartShare = 4;            // a quarter of the mappings at most are spent on speed
 constexpr uint64_t kMappingsLeftToOthers = 2048;  // for the interpreter, its threads and libraries
 
 void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
@@ -57,8 +59,9 @@ AddressSpace::AddressSpace() : owner_(getpid()) {
     void* window = mmap(pointer(kWindowBase), kWindowBytes, PROT_NONE, flags, -1, 0);
     if (window != pointer(kWindowBase)) {
         if (window != MAP_FAILED) munmap(window, kWindowBytes);
-        throw WindowTaken("the rack window (2^45 bytes at 0x200000000000) is not free in this process: "
-                          "something else was mapped there first");
+        throw WindowTaken(
+            "the rack window (2^45 bytes at 0x200000000000) is not free in this process: "
+            "something else was mapped there first");
     }
     madvise(window, kWindowBytes, MADV_DONTFORK);
     const uint64_t limit = read_number("/proc/sys/vm/max_map_count", 65530);
@@ -73,6 +76,7 @@ void AddressSpace::forget_everything() {
     owner_ = 0;
     mapped_.clear();
     open_.clear();
+    set_apart_.clear();
 }
 
 void AddressSpace::reserve_room(uint64_t mappings) const {
@@ -121,6 +125,7 @@ void AddressSpace::map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64
 // Forgets what is mapped in [start, end); the addresses will be mapped anew by the caller.
 void AddressSpace::carve_out(uint64_t start, uint64_t end) {
     mark_closed(start, end);
+    join_again(start, end);
     auto it = mapped_.upper_bound(start);
     if (it != mapped_.begin()) --it;
     while (it != mapped_.end() && it->first < end) {
@@ -147,15 +152,51 @@ bool AddressSpace::lies_inside_an_open_range(uint64_t address, uint64_t nbytes) 
     return it != open_.begin() && std::prev(it)->second > address + nbytes;
 }
 
+void AddressSpace::set_apart_if_flipped_again(uint64_t address, uint64_t nbytes) {
+    if (nbytes < kSetApartBytesMin || nbytes >= kHugePageBytes) return;
+    const auto known = set_apart_.find(address);
+    if (known != set_apart_.end() && known->second.end == address + nbytes) return;
+    const uint64_t range = address ^ nbytes;  // below the page bits of an address lies nothing
+    uint64_t& seen = flipped_[(address / kPageBytes * 0x9E37'79B9'7F4A'7C15ull) >> 56];
+    if (seen != range) {
+        seen = range;
+        return;
+    }
+    if (2 * set_apart_.size() >= mappings_limit_ / kSetApartShare) return;
+    join_again(address, address + nbytes);
+    int left = MADV_NORMAL, right = MADV_NORMAL;
+    auto next = set_apart_.lower_bound(address);
+    if (next != set_apart_.end() && next->first == address + nbytes) right = next->second.advice;
+    if (next != set_apart_.begin() && std::prev(next)->second.end == address)
+        left = std::prev(next)->second.advice;
+    int advice = MADV_RANDOM;
+    for (int candidate : {MADV_SEQUENTIAL, MADV_NORMAL})
+        if (advice == left || advice == right) advice = candidate;
+    // It only saves time: if the kernel refuses, nothing is lost.
+    if (madvise(pointer(address), nbytes, advice) == 0) set_apart_[address] = {address + nbytes, advice};
+}
+
+// What is set apart in [start, end) has other bounds from now on.
+void AddressSpace::join_again(uint64_t start, uint64_t end) {
+    auto it = set_apart_.lower_bound(start);
+    if (it != set_apart_.begin() && std::prev(it)->second.end > start) --it;
+    while (it != set_apart_.end() && it->first < end) {
+        madvise(pointer(it->first), it->second.end - it->first, MADV_NORMAL);
+        it = set_apart_.erase(it);
+    }
+}
+
 void AddressSpace::open(uint64_t address, uint64_t nbytes) {
     if (is_open(address, nbytes)) return;
     reserve_room(2);
+    set_apart_if_flipped_again(address, nbytes);
     if (mprotect(pointer(address), nbytes, PROT_READ | PROT_WRITE) != 0) fail("opening pages");
     mark_open(address, address + nbytes);
 }
 
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
     if (lies_inside_an_open_range(address, nbytes)) reserve_room(2);  // else no mapping is added
+    set_apart_if_flipped_again(address, nbytes);
     if (mprotect(pointer(address), nbytes, PROT_NONE) != 0) fail("closing pages");
     mark_closed(address, address + nbytes);
 }

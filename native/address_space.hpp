@@ -8,12 +8,17 @@
 // The kernel limits the number of mappings (vm.max_map_count) and fails in the middle of an mprotect
 // when it is reached. We count an upper bound of what we use and refuse before that.
 //
+// Flipping a part of a mapping splits it and joins it again, which costs more than the flip itself for
+// regions of some 64 KiB. A range of that size that is flipped a second time therefore gets a mapping of
+// its own: an madvise that means nothing for shared memory but keeps the kernel from joining it.
+//
 // One object per operating-system process, shared by all its attachments to one rack. Not
 // thread-safe: the binding calls it with the GIL held.
 #pragma once
 
 #include <sys/types.h>
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <stdexcept>
@@ -40,8 +45,7 @@ public:
     bool is_mapped(uint32_t slab, uint64_t address, uint64_t nbytes) const;
     // Maps the slab where nothing is mapped yet, and [need, need + need_bytes) in any case: those
     // addresses may have belonged to a slab that is no more. Does not keep the descriptor.
-    void map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd, uint64_t need,
-             uint64_t need_bytes);
+    void map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd, uint64_t need, uint64_t need_bytes);
     void open(uint64_t address, uint64_t nbytes);
     void close(uint64_t address, uint64_t nbytes);
     bool is_open(uint64_t address, uint64_t nbytes) const;
@@ -49,7 +53,7 @@ public:
     // Drops the window: nothing of the rack is reachable afterwards, and this object is of no more use.
     void forget_everything();
 
-    uint64_t mappings_bound() const { return 2 * open_.size() + 2 * mapped_.size() + 1; }
+    uint64_t mappings_bound() const { return 2 * (open_.size() + mapped_.size() + set_apart_.size()) + 1; }
     uint64_t mappings_limit() const { return mappings_limit_; }
     uint64_t open_bytes() const;
 
@@ -59,15 +63,23 @@ private:
         uint32_t slab;
         uint64_t slab_base;
     };
+    struct Apart {
+        uint64_t end;
+        int advice;  // that no neighbour has
+    };
     void reserve_room(uint64_t mappings) const;
     bool lies_inside_an_open_range(uint64_t address, uint64_t nbytes) const;
     void carve_out(uint64_t start, uint64_t end);
     void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd);
+    void set_apart_if_flipped_again(uint64_t address, uint64_t nbytes);
+    void join_again(uint64_t start, uint64_t end);
     void mark_open(uint64_t start, uint64_t end);
     void mark_closed(uint64_t start, uint64_t end);
 
-    std::map<uint64_t, Piece> mapped_;        // by start address; disjoint
-    std::map<uint64_t, uint64_t> open_;       // start -> end; disjoint, never adjacent
+    std::map<uint64_t, Piece> mapped_;     // by start address; disjoint
+    std::map<uint64_t, uint64_t> open_;    // start -> end; disjoint, never adjacent
+    std::map<uint64_t, Apart> set_apart_;  // by start address; disjoint
+    std::array<uint64_t, 256> flipped_{};  // ranges seen lately, by hash
     uint64_t mappings_limit_;
     pid_t owner_;  // a forked child has no window: MADV_DONTFORK
 };
