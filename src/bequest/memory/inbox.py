@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOREVER = -1
 RACK_CHECK_INTERVAL = 0.5  # seconds after which a wait without end looks whether the rack is still there
+_RACK_CHECK_NS = int(RACK_CHECK_INTERVAL * 1e9)
 _ASYNC_SLICE = 0.2  # seconds: how long a cancelled waiter's thread may linger
 
 
@@ -55,18 +56,26 @@ class Inbox:
         return self._take(limit, timeout)
 
     def _take(self, limit: int, timeout: float | None) -> list[Region]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        left = timeout
-        while True:
+        # What comes soon is to cost no look at a clock: a hand-over takes microseconds.
+        patience = _RACK_CHECK_NS
+        if timeout is not None and timeout < RACK_CHECK_INTERVAL:
+            patience = as_nanoseconds(timeout)
+        regions: list[Region] = self._process._accept(self._id, limit, patience)
+        return regions or self._take_patiently(limit, timeout)
+
+    def _take_patiently(self, limit: int, timeout: float | None) -> list[Region]:
+        """Nothing has come for the first slice of ``timeout``: waits for the rest of it, slice by slice."""
+        left = None if timeout is None else timeout - RACK_CHECK_INTERVAL
+        deadline = None if left is None else time.monotonic() + left
+        while left is None or left > 0:
+            self._process.check_rack()  # without a rack nobody would tell us that all senders are dead
             slice_ = RACK_CHECK_INTERVAL if left is None else min(left, RACK_CHECK_INTERVAL)
             regions: list[Region] = self._process._accept(self._id, limit, as_nanoseconds(slice_))
             if regions:
                 return regions
             if deadline is not None:
                 left = deadline - time.monotonic()
-                if left <= 0:
-                    raise self._nothing_came(timeout)
-            self._process.check_rack()  # without a rack nobody would tell us that all senders are dead
+        raise self._nothing_came(timeout)
 
     async def accept_async(self, timeout: float | None = None) -> Region:
         """`accept`, for asyncio. Cancelling it loses nothing: what has not been accepted stays in the inbox."""
