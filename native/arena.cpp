@@ -11,8 +11,7 @@ bool Arena::is_huge(const Extent& run) const {
 bool Arena::suits(const Extent& run, const RunRequest& request) const {
     const Descriptor& d = table_.extent(run.descriptor);
     return (!request.huge || d.address % kHugePageBytes == 0) &&
-           (request.element == kAnyElement ||
-            table_.slab_record(d.slab).element == request.element);
+           (request.element == kAnyElement || table_.slab_record(d.slab).element == request.element);
 }
 
 void Arena::put(const Extent& run) {
@@ -63,13 +62,14 @@ void Arena::rescan() {
     for (Bins& bins : bins_) bins.clear();
     free_pages_[0] = free_pages_[1] = 0;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
-        const OwnerWord word = table_.owner(i);
         Descriptor& d = table_.extent(i);
-        if (word.state() == State::kEmpty || home_of(d.address) != id_) continue;
+        if (home_of(d.address) != id_) continue;
         uint32_t pusher = d.linked.load();
         if (pusher != 0 && table_.life((pusher - 1) % kIdCount) != Life::kLive && pusher - 1 != kMmuId) {
             d.linked.compare_exchange_strong(pusher, 0);  // linked by the dead, on no list
         }
+        // Looked at last: who frees it while it is linked leaves it to us.
+        const OwnerWord word = table_.owner(i);
         if (word.is(State::kFree, id_)) put({i, word});
     }
 }

@@ -52,30 +52,34 @@ void Attachment::open_pages(const Extent& e) {
 
 void Attachment::close_pages(const Extent& e) { space_->close(address(e), e.word.pages() * kPageBytes); }
 
+// Ours before it is looked at: until then the MMU may have taken the run and made its descriptor another's,
+// and opening pages by it would open another's memory.
 std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes) {
     while (auto run = arena_.pick(request)) {
+        if (!table_.change(*run, State::kOwned, id_)) continue;
         try {
-            open_pages(*run);  // the whole run at once: its pages are ours, and one mapping stays one
+            open_pages(*run);  // the whole run at once: one mapping stays one
         } catch (...) {
-            arena_.put(*run);
+            put_home(*run);
             throw;
         }
         if (run->word.pages() > request.pages) {
-            const auto empty = pool_.take();
-            if (!empty) {
-                arena_.put(*run);
+            const auto rest = split(*run, request.pages);
+            if (!rest) {
+                put_home(*run);
                 return std::nullopt;
             }
-            const auto rest = table_.split(id_, *run, request.pages, *empty);
-            if (!rest) continue;  // reclaimed by the MMU a moment ago
-            arena_.put(*rest);
+            put_home(*rest);
         }
         table_.extent(run->descriptor).nbytes = nbytes;
-        if (!table_.change(*run, State::kOwned, id_)) continue;
         count(table_.slot(id_).allocs);
         return run;
     }
     return std::nullopt;
+}
+
+void Attachment::put_home(Extent e) {
+    if (table_.free(id_, e)) arena_.put(e);
 }
 
 bool Attachment::free(Extent e) {
@@ -96,7 +100,7 @@ std::optional<Extent> Attachment::split(Extent& left, uint64_t pages) {
     return right;
 }
 
-bool Attachment::merge(Extent& left, const Extent& right) {
+bool Attachment::merge(Extent& left, Extent& right) {
     if (!table_.merge(id_, left, right)) return false;
     pool_.give_back(right.descriptor);
     return true;
@@ -166,32 +170,34 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
     }
     const bool lost = committed < cells.size();
     for (size_t i = committed; i < cells.size(); i++) inbox.abandon(cells[i], id_);
-
-    // It may have died between our first look and the commit, too late for the daemon to see what
-    // was sent: then take it back, unless somebody has dealt with it already.
-    if (!table_.is_live(to.id, to.incarnation)) {
-        size_t kept = 0;
-        for (size_t i = committed; i-- > 0;) {
-            if (!table_.change(extents[i], State::kOwned, id_)) {
-                kept = i + 1;
-                break;
-            }
-            inbox.abandon(cells[i], id_);
-            open_pages(extents[i]);
-        }
-        for (size_t i = 0; i < kept; i++) inbox.publish(cells[i], id_);
-        return {GrantStatus::kDead, kept};
-    }
+    for (size_t i = committed + 1; i < cells.size(); i++) open_pages(extents[i]);
+    if (!table_.is_live(to.id, to.incarnation))
+        return {GrantStatus::kDead, take_back(inbox, extents, committed, cells)};
     for (size_t i = 0; i < committed; i++) inbox.publish(cells[i], id_);
     if (committed > 0) ring_doorbell(table_.slot(to.id), static_cast<uint32_t>(committed));
     Slot& mine = table_.slot(id_);
     count(mine.grants, committed);
     count(mine.granted_pages, pages);
-    if (lost) {
-        for (size_t i = committed + 1; i < cells.size(); i++) open_pages(extents[i]);
-        return {GrantStatus::kLost, committed};
-    }
+    if (lost) return {GrantStatus::kLost, committed};
     return {committed == extents.size() ? GrantStatus::kDone : GrantStatus::kFull, committed};
+}
+
+// The receiver may have died between our first look and the commit, too late for the daemon to see what was
+// sent: then take it back, from the end, unless somebody has dealt with it already. What lies before that
+// counts as granted, and since the daemon may have looked there too early, it is freed as the daemon would
+// have.
+size_t Attachment::take_back(const Inbox& inbox, std::vector<Extent>& extents, size_t committed,
+                             const std::vector<uint64_t>& cells) {
+    size_t kept = committed;
+    for (; kept > 0 && table_.change(extents[kept - 1], State::kOwned, id_); kept--) {
+        inbox.abandon(cells[kept - 1], id_);
+        open_pages(extents[kept - 1]);
+    }
+    for (size_t i = 0; i < kept; i++) {
+        inbox.publish(cells[i], id_);
+        if (table_.change(extents[i], State::kOwned, id_)) table_.free(id_, extents[i]);
+    }
+    return kept;
 }
 
 GrantStatus Attachment::send(const Peer& to, std::string_view message, uint64_t capacity) {
@@ -209,7 +215,9 @@ GrantStatus Attachment::send(const Peer& to, std::string_view message, uint64_t 
 bool Attachment::is_for_us(const Delivery& delivery, uint32_t inbox) {
     if (delivery.incarnation != table_.incarnation(inbox)) {
         Extent e = delivery.extent;  // meant for somebody dead whose id we bear: nobody's any more
-        if (e.descriptor < kMaxExtents && e.word.is(State::kInFlight, inbox)) table_.free(id_, e);
+        if (e.descriptor < kMaxExtents && e.word.is(State::kInFlight, inbox) &&
+            table_.change(e, State::kOwned, id_))
+            table_.free(id_, e);
         return false;
     }
     if (delivery.extent.descriptor == kNoDescriptor) return true;
@@ -236,13 +244,19 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
         cells.push_back(*position);
         if (delivery.extent.descriptor != kNoDescriptor) arrived.push_back(delivery.extent);
     }
-    if (cells.empty()) return accepted;
+    if (cells.empty()) {
+        ring_space_bell(table_.slot(inbox_id));  // what nobody can use was cleared away
+        return accepted;
+    }
+    const std::vector<Range> ranges = neighbours_joined(arrived, arrived.size());
     try {
         for (const Extent& e : arrived) ensure_mapped(e);
-        for (const Range& r : neighbours_joined(arrived, arrived.size()))
-            space_->open(r.start, r.end - r.start);
+        for (const Range& r : ranges) space_->open(r.start, r.end - r.start);
     } catch (...) {
+        for (const Range& r : ranges)
+            if (space_->is_open(r.start, r.end - r.start)) space_->close(r.start, r.end - r.start);
         for (size_t i = cells.size(); i-- > 0;) inbox.put_back(cells[i], id_);
+        ring_doorbell(table_.slot(inbox_id), static_cast<uint32_t>(cells.size()));  // for other receivers
         throw;
     }
     size_t kept = 0;
@@ -257,6 +271,9 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
     }
     accepted.resize(kept);
     ring_space_bell(table_.slot(inbox_id));
+    // Cells are published in any order: a wake-up may have come for one that waited behind another's. Whoever
+    // takes that other passes the wake-up on.
+    if (table_.slot(inbox_id).sleepers.load() > 0 && inbox.ready()) ring_doorbell(table_.slot(inbox_id), 1);
     count(table_.slot(id_).accepts, kept);
     return accepted;
 }

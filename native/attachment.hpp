@@ -44,7 +44,7 @@ public:
     std::optional<Extent> alloc(const RunRequest& request, uint64_t nbytes);
     bool free(Extent extent);
     std::optional<Extent> split(Extent& left, uint64_t pages);
-    bool merge(Extent& left, const Extent& right);
+    bool merge(Extent& left, Extent& right);
 
     // At most `capacity` messages may be waiting there already. On kFull and kDead what was not
     // granted is open again; on kLost extents[granted] is no longer ours.
@@ -70,7 +70,10 @@ private:
         uint64_t start, end;
     };
     std::vector<Range> neighbours_joined(const std::vector<Extent>& extents, size_t count) const;
+    void put_home(Extent extent);  // of an extent that has never left
     void ensure_mapped(const Extent& extent);
+    size_t take_back(const Inbox& inbox, std::vector<Extent>& extents, size_t committed,
+                     const std::vector<uint64_t>& cells);
     bool is_for_us(const Delivery& delivery, uint32_t inbox);
 
     Table table_;

@@ -29,7 +29,8 @@ std::optional<uint64_t> Inbox::claim(uint32_t sender, uint64_t capacity) const {
         if (seen == at_rest(CellState::kEmpty, position)) {
             const CellWord claimed = CellWord::make(CellState::kClaimed, sender, lap_of(position));
             if (change(position, seen, claimed)) {
-                tail.compare_exchange_strong(position, position + 1);
+                uint64_t expected = position;  // somebody may have moved the tail for us already
+                tail.compare_exchange_strong(expected, position + 1);
                 BEQUEST_STEP("tail moved");
                 return position;
             }
@@ -146,6 +147,9 @@ uint32_t Inbox::settle(uint32_t dead) const {
     uint32_t settled = 0;
     for (uint64_t position = first < head ? first : head; position <= tail; position++) {
         settled += settle_cell(position, dead);
+        // It may have died helping the head along, before it had looked whether the cell was put back
+        // meanwhile.
+        if (CellWord{cell(position).word.load()} == at_rest(CellState::kFull, position)) lower_head(position);
     }
     return settled;
 }

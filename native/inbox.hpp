@@ -12,7 +12,7 @@
 
 namespace bequest {
 
-struct Delivery {  // what a cell carries
+struct Delivery {   // what a cell carries
     Extent extent;  // descriptor == kNoDescriptor: a message without memory
     uint32_t incarnation = 0;
     uint32_t sender = 0;
@@ -37,10 +37,10 @@ public:
     void finish(uint64_t position, uint32_t receiver) const;
     void put_back(uint64_t position, uint32_t receiver) const;
 
-    bool ready() const;        // whether take() would find something (a hint)
-    uint64_t depth() const;    // messages waiting (a hint)
+    bool ready() const;      // whether take() would find something (a hint)
+    uint64_t depth() const;  // messages waiting (a hint)
 
-    // --- for the daemon, after `dead` has died: every cell it had in hand -----------------------
+    // --- for the daemon, after `dead` has died: every cell it had in hand, and what it hid --------
     uint32_t settle(uint32_t dead) const;
 
 private:

@@ -38,11 +38,17 @@ inline uint32_t home_of(uint64_t address) {
 inline bool in_window(uint64_t address) { return address - kWindowBase < kWindowBytes; }
 
 // --- capacities of one table (one group) ----------------------------------------------------
+#ifdef BEQUEST_STEP_HOOK  // the tests' table: small enough to run into every limit, and to be explored
+constexpr uint32_t kMaxExtents = 1u << 12;
+constexpr uint32_t kExtentsPerBlock = 16;
+constexpr uint32_t kInboxCells = 8;
+#else
 constexpr uint32_t kMaxExtents = 1u << 21;
 constexpr uint32_t kExtentsPerBlock = 512;
+constexpr uint32_t kInboxCells = 1024;
+#endif
 constexpr uint32_t kBlockCount = kMaxExtents / kExtentsPerBlock;
 constexpr uint32_t kMaxSlabs = 1u << 16;
-constexpr uint32_t kInboxCells = 1024;
 constexpr uint32_t kNameBytesMax = 63;
 constexpr uint32_t kTagBytesMax = 216;
 constexpr uint32_t kNoDescriptor = UINT32_MAX;
@@ -151,8 +157,8 @@ struct Descriptor {  // an extent
 
 // --- inbox cells -----------------------------------------------------------------------------
 //
-//   EMPTY -> CLAIMED(sender) -> FULL -> TAKING(receiver) -> EMPTY of the next lap
-//                          \-> SKIP ----------------------^
+//   EMPTY -> CLAIMED(sender) -> FULL <-> TAKING(receiver) -> EMPTY of the next lap
+//                          \-> SKIP ------------------------^
 //
 // A claimed cell is also the record of a grant under way: if its sender dies, the extent's owner
 // word says whether the grant was committed, and so whether the cell must be delivered or skipped.

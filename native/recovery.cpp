@@ -57,18 +57,27 @@ bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addr
     return false;
 }
 
+// Each extent is taken by its word, so that the sum shows whether they were all of the slab's: between two
+// looks at the table a split may have hidden a part. The home's intent is looked at after the words: what it
+// begins later fails on a word that we have taken or makes us fail, and what it began before must find its
+// words again.
 bool Steward::take_slab(uint32_t slab) {
+    const SlabRecord& record = table_.slab_record(slab);
     const std::vector<Extent> extents = extents_of(slab);
-    if (extents.empty()) return false;
+    if (extents.empty() || table_.slot(home_of(record.address)).intent.armed.load() != 0) return false;
     std::vector<Extent> taken;
+    uint64_t pages = 0;
     bool all = true;
     for (Extent e : extents) {
-        if (e.word.is(State::kOwned, kMmuId)) continue;
-        all = e.word.state() == State::kFree && table_.change(e, State::kOwned, kMmuId);
-        if (!all) break;
-        taken.push_back(e);
+        if (!e.word.is(State::kOwned, kMmuId)) {
+            all = e.word.state() == State::kFree && table_.change(e, State::kOwned, kMmuId);
+            if (!all) break;
+            taken.push_back(e);
+        }
+        if (table_.extent(e.descriptor).slab == slab)
+            pages += e.word.pages();  // it may have become another's
     }
-    if (!all) {
+    if (!all || pages != record.pages) {
         for (Extent& e : taken) table_.free(kMmuId, e);
         return false;
     }
@@ -182,6 +191,9 @@ bool Steward::settle_intent(uint32_t dead) {
     const State state = static_cast<State>(uint32_t{intent.settled_state});
     if (now.state() == State::kEmbryo && now.id() == OwnerWord{intent.before}.id()) {
         const bool keep = (kind == IntentKind::kSplit) == committed;
+        if (!keep && committed)  // a merge that had not told how long it is now
+            table_.extent(intent.left % kMaxExtents).nbytes =
+                OwnerWord{intent.before}.pages() * kPageBytes + table_.extent(right).nbytes;
         table_.change(right, now, keep ? now.next(state, now.id()) : now.next(State::kEmpty, kNobody));
     }
     intent.armed.store(static_cast<uint32_t>(IntentKind::kNone));
@@ -190,8 +202,10 @@ bool Steward::settle_intent(uint32_t dead) {
 
 uint32_t Steward::settle(uint32_t dead) {
     uint32_t settled = settle_intent(dead);
+    ring_space_bell(table_.slot(dead));  // nobody need wait for room there
     for (uint32_t id = 1; id < kIdCount; id++) {
-        if (table_.life(id) == Life::kEmpty) continue;
+        if (table_.slot(id).life.load() == 0)
+            continue;  // vacated slots count: their next bearer gets the cells
         const uint32_t cells = Inbox(table_, id).settle(dead);
         if (cells > 0) ring_doorbell(table_.slot(id), cells);
         settled += cells;
@@ -206,7 +220,8 @@ uint64_t Steward::release(uint32_t dead) {
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         Extent e{i, table_.owner(i)};
         if (!e.word.is(State::kOwned, dead) && !e.word.is(State::kInFlight, dead)) continue;
-        if (table_.free(kMmuId, e)) pages += e.word.pages();
+        // Ours first: only an owner frees, for the descriptor of another may be a new extent by then.
+        if (table_.change(e, State::kOwned, kMmuId) && table_.free(kMmuId, e)) pages += e.word.pages();
     }
     Delivery unread;  // what was told of the memory just freed
     const Inbox inbox(table_, dead);
@@ -218,6 +233,9 @@ Holdings Steward::holdings(uint32_t id) const {
     Holdings held;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         const OwnerWord word = table_.owner(i);
+        const Descriptor& d = table_.extent(i);
+        // What it was sending home bears its id until the home has looked: see Arena::rescan.
+        if (d.linked.load() == id + 1 && table_.life(home_of(d.address)) == Life::kLive) held.extents++;
         if (word.state() == State::kEmpty || word.id() != id) continue;
         held.extents++;
         (word.state() == State::kFree ? held.free_pages : held.pages) += word.pages();

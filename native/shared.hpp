@@ -5,7 +5,7 @@
 //               at any time and learn from that word whether what they saw was good. Never torn, and of no
 //               order of its own, so it costs what a plain field does.
 //
-// The tests build the core with BEQUEST_STEP_HOOK: then every access asks `access_hook` first, which is where
+// The tests build the core with BEQUEST_STEP_HOOK: then every access calls a hook first, which is where
 // a scheduler lets another process run or kills this one. The production build knows nothing of that.
 #pragma once
 
@@ -14,9 +14,10 @@
 namespace bequest {
 
 #ifdef BEQUEST_STEP_HOOK
-extern void (*access_hook)(const void* field, bool write);
+extern void (*read_hook)(const void* field);
+extern void (*write_hook)(const void* field);
 inline void before_access(const void* field, bool write) {
-    if (access_hook) access_hook(field, write);
+    if (auto* hook = write ? write_hook : read_hook) hook(field);
 }
 
 template <class T>

@@ -7,7 +7,8 @@ namespace bequest {
 
 #ifdef BEQUEST_STEP_HOOK
 void (*step_hook)(const char* where) = nullptr;
-void (*access_hook)(const void* field, bool write) = nullptr;
+void (*read_hook)(const void* field) = nullptr;
+void (*write_hook)(const void* field) = nullptr;
 #endif
 
 namespace {
@@ -142,7 +143,7 @@ bool Table::adjacent(const Extent& left, const Extent& right) const {
     return l.slab == r.slab && l.address + left.word.pages() * kPageBytes == r.address;
 }
 
-bool Table::merge(uint32_t self, Extent& left, const Extent& right) const {
+bool Table::merge(uint32_t self, Extent& left, Extent& right) const {
     const State state = left.word.state();
     const uint32_t id = left.word.id();
     assert(adjacent(left, right) && right.word.is(state, id));
@@ -156,7 +157,8 @@ bool Table::merge(uint32_t self, Extent& left, const Extent& right) const {
         return false;
     }
     if (!change(left.descriptor, left.word, after)) {  // the commit point
-        change(right.descriptor, embryo, embryo.next(state, id));
+        const OwnerWord undone = embryo.next(state, id);
+        if (change(right.descriptor, embryo, undone)) right.word = undone;
         disarm(intent);
         return false;
     }
@@ -169,19 +171,27 @@ bool Table::merge(uint32_t self, Extent& left, const Extent& right) const {
 }
 
 // A return list is pushed at by many and drained whole by its home, so that its head needs no tag.
-// `linked` names who put an extent on a list: it is pushed once however many think they should,
-// and when a pusher dies half-way its home can tell (see Arena::rescan).
-void Table::push_return(uint32_t pusher, uint32_t home, uint32_t descriptor) const {
-    Descriptor& d = extent(descriptor);
+// `linked` names who put an extent on a list, or is about to: it is pushed once however many think they
+// should, its descriptor is not used for another extent meanwhile (DescriptorPool), and when a pusher dies
+// half-way its home can tell (Arena::rescan).
+bool Table::link(uint32_t pusher, uint32_t descriptor) const {
     uint32_t nobody = 0;
-    if (!d.linked.compare_exchange_strong(nobody, pusher + 1)) return;
+    const bool done = extent(descriptor).linked.compare_exchange_strong(nobody, pusher + 1);
     BEQUEST_STEP("return linked");
+    return done;
+}
+
+void Table::push(uint32_t home, uint32_t descriptor) const {
     Shared<uint32_t>& list = slot(home).returns;
     uint32_t first = list.load();
     do {
-        d.next.store(first);
+        extent(descriptor).next.store(first);
     } while (!list.compare_exchange_weak(first, descriptor + 1));
     BEQUEST_STEP("return pushed");
+}
+
+void Table::push_return(uint32_t pusher, uint32_t home, uint32_t descriptor) const {
+    if (link(pusher, descriptor)) push(home, descriptor);
 }
 
 std::vector<uint32_t> Table::drain_returns(uint32_t home) const {
@@ -198,11 +208,18 @@ std::vector<uint32_t> Table::drain_returns(uint32_t home) const {
     return drained;
 }
 
+// Linked before it is free: once it is, its slab may go, and its descriptor must not become another extent,
+// of another home, while we are on our way to this one's list. Who has linked it instead of us will push it,
+// and its home looks at the word after it has taken it off the list: so either it sees our change or we link
+// it after.
 bool Table::free(uint32_t self, Extent& e) const {
+    assert(e.word.state() == State::kOwned);
     const uint32_t home = home_of(extent(e.descriptor).address);
-    if (!change(e, State::kFree, home)) return false;
-    if (home != self && life(home) == Life::kLive) push_return(self, home, e.descriptor);
-    return true;
+    if (home == self || life(home) != Life::kLive) return change(e, State::kFree, home);
+    const bool linked = link(self, e.descriptor);
+    const bool freed = change(e, State::kFree, home);
+    if (linked || (freed && link(self, e.descriptor))) push(home, e.descriptor);
+    return freed;
 }
 
 // --- DescriptorPool --------------------------------------------------------------------------
@@ -212,7 +229,7 @@ std::optional<uint32_t> DescriptorPool::take() {
         while (!empties_.empty()) {
             const uint32_t candidate = empties_.back();
             empties_.pop_back();
-            if (table_.owner(candidate).state() == State::kEmpty) return candidate;
+            if (is_unused(candidate)) return candidate;
         }
         // Others may have emptied descriptors of ours. Looking costs as much as there are blocks, so it waits
         // until there are a quarter more.
@@ -251,7 +268,12 @@ bool DescriptorPool::claim_block() {
 void DescriptorPool::add_empties_of(uint32_t block) {
     const uint32_t first = block * kExtentsPerBlock;
     for (uint32_t i = first + kExtentsPerBlock; i-- > first;)
-        if (table_.owner(i).state() == State::kEmpty) empties_.push_back(i);
+        if (is_unused(i)) empties_.push_back(i);
+}
+
+// On its way home, or on a list there, it is still needed although its pages may have gone.
+bool DescriptorPool::is_unused(uint32_t descriptor) const {
+    return table_.owner(descriptor).state() == State::kEmpty && table_.extent(descriptor).linked.load() == 0;
 }
 
 }  // namespace bequest

@@ -63,17 +63,20 @@ public:
     // The left `pages` of an extent stay in it, the rest becomes `empty`, which must be an EMPTY
     // descriptor of the caller's. Nothing if the extent is no longer the caller's.
     std::optional<Extent> split(uint32_t self, Extent& left, uint64_t pages, uint32_t empty) const;
-    // `right` must begin where `left` ends, in the same slab, with the same state and owner.
-    bool merge(uint32_t self, Extent& left, const Extent& right) const;
+    // `right` must begin where `left` ends, in the same slab, with the same state and owner. If `left` is no
+    // longer the caller's, `right` still is, with a new word.
+    bool merge(uint32_t self, Extent& left, Extent& right) const;
     bool adjacent(const Extent& left, const Extent& right) const;
 
     // --- coming home -------------------------------------------------------------------------
     void push_return(uint32_t pusher, uint32_t home, uint32_t descriptor) const;
     std::vector<uint32_t> drain_returns(uint32_t home) const;
-    // Frees an extent: to the allocator at home, and on its list if that is another process.
+    // Frees an extent of the caller's: to the allocator at home, and on its list if that is another process.
     bool free(uint32_t self, Extent& extent) const;
 
 private:
+    bool link(uint32_t pusher, uint32_t descriptor) const;
+    void push(uint32_t home, uint32_t descriptor) const;
     template <class T>
     T* at(uint64_t offset) const {
         return reinterpret_cast<T*>(base_ + offset);
@@ -87,12 +90,16 @@ class DescriptorPool {
 public:
     DescriptorPool(Table table, uint32_t id) : table_(table), id_(id) {}
     std::optional<uint32_t> take();
-    void give_back(uint32_t descriptor) { empties_.push_back(descriptor); }
+    // One of another process's block is for that process to find.
+    void give_back(uint32_t descriptor) {
+        if (table_.block(descriptor / kExtentsPerBlock).load() == id_) empties_.push_back(descriptor);
+    }
 
 private:
     void look_again();
     bool claim_block();
     void add_empties_of(uint32_t block);
+    bool is_unused(uint32_t descriptor) const;
 
     Table table_;
     uint32_t id_;
