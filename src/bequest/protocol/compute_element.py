@@ -7,15 +7,15 @@ kernel's own means (a pidfd). Its connection closing is only a hint, since eithe
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+
+import msgspec
 
 from bequest.protocol.outputs import Output, PeerId, Reply, ToMmu, Unwatch, Watch
 from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 
 
-@dataclass(slots=True)
-class Expected:
+class Expected(msgspec.Struct):
     pid: int
     incarnation: int
     os_pid: int

@@ -15,8 +15,9 @@ commit point: one table operation, after which it is on its way to the receiver.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from bequest._core import STATE_OWNED
 from bequest.limits import HUGE_PAGE_BYTES, MAX_EXTENTS, PAGE_BYTES, PAGES_PER_HUGE_PAGE, TAG_BYTES_MAX
@@ -34,8 +35,7 @@ class Way(Enum):
     COPY_INTO_HOLE = "copy into hole"
 
 
-@dataclass(slots=True)
-class Extent:
+class Extent(msgspec.Struct):
     descriptor: int
     word: int
     address: int

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
+
+import msgspec
 
 from bequest.ids import GroupId
 from bequest.limits import GROUPS_MAX, SECRET_BYTES, TICKET_BYTES
@@ -19,8 +20,7 @@ from bequest.protocol.refusal import Refusal
 from bequest.protocol.shard import Shard, ShardMaker
 
 
-@dataclass(slots=True)
-class Group:
+class Group(msgspec.Struct):
     id: GroupId
     name: str
     shard: Shard

@@ -13,7 +13,7 @@ Slabs, warm and recycled files together do not exceed the element's size: the sl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from bequest.limits import (
     POOL_BYTES_MAX,
@@ -43,8 +43,7 @@ TICK_INTERVAL = 1.0
 REPORT_INTERVAL = 0.1
 
 
-@dataclass(slots=True)
-class File:
+class File(msgspec.Struct):
     id: int
     nbytes: int
     huge: bool
@@ -56,8 +55,7 @@ class File:
         return self.nbytes, self.huge
 
 
-@dataclass(slots=True)
-class HeldSlab:
+class HeldSlab(msgspec.Struct):
     id: int
     group: int
     file: File
@@ -66,11 +64,10 @@ class HeldSlab:
     retried: bool = False
 
 
-@dataclass(slots=True)
-class Demand:
+class Demand(msgspec.Struct):
     """What was asked for of one kind lately."""
 
-    asked_at: list[float] = field(default_factory=list)
+    asked_at: list[float] = msgspec.field(default_factory=list)
 
     def note(self, now: float) -> None:
         self.asked_at = [then for then in self.asked_at if now - then < POOL_DEMAND_WINDOW] + [now]

@@ -6,60 +6,52 @@ for, since machines know no descriptors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from bequest.wire import messages as wire
 
 PeerId = int
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     peer: PeerId
     message: wire.Message
     table: int | None = None  # the Rack MMU: with the table of this group
     file: int | None = None  # a memory element: with this file
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True):
     """Close this client's connection; it is owed no reply any more."""
 
     peer: PeerId
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToElement:
+class ToElement(msgspec.Struct, frozen=True):
     element: int
     message: wire.Message
 
 
-@dataclass(frozen=True, slots=True)
-class ToAgent:
+class ToAgent(msgspec.Struct, frozen=True):
     compute: str
     message: wire.Message
 
 
-@dataclass(frozen=True, slots=True)
-class ToMmu:
+class ToMmu(msgspec.Struct, frozen=True):
     message: wire.Message
 
 
-@dataclass(frozen=True, slots=True)
-class DropTable:
+class DropTable(msgspec.Struct, frozen=True):
     """The group has ended; nothing refers to its table any more."""
 
     group: int
 
 
-@dataclass(frozen=True, slots=True)
-class StopRack:
+class StopRack(msgspec.Struct, frozen=True):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """For the log."""
 
     text: str
@@ -69,8 +61,7 @@ class Note:
 # --- memory elements --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MakeFile:
+class MakeFile(msgspec.Struct, frozen=True):
     """-> `MemoryElement.file_made` or `file_failed`. Slow (first touch); what is ``urgent`` goes first."""
 
     file: int
@@ -79,20 +70,17 @@ class MakeFile:
     urgent: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CloseFile:
+class CloseFile(msgspec.Struct, frozen=True):
     file: int
 
 
-@dataclass(frozen=True, slots=True)
-class PunchFile:
+class PunchFile(msgspec.Struct, frozen=True):
     file: int
     offset: int
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class CopyFile:
+class CopyFile(msgspec.Struct, frozen=True):
     """-> `MemoryElement.copy_done` or `copy_failed`."""
 
     job: int
@@ -106,16 +94,14 @@ class CopyFile:
 # --- agents -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(msgspec.Struct, frozen=True):
     """Tell `ComputeElement.exited` when this operating-system process, the one behind the peer, has gone."""
 
     peer: PeerId
     os_pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unwatch:
+class Unwatch(msgspec.Struct, frozen=True):
     peer: PeerId
 
 

@@ -10,13 +10,13 @@ Ties go to the element that was configured first, so that a choice can be reprod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 POLICIES = ("best-fit", "worst-fit", "spread")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A memory element as placement sees it."""
 
     element: int

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from bequest.ids import GroupId, ProcessId
 from bequest.limits import FIRST_MAILBOX_ID, ID_REST, LAST_MAILBOX_ID, MAX_PROCESS_ID
@@ -43,8 +44,7 @@ TRANSITIONS: dict[State, tuple[State, ...]] = {
 }
 
 
-@dataclass(slots=True)
-class Member:
+class Member(msgspec.Struct):
     """A process or a mailbox: whatever has an id and an inbox."""
 
     kind: Kind

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from bequest.errors import FreeMemory
 from bequest.ids import GroupId
@@ -18,8 +19,7 @@ from bequest.protocol.slab_ledger import SlabLedger
 from bequest.wire import messages as wire
 
 
-@dataclass(frozen=True, slots=True)
-class ElementInfo:
+class ElementInfo(msgspec.Struct, frozen=True):
     """A memory element as configured. ``path`` is its socket's name in the rack's directory."""
 
     id: int
@@ -29,8 +29,7 @@ class ElementInfo:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class MmuConfig:
+class MmuConfig(msgspec.Struct, frozen=True):
     name: str
     uid: int
     elements: tuple[ElementInfo, ...]
@@ -42,15 +41,14 @@ class MmuConfig:
     generation: int = 1
 
 
-@dataclass(slots=True)
-class Session:
+class Session(msgspec.Struct):
     """A client's connection, after its Hello."""
 
     peer: PeerId
     uid: int
     os_pid: int
     process: int | None = None
-    mailboxes: dict[int, int] = field(default_factory=dict)  # id -> how often opened
+    mailboxes: dict[int, int] = msgspec.field(default_factory=dict)  # id -> how often opened
 
 
 class RackState:

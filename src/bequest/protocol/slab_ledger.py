@@ -8,8 +8,9 @@ copies: it then has no memory any more but keeps its addresses reserved (*ghost*
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from bequest.ids import GroupId, ProcessId, SlabId, home_of
 from bequest.limits import MAX_SLABS, PAGE_BYTES
@@ -22,8 +23,7 @@ class SlabState(Enum):
     GHOST = "ghost"  # only its addresses are left
 
 
-@dataclass(slots=True)
-class Slab:
+class Slab(msgspec.Struct):
     id: SlabId
     group: GroupId
     element: int

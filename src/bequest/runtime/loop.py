@@ -19,7 +19,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+
+import msgspec
 
 from bequest.limits import (
     HELLO_TIMEOUT,
@@ -42,13 +43,12 @@ class SlowReader(Exception):
     """The other side does not read what it is sent."""
 
 
-@dataclass(slots=True, eq=False)
-class Wire:
+class Wire(msgspec.Struct, eq=False):
     """A socket with what waits to be sent through it."""
 
     socket: socket.socket
     queue_max: int
-    queue: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
+    queue: deque[tuple[bytes, list[int]]] = msgspec.field(default_factory=deque)
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
         """Now if possible, else later; descriptors that must wait are duplicated, as their owner may close them."""
@@ -81,8 +81,7 @@ class Wire:
         self.socket.close()
 
 
-@dataclass(slots=True, eq=False)
-class Peer:
+class Peer(msgspec.Struct, eq=False):
     """A client."""
 
     id: int
@@ -94,8 +93,7 @@ class Peer:
     is_owed_reply: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Link:
+class Link(msgspec.Struct, eq=False):
     """The way to another daemon of the rack."""
 
     name: str
@@ -181,7 +179,9 @@ class Daemon(ABC):
 
     def run(self) -> None:
         self._wakeup = self._catch_signals()  # open to the end: a signal may come until then
-        self._selector.register(self._wakeup[0], selectors.EVENT_READ, lambda: self.stop("terminated by a signal"))
+        self._selector.register(
+            self._wakeup[0], selectors.EVENT_READ, lambda: self.stop("terminated by a signal")
+        )
         while self._stopping is None:
             now = time.monotonic()
             self._drop_silent(now)

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -46,16 +45,14 @@ FOLLOWED = 3
 _CAUSE_TIMEOUT = 1.0  # how long to wait for the cause once a daemon has only followed
 
 
-@dataclass(slots=True)
-class Child:
+class Child(msgspec.Struct):
     role: str
     pid: int
     pidfd: int
     status: int | None = None  # as os.waitstatus_to_exitcode tells
 
 
-@dataclass(slots=True)
-class DaemonPlan:
+class DaemonPlan(msgspec.Struct):
     """One daemon before its fork: the sockets that are its own, and how to make it."""
 
     role: str
