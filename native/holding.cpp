@@ -10,12 +10,22 @@ Holding::Holding(std::shared_ptr<Member> member, const Extent& extent)
       address_(member_->attachment.address(extent)),
       nbytes_(member_->attachment.nbytes(extent)),
       pieces_{extent} {
-    member_->holdings.insert(this);
+    enter();
 }
 
-Holding::Holding(std::shared_ptr<Member> member) : member_(std::move(member)) {}
+Holding::Holding(std::shared_ptr<Member> member) : member_(std::move(member)) { enter(); }
 
-Holding::~Holding() { member_->holdings.erase(this); }
+void Holding::enter() {
+    place_ = member_->holdings.size();
+    member_->holdings.push_back(this);
+}
+
+Holding::~Holding() {
+    std::vector<Holding*>& holdings = member_->holdings;
+    holdings[place_] = holdings.back();
+    holdings[place_]->place_ = place_;
+    holdings.pop_back();
+}
 
 // The last page of a span belongs to it whole: the user's length need not fill it, and a region of
 // huge pages may have many pages behind its last byte.

@@ -10,7 +10,6 @@
 #pragma once
 
 #include <memory>
-#include <unordered_set>
 #include <vector>
 
 #include "attachment.hpp"
@@ -23,8 +22,8 @@ struct Member {
     Member(Table table, uint32_t id, std::shared_ptr<AddressSpace> space, Attachment::OpenSlab open_slab)
         : attachment(table, id, std::move(space), std::move(open_slab)) {}
     Attachment attachment;
-    std::unordered_set<Holding*> holdings;
-    bool usable = true;      // false once detached, or in the child of a fork
+    std::vector<Holding*> holdings;
+    bool usable = true;  // false once detached, or in the child of a fork
 };
 
 struct Span {  // byte offsets into a holding
@@ -66,11 +65,13 @@ public:
     Span pages_of(const Span& span) const;  // the pages behind a span that ends at the user's last byte
 
 private:
+    void enter();
     uint64_t offset(const Extent& e) const { return member_->attachment.address(e) - address_; }
     Span span_of(const Extent& e) const { return {offset(e), offset(e) + e.word.pages() * kPageBytes}; }
     bool cut_at(uint64_t offset_bytes);
 
     std::shared_ptr<Member> member_;
+    size_t place_ = 0;  // in member_->holdings
     uint64_t address_ = 0;
     uint64_t nbytes_ = 0;
     std::vector<Extent> pieces_;  // sorted by address

@@ -182,57 +182,73 @@ bool wait_for_space(ProcessBase& process, uint32_t inbox_id, uint64_t capacity, 
     return wait(ready, slot.space_bell, slot.space_waiters, process.spin_ns, timeout_ns);
 }
 
-nb::object as_result(GrantStatus status, size_t granted) {
-    return nb::make_tuple(static_cast<int>(status), granted);
-}
-
 void check_tag(const nb::bytes& tag) {
     if (tag.size() > kTagBytesMax)
         raise_error("TagTooLong", "a tag has at most %u bytes, this one has %zu; put more into the region",
                     kTagBytesMax, tag.size());
 }
 
-// Regions from `first` on, as many as fit; the rest stays with the caller.
-nb::object grant(ProcessBase& process, const nb::list& regions, size_t first, uint32_t to,
-                 uint32_t incarnation, const nb::bytes& tag, const std::string& name, uint64_t capacity) {
-    Member& member = process.usable();
-    check_tag(tag);
-    std::vector<RegionBase*> handles;
-    for (size_t i = first; i < nb::len(regions); i++) {
-        if (!nb::isinstance<RegionBase>(regions[i]))
-            raise_error("TypeError", "only regions can be granted; element %zu of the batch is none", i);
-        auto* region = nb::cast<RegionBase*>(regions[i]);
-        if (region->holding->member().get() != &member)
-            raise_error("ValueError", "a region can be granted only by the process that owns it");
-        region->require_owned();
-        region->require_memory("granted; use send()");
-        region->require_unborrowed("granted");
-        handles.push_back(region);
-    }
+void check_grantable(const Member& member, const RegionBase& region) {
+    if (region.holding->member().get() != &member)
+        raise_error("ValueError", "a region can be granted only by the process that owns it");
+    region.require_owned();
+    region.require_memory("granted; use send()");
+    region.require_unborrowed("granted");
+}
+
+// The regions' memory as far as it fits; what does not stays with the caller.
+GrantResult grant_regions(Member& member, const std::vector<RegionBase*>& regions, const Peer& to,
+                          const nb::bytes& tag, const std::string& name, uint64_t capacity) {
     std::vector<Extent> extents;
-    for (RegionBase* region : handles) {
+    extents.reserve(regions.size());
+    for (RegionBase* region : regions) {
         const auto extent = region->holding->take_out(region->holding->pages_of(region->span));
         if (!extent) break;
         extents.push_back(*extent);
     }
     const auto put_back = [&](size_t from) {
-        for (size_t i = from; i < extents.size(); i++) handles[i]->holding->put_in(extents[i]);
+        for (size_t i = from; i < extents.size(); i++) regions[i]->holding->put_in(extents[i]);
     };
-    if (extents.size() < handles.size()) {
+    if (extents.size() < regions.size()) {
         put_back(0);
         raise_error("ValueError", "these regions overlap, or the V2P table has no descriptor left");
     }
     GrantResult result;
     try {
-        result = member.attachment.grant({to, incarnation}, extents, {tag.c_str(), tag.size()}, capacity);
+        result = member.attachment.grant(to, extents, {tag.c_str(), tag.size()}, capacity);
     } catch (...) {
         put_back(0);
         throw;
     }
-    for (size_t i = 0; i < result.granted; i++) handles[i]->holding->fate = "was granted to '" + name + "'";
-    if (result.status == GrantStatus::kLost) handles[result.granted]->holding->fate = "was taken away";
+    for (size_t i = 0; i < result.granted; i++) regions[i]->holding->fate = "was granted to '" + name + "'";
+    if (result.status == GrantStatus::kLost) regions[result.granted]->holding->fate = "was taken away";
     put_back(result.granted + (result.status == GrantStatus::kLost));
-    return as_result(result.status, result.granted);
+    return result;
+}
+
+nb::object grant(ProcessBase& process, const nb::list& regions, size_t first, uint32_t to,
+                 uint32_t incarnation, const nb::bytes& tag, const std::string& name, uint64_t capacity) {
+    Member& member = process.usable();
+    check_tag(tag);
+    std::vector<RegionBase*> handles;
+    handles.reserve(nb::len(regions));
+    for (size_t i = first; i < nb::len(regions); i++) {
+        if (!nb::isinstance<RegionBase>(regions[i]))
+            raise_error("TypeError", "only regions can be granted; element %zu of the batch is none", i);
+        handles.push_back(nb::cast<RegionBase*>(regions[i]));
+        check_grantable(member, *handles.back());
+    }
+    const GrantResult result = grant_regions(member, handles, {to, incarnation}, tag, name, capacity);
+    return nb::make_tuple(static_cast<int>(result.status), result.granted);
+}
+
+int grant_one(ProcessBase& process, RegionBase& region, uint32_t to, uint32_t incarnation,
+              const nb::bytes& tag, const std::string& name) {
+    Member& member = process.usable();
+    check_tag(tag);
+    check_grantable(member, region);
+    return static_cast<int>(
+        grant_regions(member, {&region}, {to, incarnation}, tag, name, kInboxCells).status);
 }
 
 // For a grant that the daemon carries out: the extent leaves this process's hands, closed.
@@ -313,6 +329,7 @@ void bind_process(nb::module_& m) {
         .def("_accept", &accept, "inbox"_a, "limit"_a, "timeout_ns"_a)
         .def("_grant", &grant, "regions"_a, "first"_a, "to"_a, "incarnation"_a, "tag"_a, "name"_a,
              "capacity"_a)
+        .def("_grant_one", &grant_one, "region"_a, "to"_a, "incarnation"_a, "tag"_a, "name"_a)
         .def(
             "_send",
             [](ProcessBase& p, uint32_t to, uint32_t incarnation, const nb::bytes& message,

@@ -153,6 +153,14 @@ class Process(ProcessBase):
 
     # --- handing over ------------------------------------------------------------------------------------------------
 
+    def grant_at_once(self, region: Region, to: str, tag: bytes) -> bool:
+        """The usual case of a grant, without a detour: the recipient is known and has room. Else False, nothing done."""
+        peer = self._peers.get(to)
+        if peer is None or type(tag) is not bytes:
+            return False
+        id_, incarnation, same_group = peer
+        return same_group and self._grant_one(region, id_, incarnation, tag, to) == _DONE
+
     def grant_all(
         self, regions: Iterable[Region], to: str, *, tag: bytes = b"", timeout: float | None = None
     ) -> int:

@@ -95,7 +95,10 @@ class Region(RegionBase):
         Raises `BufferError` while a view of it lives, `RegionMoved`, `UnknownProcess`, `ProcessDead`, `InboxFull`.
         After any of them the memory is still this process's.
         """
-        return self.process.grant_all([self], to, tag=tag, timeout=timeout)
+        process = self.process
+        if not process.grant_at_once(self, to, tag):
+            return process.grant_all([self], to, tag=tag, timeout=timeout)
+        return 0
 
     async def grant_async(self, to: str, *, tag: bytes = b"", timeout: float | None = None) -> int:
         """`grant`, for asyncio: waits for a full inbox without blocking the event loop."""
