@@ -17,7 +17,7 @@ constexpr uint32_t kAnyElement = UINT32_MAX;
 
 struct RunRequest {
     uint64_t pages;
-    bool huge;                       // 2 MiB-aligned, from a slab of 2 MiB pages
+    bool huge;  // 2 MiB-aligned, from a slab of 2 MiB pages
     uint32_t element = kAnyElement;
 };
 
@@ -43,7 +43,7 @@ private:
     Table table_;
     uint32_t id_;
     DescriptorPool& pool_;
-    Bins bins_[2];               // small pages, huge pages
+    Bins bins_[2];  // small pages, huge pages
     uint64_t free_pages_[2] = {0, 0};
     bool unmerged_[2] = {false, false};  // something was freed since the last coalesce
 };

@@ -139,23 +139,25 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
     assert(tag.size() <= kTagBytesMax);
     if (!table_.is_live(to.id, to.incarnation)) return {GrantStatus::kDead, 0};
     const Inbox inbox(table_, to.id);
+    // Closed before the first cell is claimed: a claimed cell holds up everybody else's deliveries behind it.
+    const size_t closed = inbox.room_for(extents.size(), capacity);
+    if (closed == 0) return {GrantStatus::kFull, 0};
+    const std::vector<Range> ranges = neighbours_joined(extents, closed);
+    try {
+        for (const Range& r : ranges) space_->close(r.start, r.end - r.start);
+    } catch (...) {
+        for (const Range& r : ranges) space_->open(r.start, r.end - r.start);
+        throw;
+    }
     std::vector<uint64_t> cells;
-    cells.reserve(extents.size());
-    while (cells.size() < extents.size()) {
+    cells.reserve(closed);
+    while (cells.size() < closed) {
         const auto position = inbox.claim(id_, capacity);
         if (!position) break;
         cells.push_back(*position);
     }
+    for (size_t i = cells.size(); i < closed; i++) open_pages(extents[i]);
     if (cells.empty()) return {GrantStatus::kFull, 0};
-
-    const std::vector<Range> ranges = neighbours_joined(extents, cells.size());
-    try {
-        for (const Range& r : ranges) space_->close(r.start, r.end - r.start);
-    } catch (...) {
-        for (uint64_t cell : cells) inbox.abandon(cell, id_);
-        for (const Range& r : ranges) space_->open(r.start, r.end - r.start);
-        throw;
-    }
     BEQUEST_STEP("pages closed");
 
     size_t committed = 0;

@@ -15,8 +15,9 @@ void (*wake_hook)(Shared<uint32_t>& word, uint32_t sleepers) = nullptr;
 #endif
 
 void ring_doorbell(Slot& slot, uint32_t messages) {
+    if (slot.sleepers.load() == 0) return;
     slot.doorbell.fetch_add(1);
-    if (slot.sleepers.load() > 0) wake(slot.doorbell, messages);
+    wake(slot.doorbell, messages);
 }
 
 void ring_space_bell(Slot& slot) {

@@ -45,7 +45,8 @@ bool wait_until(const Ready& ready, Shared<uint32_t>& bell, Shared<uint32_t>& sl
     do {
         for (int i = 0; i < kLooksBetweenClocks; i++) {
             if (ready()) return true;
-            spin_pause();
+            // Each look takes the cell's cache line away from whoever is filling it.
+            for (int pauses = 0; pauses < 4; pauses++) spin_pause();
         }
     } while (monotonic_ns() - start < (spin < kSleepSliceNs ? spin : kSleepSliceNs));
     if (spin >= kSleepSliceNs) return false;

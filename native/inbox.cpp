@@ -1,5 +1,6 @@
 #include "inbox.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace bequest {
@@ -24,7 +25,10 @@ std::optional<uint64_t> Inbox::claim(uint32_t sender, uint64_t capacity) const {
     Shared<uint64_t>& tail = table_.slot(id_).tail;
     uint64_t position = tail.load();
     for (;;) {
-        if (position >= table_.slot(id_).head.load() + capacity) return std::nullopt;
+        // The cells themselves tell when all of them are in use; the receiver's head is looked at only for
+        // less.
+        if (capacity < kInboxCells && position >= table_.slot(id_).head.load() + capacity)
+            return std::nullopt;
         const CellWord seen{cell(position).word.load()};
         if (seen == at_rest(CellState::kEmpty, position)) {
             const CellWord claimed = CellWord::make(CellState::kClaimed, sender, lap_of(position));
@@ -42,6 +46,15 @@ std::optional<uint64_t> Inbox::claim(uint32_t sender, uint64_t capacity) const {
             position++;  // somebody claimed it and has not moved the tail yet
         }
     }
+}
+
+size_t Inbox::room_for(size_t wanted, uint64_t capacity) const {
+    if (wanted == 1 && capacity >= kInboxCells) {
+        const uint64_t position = table_.slot(id_).tail.load();
+        return CellWord{cell(position).word.load()}.lap() >= lap_of(position) ? 1 : 0;
+    }
+    const uint64_t waiting = depth();
+    return waiting >= capacity ? 0 : std::min<uint64_t>(wanted, capacity - waiting);
 }
 
 void Inbox::seal(uint64_t position, const Extent& in_flight, uint32_t incarnation, uint32_t sender,

@@ -27,6 +27,8 @@ public:
     // --- senders: claim, seal, [commit the grant], publish or abandon --------------------------
     // The claimed position; nothing if `capacity` messages are already waiting.
     std::optional<uint64_t> claim(uint32_t sender, uint64_t capacity = kInboxCells) const;
+    // How many of `wanted` claims would succeed now (a hint).
+    size_t room_for(size_t wanted, uint64_t capacity = kInboxCells) const;
     void seal(uint64_t position, const Extent& in_flight, uint32_t incarnation, uint32_t sender,
               std::string_view tag) const;
     bool publish(uint64_t position, uint32_t sender) const;

@@ -25,8 +25,8 @@ class Mapping {
 public:
     Mapping(int fd, uint64_t offset, uint64_t nbytes, int protection) : nbytes_(nbytes) {
         // MADV_COLLAPSE wants address and file offset aligned alike: take room to choose.
-        room_ = mmap(nullptr, nbytes + kHugePageBytes, PROT_NONE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        room_ = mmap(nullptr, nbytes + kHugePageBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                     -1, 0);
         if (room_ == MAP_FAILED) fail("reserving addresses to map a slab");
         const uint64_t start = reinterpret_cast<uint64_t>(room_);
         const uint64_t aligned = (start + kHugePageBytes - 1) & ~(kHugePageBytes - 1);

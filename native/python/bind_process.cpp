@@ -102,6 +102,7 @@ nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uin
 
 std::string name_of(const Table& table, uint32_t id) {
     if (id == kMmuId) return "(rack mmu)";
+    if (table.life(id) == Life::kEmpty) return {};  // of another group, or gone: the name there is stale
     const Slot& slot = table.slot(id);
     return {slot.name, strnlen(slot.name, kNameBytesMax)};
 }
