@@ -177,7 +177,7 @@ class Process(ProcessBase):
             if not batch:
                 return 0
             if not peer.same_group:
-                return self._grant_across(batch, to, peer, tag)
+                return self._grant_across(batch[done:], to, peer, tag, timeout)
             status, count = self._grant(batch, done, peer.id, peer.incarnation, tag, to, INBOX_CELLS)
             done += count
             if status == _DONE:
@@ -267,21 +267,45 @@ class Process(ProcessBase):
         self._peers[name] = peer
         return peer
 
-    def _grant_across(self, regions: list[Region], to: str, peer: Peer, tag: bytes) -> int:
-        """Has the Rack MMU carry out a grant to another group: only it may write to both tables."""
-        copied = 0
-        for region in regions:
-            descriptor, word = self._surrender(region)
+    def _grant_across(
+        self, regions: list[Region], to: str, peer: Peer, tag: bytes, timeout: float | None
+    ) -> int:
+        """Grants to another group, one by one; the bytes copied."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        copied = done = 0
+        while done < len(regions):
             try:
-                reply, _ = self._links.mmu.request(
-                    wire.CrossGrant(descriptor, word, peer.id, peer.incarnation, tag)
-                )
-                copied += expect(reply, wire.CrossGranted).copied_bytes
-            except BequestError:
-                self._peers.pop(to, None)
-                self._take_back(region, descriptor)
-                raise
-            region._set_fate(f"was granted to {to!r}")
+                copied += self._give_across(regions[done], to, peer, tag)
+                done += 1
+            except InboxFull:  # it is in another table, whose bell we cannot hear
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise _inbox_full(to, done, len(regions), timeout) from None
+                time.sleep(_PEER_POLL)
+            except ProcessDead as dead:
+                try:
+                    found = self._find_peer(to)  # the name may have a new bearer
+                except UnknownProcess:
+                    raise dead from None
+                if found == peer:
+                    raise
+                if found.same_group:
+                    return copied + self.grant_all(regions[done:], to, tag=tag, timeout=timeout)
+                peer = found
+        return copied
+
+    def _give_across(self, region: Region, to: str, peer: Peer, tag: bytes) -> int:
+        """Has the Rack MMU carry out a grant to another group: only it may write to both tables."""
+        descriptor, word = self._surrender(region)
+        try:
+            reply, _ = self._links.mmu.request(
+                wire.CrossGrant(descriptor, word, peer.id, peer.incarnation, tag)
+            )
+            copied = expect(reply, wire.CrossGranted).copied_bytes
+        except BequestError:
+            self._peers.pop(to, None)
+            self._take_back(region, descriptor)
+            raise
+        region._set_fate(f"was granted to {to!r}")
         return copied
 
     def wait_for(self, name: str, timeout: float | None = None) -> None:
