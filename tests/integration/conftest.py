@@ -1,5 +1,6 @@
 """The fixtures of the tests with real processes."""
 
 from racks import found_rack, me, nursery, private_place, rack, yard
+from unchanged import region
 
-__all__ = ["found_rack", "me", "nursery", "private_place", "rack", "yard"]
+__all__ = ["found_rack", "me", "nursery", "private_place", "rack", "region", "yard"]

@@ -58,7 +58,7 @@ class Inbox:
     def _take(self, limit: int, timeout: float | None) -> list[Region]:
         # What comes soon is to cost no look at a clock: a hand-over takes microseconds.
         patience = _RACK_CHECK_NS
-        if timeout is not None and timeout < RACK_CHECK_INTERVAL:
+        if timeout is not None and not timeout >= RACK_CHECK_INTERVAL:  # a NaN is refused below
             patience = as_nanoseconds(timeout)
         regions: list[Region] = self._process._accept(self._id, limit, patience)
         return regions or self._take_patiently(limit, timeout)

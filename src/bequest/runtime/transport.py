@@ -137,6 +137,7 @@ class Channel:
         self._unread_replies = 0  # to requests whose caller was interrupted
         self._owner = os.getpid()
         self.is_closed = False
+        self._end: str | None = None  # why, if it was not us who closed it
         self.welcome: wire.Welcome | None = None
         _channels.add(self)
 
@@ -210,6 +211,8 @@ class Channel:
             raise NotAttached(
                 "this process was forked from one that is connected to a rack; it must connect itself"
             )
+        if self._end is not None:
+            raise RackGone(self._end)
         if self.is_closed:
             raise NotAttached("the connection to the rack has been closed")
 
@@ -228,7 +231,8 @@ class Channel:
             raise RackGone(f"the daemon at {self._path} has not answered for {timeout:g} s") from error
         except (OSError, GarbledPacket) as error:
             self.close()
-            raise RackGone(f"the daemon at {self._path} has gone: {error}") from error
+            self._end = f"the daemon at {self._path} has gone: {error}"
+            raise RackGone(self._end) from error
 
     def _receive(self) -> Packet:
         packet = receive_packet(self._socket, self._buffer)
