@@ -46,6 +46,11 @@ class Extent(msgspec.Struct):
     def run(self) -> tuple[int, int]:
         return self.address, self.address + self.pages * PAGE_BYTES
 
+    @property
+    def content_bytes(self) -> int:
+        """Its pages that hold the region. Those behind them, up to a huge page, show what others had there."""
+        return min(max(-(-self.nbytes // PAGE_BYTES), 1), self.pages) * PAGE_BYTES
+
 
 class CrossGrant:
     """One grant on its way; also the `SlabWaiter` of its copy."""
@@ -172,7 +177,7 @@ class CrossGrants:
             extent.address - source.address,
             target.id,
             extent.address - target.address,
-            extent.pages * PAGE_BYTES,
+            extent.content_bytes,
         )
         self.state.tell_element(source.element, copy)
 
@@ -247,10 +252,9 @@ class CrossGrants:
         else:
             assert target is not None
             target.state = SlabState.LIVE
-            copied = extent.pages * PAGE_BYTES
-            self.state.tell_element(
-                source.element, wire.PunchPages(source.id, extent.address - source.address, copied)
-            )
+            copied = extent.content_bytes
+            left = wire.PunchPages(source.id, extent.address - source.address, extent.pages * PAGE_BYTES)
+            self.state.tell_element(source.element, left)
         self._hold(grant, -1)
         self.state.reply(grant.peer, wire.CrossGranted(copied))
 
