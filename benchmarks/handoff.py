@@ -52,12 +52,12 @@ PROMISES: tuple[Ratio | TimesFaster, ...] = (
     Ratio("bequest_spinning", "iceoryx2", 1 * MIB, 1.2),
     Ratio("bequest_spinning", "iceoryx2", 64 * MIB, 1.0),
     Ratio("bequest_spinning", "iceoryx2", 1 * GIB, 1.0),
-    TimesFaster("bequest_sleeping", "multiprocessing_queue", 64 * KIB, 4),
-    TimesFaster("bequest_sleeping", "multiprocessing_queue", 64 * MIB, 1000),
-    TimesFaster("bequest_sleeping", "multiprocessing_queue", 1 * GIB, 2000),
-    TimesFaster("bequest_default", "shared_memory", 64 * MIB, 20),
-    TimesFaster("bequest_default", "ray", 64 * MIB, 100),
-    TimesFaster("bequest_default", "dask", 64 * MIB, 200),
+    TimesFaster("bequest_receiver_sleeping", "multiprocessing_queue", 64 * KIB, 4),
+    TimesFaster("bequest_spinning", "multiprocessing_queue", 64 * MIB, 1000),
+    TimesFaster("bequest_spinning", "multiprocessing_queue", 1 * GIB, 2000),
+    TimesFaster("bequest_spinning", "shared_memory", 64 * MIB, 20),
+    TimesFaster("bequest_spinning", "ray", 64 * MIB, 100),
+    TimesFaster("bequest_spinning", "dask", 64 * MIB, 200),
 )
 FIRST_BYTE_TARGET = Target("at most", 0.5e-3)
 
@@ -170,7 +170,7 @@ def _promise_figure(promise: Ratio | TimesFaster, measured: Measured) -> Figure:
     title, size = peer_class(promise.peer).title, size_name(promise.nbytes)
     ours = measured.summary(promise.ours, promise.nbytes)
     peer = measured.summary(promise.peer, promise.nbytes)
-    manner = {"bequest_default": "as it comes"}.get(promise.ours, promise.ours.removeprefix("bequest_"))
+    manner = promise.ours.removeprefix("bequest_").replace("_", " ")
     if isinstance(promise, Ratio):
         name = f"{size} ({manner}): our time over that of {title}"
         target, unit = Target("at most", promise.bound), ""

@@ -20,6 +20,7 @@ PEERS: dict[str, str] = {
     "iceoryx2": "iceoryx2_pubsub:Iceoryx2PubSub",
     "bequest_spinning": "bequest_grant:BequestSpinning",
     "bequest_default": "bequest_grant:BequestDefault",
+    "bequest_receiver_sleeping": "bequest_grant:BequestReceiverSleeping",
     "bequest_sleeping": "bequest_grant:BequestSleeping",
     "bequest_first_byte": "bequest_grant:BequestFirstByte",
     "bequest_first_byte_small_pages": "bequest_grant:BequestFirstByteSmallPages",

@@ -4,8 +4,8 @@ A grant takes the pages away from the sender (its mapping is closed) and opens t
 receiver; the answer is a message without memory. After the timed part B grants the region back, so that every
 hand-off moves the same memory: A fills it anew each time, as with every other peer.
 
-Waits come in three manners: both sides spin (beside iceoryx2), both sleep at once (beside the peers that do),
-and as it comes: Bequest spins for a moment and then sleeps. Two more take the time from the grant until B has
+Waits come in four manners: both sides spin, the receiver sleeps and the sender spins for its answer, both sleep
+at once, and as it comes: Bequest spins for a moment and then sleeps. Two more take the time from the grant until B has
 read the first byte only, on 2 MiB and on 4 KiB pages; it is read from B's clock: CLOCK_MONOTONIC is one clock
 for all processes.
 """
@@ -129,6 +129,12 @@ class BequestSpinning(BequestDefault):
     receiver = SpinningReceiver
     spin_seconds = PATIENCE_SECONDS
     rest_seconds = 0
+
+
+class BequestReceiverSleeping(BequestDefault):
+    title = "Bequest grant, the receiver sleeps"
+    receiver = SleepingReceiver
+    spin_seconds = PATIENCE_SECONDS
 
 
 class BequestSleeping(BequestDefault):

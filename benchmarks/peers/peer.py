@@ -22,7 +22,7 @@ from ..measure import PAGE_BYTES
 Bytes = NDArray[np.uint8]
 
 PATTERN_SHIFTS = 251
-REST_SECONDS = 0.002
+REST_SECONDS = 0.0002
 
 
 class WrongAnswer(Exception):
