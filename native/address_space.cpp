@@ -186,9 +186,14 @@ void AddressSpace::join_again(uint64_t start, uint64_t end) {
     }
 }
 
+bool AddressSpace::touches_an_open_range(uint64_t address, uint64_t nbytes) const {
+    auto it = open_.upper_bound(address + nbytes);
+    return it != open_.begin() && std::prev(it)->second >= address;
+}
+
 void AddressSpace::open(uint64_t address, uint64_t nbytes) {
     if (is_open(address, nbytes)) return;
-    reserve_room(2);
+    if (!touches_an_open_range(address, nbytes)) reserve_room(2);  // else it grows one that is there
     set_apart_if_flipped_again(address, nbytes);
     if (mprotect(pointer(address), nbytes, PROT_READ | PROT_WRITE) != 0) fail("opening pages");
     mark_open(address, address + nbytes);

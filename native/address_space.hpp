@@ -69,6 +69,7 @@ private:
     };
     void reserve_room(uint64_t mappings) const;
     bool lies_inside_an_open_range(uint64_t address, uint64_t nbytes) const;
+    bool touches_an_open_range(uint64_t address, uint64_t nbytes) const;
     void carve_out(uint64_t start, uint64_t end);
     void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd);
     void set_apart_if_flipped_again(uint64_t address, uint64_t nbytes);
