@@ -146,7 +146,8 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
     try {
         for (const Range& r : ranges) space_->close(r.start, r.end - r.start);
     } catch (...) {
-        for (const Range& r : ranges) space_->open(r.start, r.end - r.start);
+        // Backwards, so that what was closed last makes room for what was closed first.
+        for (auto r = ranges.rbegin(); r != ranges.rend(); ++r) space_->open(r->start, r->end - r->start);
         throw;
     }
     std::vector<uint64_t> cells;

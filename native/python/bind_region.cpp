@@ -2,6 +2,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "python.hpp"
 
 namespace bequest {
@@ -80,13 +82,17 @@ uint64_t free_region(RegionBase& region) {
     return freed;
 }
 
+// What is still owned of a region, or of a part: for the end of a with statement.
 uint64_t free_remaining(RegionBase& region) {
     Holding& holding = region.usable();
-    const Span all{0, UINT64_MAX};
-    if (const size_t views = holding.borrows_of(all))
-        raise_error("BufferError", "%zu view%s of this region %s alive; release %s before it is freed", views,
-                    views == 1 ? "" : "s", views == 1 ? "is" : "are", views == 1 ? "it" : "them");
-    const uint64_t freed = holding.free_all();
+    const Span pages = holding.pages_of(region.span);
+    region.require_unborrowed("freed");
+    uint64_t freed = 0;
+    for (const Span& owned : holding.remaining()) {
+        const Span part = holding.pages_of(owned);
+        const Span both{std::max(part.start, pages.start), std::min(part.end, pages.end)};
+        if (both.start < both.end) freed += holding.free_span(both);
+    }
     if (freed > 0) holding.fate = "was freed";
     return freed;
 }

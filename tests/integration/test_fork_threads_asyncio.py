@@ -523,9 +523,6 @@ def is_waiting(pid: int) -> bool:
         return syscall.read().split()[0] in (FUTEX, EPOLL_WAIT, EPOLL_PWAIT)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Channel counts its unread replies in steps that a signal can come between"
-)
 @pytest.mark.parametrize("moment", ["send_packet", "receive_packet"])
 def test_an_interrupted_request_does_not_confuse_the_next(
     rack: RackUnderTest, monkeypatch: pytest.MonkeyPatch, moment: str

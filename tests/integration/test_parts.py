@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 import bequest as bq
 
 PAGE = 4096
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a part's with statement frees the whole region (native free_remaining)"
-)
 def test_a_part_in_a_with_statement_frees_itself_and_nothing_else(me: bq.Process) -> None:
     with me.alloc(4 * PAGE) as region:
         with region[PAGE : 2 * PAGE] as part:

@@ -167,12 +167,6 @@ def test_mappings_run_out_at_the_receiver(yard: Yard) -> None:
     assert rack.audit() == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=bq.TooManyMappings,
-    reason="AddressSpace::open() wants room for two mappings even where it joins open ranges, so a process at its limit"
-    " stays there after it has freed everything",
-)
 def test_freeing_makes_room_for_mappings(yard: Yard) -> None:
     yard.rack("dram0:64MiB")
     giver, taker = yard.actor(None), yard.actor("taker")
@@ -185,12 +179,6 @@ def test_freeing_makes_room_for_mappings(yard: Yard) -> None:
     giver.do(users.churn_small, pages * PAGE, 3)  # what it had at first: one region, one mapping
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="Attachment::grant() cannot reopen what it has closed when mappings run out within a batch: open() wants"
-    " room for two more, throws again, and pages that are still owned stay closed",
-)
 def test_mappings_run_out_in_the_middle_of_a_batch(yard: Yard) -> None:
     """A batch that cannot go for want of mappings goes back whole: each page is open to its owner as before."""
     rack = yard.rack("dram0:64MiB")

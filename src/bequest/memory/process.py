@@ -142,7 +142,7 @@ class Process(ProcessBase):
             max(needed, self._slab_bytes // 4 // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES), _SLAB_BYTES_MAX
         )
         try:
-            size = max(needed, generous)
+            size = max(needed, generous // needed * needed)
             self._links.mmu.request(wire.NeedSlab(size // PAGE_BYTES, huge, element, placement))
         except RackMemoryError:
             if size == needed:

@@ -327,6 +327,8 @@ class Daemon(ABC):
             self._greet(peer, message)
         elif isinstance(message, wire.Hello):
             raise GarbledPacket("a second Hello")
+        elif isinstance(message, wire.Sync):
+            self.reply(peer.id, wire.Synced(message.number))
         else:
             self.peer_message(peer, message)
 

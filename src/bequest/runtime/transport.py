@@ -134,7 +134,8 @@ class Channel:
         self._lock = threading.Lock()
         self._buffer = new_buffer()
         self._decoder = _daemon_decoder()
-        self._unread_replies = 0  # to requests whose caller was interrupted
+        self._was_interrupted = False  # in a request: a reply to it may be on its way, or not
+        self._syncs = 0
         self._owner = os.getpid()
         self.is_closed = False
         self._end: str | None = None  # why, if it was not us who closed it
@@ -219,13 +220,12 @@ class Channel:
     def _exchange(self, data: bytes, timeout: float) -> Packet:
         try:
             self._socket.settimeout(timeout)
-            while self._unread_replies > 0:
-                self._receive().close_fds()
-                self._unread_replies -= 1
+            if self._was_interrupted:
+                self._synchronise()
+            self._was_interrupted = True
             send_packet(self._socket, data)
-            self._unread_replies += 1
             packet = self._receive()
-            self._unread_replies -= 1
+            self._was_interrupted = False
             return packet
         except TimeoutError as error:
             raise RackGone(f"the daemon at {self._path} has not answered for {timeout:g} s") from error
@@ -233,6 +233,16 @@ class Channel:
             self.close()
             self._end = f"the daemon at {self._path} has gone: {error}"
             raise RackGone(self._end) from error
+
+    def _synchronise(self) -> None:
+        """Reads past the reply to a request whose caller did not wait for it, if there is one."""
+        self._syncs += 1
+        send_packet(self._socket, encode(wire.Sync(self._syncs)))
+        while True:
+            packet = self._receive()
+            packet.close_fds()
+            if self._decoder.decode(packet.data) == wire.Synced(self._syncs):
+                return
 
     def _receive(self) -> Packet:
         packet = receive_packet(self._socket, self._buffer)

@@ -34,6 +34,16 @@ class Welcome(Message, frozen=True):
     generation: int = 0
 
 
+class Sync(Message, frozen=True):
+    """-> Synced. From a client that was interrupted and no longer knows which replies it is still owed."""
+
+    number: int
+
+
+class Synced(Message, frozen=True):
+    number: int
+
+
 class Done(Message, frozen=True):
     """It was done, and there is nothing to tell about it."""
 
@@ -433,6 +443,7 @@ class ProcessExited(Message, frozen=True):
 
 ClientToMmu = (
     Hello
+    | Sync
     | CreateGroup
     | Attach
     | Detach
@@ -445,10 +456,11 @@ ClientToMmu = (
     | Status
     | Shutdown
 )
-ClientToAgent = Hello | Enrol
-ClientToElement = Hello | OpenSlab
+ClientToAgent = Hello | Sync | Enrol
+ClientToElement = Hello | Sync | OpenSlab
 DaemonToClient = (
     Welcome
+    | Synced
     | Done
     | Failed
     | GroupCreated
