@@ -3,9 +3,9 @@
 // This is where the table (who owns) meets the address space (who can touch). The order is always
 // the same, and is what makes ownership exclusive at every instant:
 //
-//   grant:   close own pages -> claim an inbox cell -> CAS the owner word (the commit point) -> publish the
-//   inbox cell accept:  take the cell   -> open own pages -> CAS the owner word -> finish the cell free:
-//   close own pages (unless they stay at home) -> CAS -> put on the home's return list
+//   grant:   close own pages -> claim a cell -> CAS the owner word (the commit point) -> publish the cell
+//   accept:  take the cell -> open own pages -> CAS the owner word (the commit point) -> finish the cell
+//   free:    close own pages (unless they stay at home) -> CAS -> put on the home's return list
 //
 // Not thread-safe; the binding serialises calls by the GIL. `open_slab` is called when a slab is
 // not mapped yet: it asks the memory element for its file and returns a descriptor for us to close.

@@ -1,6 +1,7 @@
 #include "recovery.hpp"
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <unordered_map>
 
@@ -202,15 +203,15 @@ bool Steward::settle_intent(uint32_t dead) {
 
 uint32_t Steward::settle(uint32_t dead) {
     uint32_t settled = settle_intent(dead);
-    ring_space_bell(table_.slot(dead));  // nobody need wait for room there
     for (uint32_t id = 1; id < kIdCount; id++) {
-        if (table_.slot(id).life.load() == 0)
-            continue;  // vacated slots count: their next bearer gets the cells
-        const uint32_t cells = Inbox(table_, id).settle(dead);
-        if (cells > 0) ring_doorbell(table_.slot(id), cells);
-        settled += cells;
+        Slot& slot = table_.slot(id);
+        if (slot.life.load() == 0) continue;  // vacated slots count: their next bearer gets the cells
+        settled += Inbox(table_, id).settle(dead);
+        // It may have died on its way to a bell, or of the sleep from which one had woken it.
+        ring_doorbell(slot, INT_MAX);
+        ring_space_bell(slot);
         // An extent that `dead` was sending home may be on no list: its home must look for it.
-        if (id <= kMaxProcessId) table_.slot(id).rescan.store(1);
+        if (id <= kMaxProcessId) slot.rescan.store(1);
     }
     return settled;
 }
