@@ -1,0 +1,43 @@
+// The rack window without a kernel: keeps count of what is open, and maps nothing.
+//
+// It takes the place of native/address_space.cpp when these tests are linked, so that many processes can live
+// in one, each with a window of its own, and a test can look at all of them at once. The real one is tested
+// from Python, by tests/unit/test_table_properties.py and the integration tests.
+#include "fake_address_space.hpp"
+
+namespace bequest {
+
+namespace tests {
+thread_local const AddressSpace* opens_nothing = nullptr;
+thread_local const AddressSpace* closes_nothing = nullptr;
+}  // namespace tests
+
+AddressSpace::AddressSpace() : mappings_limit_(UINT64_MAX), owner_(0) {}
+AddressSpace::~AddressSpace() = default;
+
+bool AddressSpace::is_mapped(uint32_t, uint64_t, uint64_t) const { return true; }
+
+void AddressSpace::map(uint32_t, uint64_t, uint64_t, int, uint64_t, uint64_t) {}
+
+bool AddressSpace::is_open(uint64_t address, uint64_t nbytes) const {
+    for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
+        if (open_.count(page) == 0) return false;
+    return true;
+}
+
+void AddressSpace::open(uint64_t address, uint64_t nbytes) {
+    if (tests::opens_nothing == this) throw TooManyMappings("a test");
+    for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
+        open_[page] = page + kPageBytes;
+}
+
+void AddressSpace::close(uint64_t address, uint64_t nbytes) {
+    if (tests::closes_nothing == this) throw TooManyMappings("a test");
+    for (uint64_t page = address; page < address + nbytes; page += kPageBytes) open_.erase(page);
+}
+
+void AddressSpace::forget_everything() { open_.clear(); }
+
+uint64_t AddressSpace::open_bytes() const { return open_.size() * kPageBytes; }
+
+}  // namespace bequest

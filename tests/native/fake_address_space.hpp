@@ -1,0 +1,11 @@
+// How a test makes a fake address space refuse, as the kernel does when it has no more mappings.
+#pragma once
+
+#include "address_space.hpp"
+
+namespace bequest::tests {
+
+extern thread_local const AddressSpace* opens_nothing;
+extern thread_local const AddressSpace* closes_nothing;
+
+}  // namespace bequest::tests

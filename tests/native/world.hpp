@@ -1,0 +1,98 @@
+// A small rack in one test process: one table, some processes, no kernel; and a ledger of who was told what.
+//
+// Every process is a real Attachment with a fake address space. The acts below do what the public face does
+// with the results: the ledger says which regions each process believes to hold and which messages went and
+// came, so that check() can compare beliefs, table, and open pages with each other after each schedule.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attachment.hpp"
+#include "checkers.hpp"
+#include "explorer.hpp"
+#include "recovery.hpp"
+
+namespace bequest::tests {
+
+constexpr uint64_t kEverything = 64;  // more messages than any scenario sends
+
+class World {
+public:
+    World();
+    ~World();
+    Explorer& explorer() { return *explorer_; }
+
+    // --- building; a new world is an empty table ---------------------------------------------------
+    void clear();
+    void admit(uint32_t id, uint32_t incarnation = 1);
+    void open_mailbox(uint32_t id, std::vector<uint32_t> readers, uint32_t incarnation = 1);
+    void add_slab(uint32_t slab, uint32_t home, uint32_t pages);
+    void split_and_merge_once(
+        uint32_t id);  // so that its descriptors are at hand before anything is explored
+    void start_ring_at(uint32_t id, uint64_t position);
+
+    // --- acts of processes, kept in the ledger ------------------------------------------------------
+    Extent alloc(uint32_t id, uint64_t pages);
+    bool try_alloc(uint32_t id, uint64_t pages);
+    bool free(uint32_t id, Extent extent);
+    Extent split(uint32_t id, Extent left, uint64_t pages);
+    Extent merge(uint32_t id, Extent left, Extent right);
+    GrantStatus grant(uint32_t id, uint32_t to, std::vector<Extent> extents, uint64_t capacity = kInboxCells);
+    GrantStatus send(uint32_t id, uint32_t to, uint64_t capacity = kInboxCells);
+    // A message in two parts, for who wants to know what happens between them.
+    uint64_t begin_send(uint32_t id, uint32_t to);
+    void end_send(uint32_t id, uint32_t to, uint64_t position);
+    bool came(const std::string& tag) const;  // it was accepted, and its receiver knows
+    size_t accept(uint32_t id, uint32_t inbox, size_t limit = kEverything);
+    Extent held(uint32_t id, size_t index = 0) const { return held_.at(id).at(index); }
+    size_t holds(uint32_t id) const { return held_.at(id).size(); }
+    void drop(uint32_t id, const Extent& extent);  // it knows that it no longer holds it
+
+    // --- acts of the Rack MMU, which does one thing at a time ------------------------------------------
+    Operation mmu(const std::string& name, std::function<void()> act, int after = -1);
+    bool deliver(const SlabSpec& slab, uint64_t nbytes, uint32_t to);
+    bool deliver_into(uint64_t address, uint64_t pages, uint32_t to);
+    void withdraw(uint32_t id, const Extent& extent);  // from under its owner, as a thief would
+    void mark_dead(uint32_t id);
+    void settle_and_release(uint32_t id);
+    void bury(uint32_t id) { mark_dead(id), settle_and_release(id); }
+    Operation burial(uint32_t id, int after = -1);
+
+    // What is wrong with the world now that every operation has ended.
+    std::string check();
+    // A rule of one scenario, looked at before anything else.
+    std::function<std::string()> also;
+
+    Table table;
+    std::unique_ptr<Steward> steward;
+    std::map<uint32_t, std::unique_ptr<Attachment>> processes;
+    std::map<uint32_t, uint32_t> incarnations;
+
+private:
+    std::string describe(const void* field) const;
+    std::string check_dead();
+    std::string check_dead(uint32_t id);
+    std::string check_table(Pages& pages) const;
+    std::string check_open(const Pages& pages) const;
+    std::string check_beliefs(const Pages& pages) const;
+    std::string check_free_runs_known();
+    void look_at_step(int operation, const char* where);
+    bool is_dead(uint32_t id) const { return id != kMmuId && table.life(id) != Life::kLive; }
+    bool may_open(uint32_t id, const Page& page) const;
+    Message& announce(uint32_t id, uint32_t to, int times);
+    std::string check_messages();
+    void receive_everything();
+    std::vector<uint64_t> fingerprint() const;
+
+    unsigned char* memory_;
+    std::unique_ptr<Explorer> explorer_;
+    std::map<uint32_t, std::vector<Extent>> held_;
+    std::map<uint32_t, std::vector<uint32_t>> readers_;  // of each inbox
+    std::map<uint32_t, int> tags_;
+    std::vector<Message> sent_, received_;
+};
+
+}  // namespace bequest::tests
