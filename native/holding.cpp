@@ -46,11 +46,12 @@ bool Holding::owns(const Span& span) const {
     return covered >= span.end && (span.end > span.start || nbytes_ == 0 || !pieces_.empty());
 }
 
-std::vector<Span> Holding::remaining() const {
+std::vector<Span> Holding::remaining(const Span& within) const {
     std::vector<Span> spans;
     for (const Extent& piece : pieces_) {
         Span s = span_of(piece);
-        s.end = std::min(s.end, nbytes_);
+        s = {std::max(s.start, within.start), std::min({s.end, within.end, nbytes_})};
+        if (s.start >= s.end) continue;
         if (!spans.empty() && spans.back().end == s.start) {
             spans.back().end = s.end;
         } else {

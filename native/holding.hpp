@@ -42,8 +42,9 @@ public:
     uint64_t nbytes() const { return nbytes_; }
     const std::shared_ptr<Member>& member() const { return member_; }
     bool owns(const Span& span) const;  // all of it (true for an empty span)
-    std::vector<Span> remaining() const;
-    bool is_spent() const { return pieces_.empty() && nbytes_ > 0; }
+    std::vector<Span> remaining(const Span& within) const;  // what of it is still owned
+    bool is_empty() const { return pieces_.empty(); }
+    bool is_spent() const { return is_empty() && nbytes_ > 0; }
 
     void borrow(const Span& span) { borrows_.push_back(span); }
     void give_back(const Span& span);

@@ -43,7 +43,7 @@ PyType_Slot region_slots[] = {
 // The last handle is gone. Memory that nobody can name any more is freed, and that is worth a warning.
 void drop(Holding* holding) {
     Member& member = *holding->member();
-    if (member.usable && !holding->remaining().empty()) {
+    if (member.usable && !holding->is_empty()) {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
         if (!holding->quiet && PyErr_ResourceWarning(nullptr, 1,
@@ -85,14 +85,9 @@ uint64_t free_region(RegionBase& region) {
 // What is still owned of a region, or of a part: for the end of a with statement.
 uint64_t free_remaining(RegionBase& region) {
     Holding& holding = region.usable();
-    const Span pages = holding.pages_of(region.span);
     region.require_unborrowed("freed");
     uint64_t freed = 0;
-    for (const Span& owned : holding.remaining()) {
-        const Span part = holding.pages_of(owned);
-        const Span both{std::max(part.start, pages.start), std::min(part.end, pages.end)};
-        if (both.start < both.end) freed += holding.free_span(both);
-    }
+    for (const Span& owned : holding.remaining(region.span)) freed += holding.free_span(holding.pages_of(owned));
     if (freed > 0) holding.fate = "was freed";
     return freed;
 }
@@ -211,8 +206,8 @@ void bind_region(nb::module_& m) {
         .def_prop_ro("remaining",
                      [](RegionBase& r) {
                          nb::list spans;
-                         for (const Span& s : r.usable().remaining())
-                             spans.append(nb::make_tuple(s.start, s.end));
+                         for (const Span& s : r.usable().remaining(r.span))
+                             spans.append(nb::make_tuple(s.start - r.span.start, s.end - r.span.start));
                          return spans;
                      })
         .def("_part", &part, "start"_a, "end"_a)
