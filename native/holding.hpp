@@ -41,7 +41,7 @@ public:
     uint64_t address() const { return address_; }
     uint64_t nbytes() const { return nbytes_; }
     const std::shared_ptr<Member>& member() const { return member_; }
-    bool owns(const Span& span) const;  // all of it (true for an empty span)
+    bool owns(const Span& span) const;                      // all of it (true for an empty span)
     std::vector<Span> remaining(const Span& within) const;  // what of it is still owned
     bool is_empty() const { return pieces_.empty(); }
     bool is_spent() const { return is_empty() && nbytes_ > 0; }

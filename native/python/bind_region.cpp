@@ -87,7 +87,8 @@ uint64_t free_remaining(RegionBase& region) {
     Holding& holding = region.usable();
     region.require_unborrowed("freed");
     uint64_t freed = 0;
-    for (const Span& owned : holding.remaining(region.span)) freed += holding.free_span(holding.pages_of(owned));
+    for (const Span& owned : holding.remaining(region.span))
+        freed += holding.free_span(holding.pages_of(owned));
     if (freed > 0) holding.fate = "was freed";
     return freed;
 }

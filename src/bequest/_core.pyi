@@ -165,5 +165,7 @@ class ProcessBase:
 def warm(fd: int, offset: int, nbytes: int, huge: bool) -> int:
     """Makes a range of a slab's file present, on 2 MiB pages if `huge`; returns the bytes that are."""
 
-def copy_pages(source: int, source_offset: int, destination: int, destination_offset: int, nbytes: int) -> None:
+def copy_pages(
+    source: int, source_offset: int, destination: int, destination_offset: int, nbytes: int
+) -> None:
     """Copies pages between two slabs' files."""

@@ -249,7 +249,7 @@ def _queue_process(directory: Path) -> Process:
 
 
 def _forget_in_child() -> None:
-    global _seats_lock
+    global _seats_lock  # noqa: PLW0603 - a lock cannot be made fresh otherwise
     _seats.clear()
     _seats_lock = threading.Lock()  # another thread of the parent may have held it, and is not here to let go
 

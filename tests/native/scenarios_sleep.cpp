@@ -57,16 +57,15 @@ std::vector<Operation> for_two_senders(World& w) {
             {"3 publishes", [&, second] { w.end_send(3, 2, second); }}};
 }
 
+// The one wake-up that is left is for two messages: whoever takes the first passes it on.
 std::vector<Operation> two_for_two_senders(World& w) {
     admit(w, 4);
     w.open_mailbox(kMailbox, {2, 3});
     const uint64_t first = w.begin_send(1, kMailbox), second = w.begin_send(4, kMailbox);
+    w.end_send(4, kMailbox, second);
     return {{"2 waits for one", [&] { wait_and_accept(w, 2, kMailbox, 1); }},
             {"3 waits for one", [&] { wait_and_accept(w, 3, kMailbox, 1); }},
-            {"4 publishes before 1", [&, first, second] {
-                 w.end_send(4, kMailbox, second);
-                 w.end_send(1, kMailbox, first);
-             }}};
+            {"1 publishes", [&, first] { w.end_send(1, kMailbox, first); }}};
 }
 
 std::vector<Operation> beside_one_that_puts_back(World& w) {

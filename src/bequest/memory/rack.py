@@ -33,7 +33,7 @@ _starting = threading.Lock()
 
 
 def _forget_in_child() -> None:
-    global _starting
+    global _starting  # noqa: PLW0603 - a lock cannot be made fresh otherwise
     _starting = threading.Lock()  # another thread of the parent may have held it, and is not here to let go
 
 
