@@ -29,7 +29,7 @@ METHOD = """\
 (the same code for every peer), A holds B's answer. The answer is the checksum of bytes that A wrote anew before each
 hand-off, and it is verified. All peers run in one run, in turns that rotate, each in processes of its own, pinned to
 nothing; the noise of the machine is sampled between the turns. Where both sides spin, they do so only during their
-own turn; before every other hand-off A pauses for 2 ms, so that a receiver which sleeps is asleep. Memory is warm:
+own turn; before every other hand-off A pauses for 0.2 ms, so that a receiver which sleeps is asleep. Memory is warm:
 what is handed over has been touched before. *Reading alone* is the same reading without any hand-off: the floor under
 every other row.
 """
