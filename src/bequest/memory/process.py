@@ -153,7 +153,7 @@ class Process(ProcessBase):
 
     # --- handing over ------------------------------------------------------------------------------------------------
 
-    def grant_at_once(self, region: Region, to: str, tag: bytes) -> bool:
+    def _grant_at_once(self, region: Region, to: str, tag: bytes) -> bool:
         """The usual case of a grant, without a detour: the recipient is known and has room. False: nothing done."""
         peer = self._peers.get(to)
         if peer is None or type(tag) is not bytes:

@@ -97,7 +97,7 @@ class Region(RegionBase):
         After any of them the memory is still this process's.
         """
         process = self.process
-        if not process.grant_at_once(self, to, tag):
+        if not process._grant_at_once(self, to, tag):
             return process.grant_all([self], to, tag=tag, timeout=timeout)
         return 0
 
