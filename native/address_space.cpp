@@ -31,6 +31,12 @@ void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
                               ": the kernel has no more mappings for this process (vm.max_map_count) "
                               "or no memory for page tables");
     }
+    if (error == EINVAL) {
+        throw NotGranular(
+            std::string(what) +
+            ": this memory lies on reserved 2 MiB pages (an element of kind huge), and its parts begin "
+            "and end at multiples of 2 MiB");
+    }
     throw std::system_error(error, std::generic_category(), what);
 }
 

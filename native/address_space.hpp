@@ -32,6 +32,10 @@ class TooManyMappings : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+class NotGranular : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 class WindowTaken : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };

@@ -29,6 +29,9 @@ void translate(const std::exception_ptr& pointer, void*) {
     } catch (const TooManyMappings& e) {
         nb::object type = nb::module_::import_("bequest.errors").attr("TooManyMappings");
         PyErr_SetString(type.ptr(), e.what());
+    } catch (const NotGranular& e) {
+        nb::object type = nb::module_::import_("bequest.errors").attr("BadSize");
+        PyErr_SetString(type.ptr(), e.what());
     } catch (const WindowTaken& e) {
         nb::object type = nb::module_::import_("bequest.errors").attr("UnsupportedPlatform");
         PyErr_SetString(type.ptr(), e.what());
