@@ -83,20 +83,21 @@ std::vector<Extent> Arena::runs() const {
 
 bool Arena::coalesce(bool huge) {
     if (!unmerged_[huge]) return false;
-    std::vector<Extent> runs;
-    for (auto& [pages, bin] : bins_[huge]) runs.insert(runs.end(), bin.begin(), bin.end());
+    std::vector<PlacedExtent> runs;
+    for (auto& [pages, bin] : bins_[huge])
+        for (const Extent& run : bin) runs.push_back(table_.placed(run));
     bins_[huge].clear();
     free_pages_[huge] = 0;
-    std::sort(runs.begin(), runs.end(), [this](const Extent& a, const Extent& b) {
-        return table_.extent(a.descriptor).address < table_.extent(b.descriptor).address;
-    });
+    std::sort(runs.begin(), runs.end());
+    const auto is_stale = [this](const Extent& run) { return !(table_.owner(run.descriptor) == run.word); };
     bool merged = false;
     for (size_t i = 0; i < runs.size();) {
-        Extent run = runs[i++];
-        if (!(table_.owner(run.descriptor) == run.word)) continue;
-        while (i < runs.size() && table_.owner(runs[i].descriptor) == runs[i].word &&
-               table_.adjacent(run, runs[i]) && table_.merge(id_, run, runs[i])) {
-            pool_.give_back(runs[i++].descriptor);
+        Extent run = runs[i++].extent;
+        if (is_stale(run)) continue;
+        for (; i < runs.size() && !is_stale(runs[i].extent); i++) {
+            Extent& next = runs[i].extent;
+            if (!table_.adjacent(run, next) || !table_.merge(id_, run, next)) break;
+            pool_.give_back(next.descriptor);
             merged = true;
         }
         put(run);

@@ -6,6 +6,10 @@
 namespace bequest {
 
 namespace {
+// In a sane ring a walk ends within one lap. The rings are writable by every member of the group, and the
+// Rack MMU, which serves others too, walks them: no nonsense in them may keep it.
+constexpr uint32_t kStepsMax = 4 * kInboxCells;
+
 uint64_t lap_of(uint64_t position) { return position / kInboxCells; }
 CellWord at_rest(CellState state, uint64_t position) {
     return CellWord::make(state, kNobody, lap_of(position));
@@ -24,7 +28,7 @@ bool Inbox::change(uint64_t position, CellWord from, CellWord to) const {
 std::optional<uint64_t> Inbox::claim(uint32_t sender, uint64_t capacity) const {
     Shared<uint64_t>& tail = table_.slot(id_).tail;
     uint64_t position = tail.load();
-    for (;;) {
+    for (uint32_t steps = 0; steps < kStepsMax; steps++) {
         // The cells themselves tell when all of them are in use; the receiver's head is looked at only for
         // less.
         if (capacity < kInboxCells && position >= table_.slot(id_).head.load() + capacity)
@@ -46,6 +50,7 @@ std::optional<uint64_t> Inbox::claim(uint32_t sender, uint64_t capacity) const {
             position++;  // somebody claimed it and has not moved the tail yet
         }
     }
+    return std::nullopt;
 }
 
 size_t Inbox::room_for(size_t wanted, uint64_t capacity) const {
@@ -83,7 +88,7 @@ void Inbox::abandon(uint64_t position, uint32_t sender) const {
 std::optional<uint64_t> Inbox::take(uint32_t receiver, Delivery& delivery) const {
     Shared<uint64_t>& head = table_.slot(id_).head;
     uint64_t position = head.load();
-    for (;;) {
+    for (uint32_t steps = 0; steps < kStepsMax; steps++) {
         const CellWord seen{cell(position).word.load()};
         const bool this_lap = seen.lap() == lap_of(position);
         if (seen.lap() < lap_of(position)) return std::nullopt;
@@ -121,6 +126,7 @@ std::optional<uint64_t> Inbox::take(uint32_t receiver, Delivery& delivery) const
         }
         position = expected;
     }
+    return std::nullopt;
 }
 
 void Inbox::finish(uint64_t position, uint32_t receiver) const {
@@ -154,11 +160,10 @@ uint64_t Inbox::depth() const {
 }
 
 uint32_t Inbox::settle(uint32_t dead) const {
-    const uint64_t head = table_.slot(id_).head.load(), tail = table_.slot(id_).tail.load();
-    // Both are hints: a cell in the dead process's hand may lie just outside them.
+    const uint64_t tail = table_.slot(id_).tail.load();
     const uint64_t first = tail > kInboxCells ? tail - kInboxCells : 0;
     uint32_t settled = 0;
-    for (uint64_t position = first < head ? first : head; position <= tail; position++) {
+    for (uint64_t position = first; position - first <= kInboxCells; position++) {  // the tail may lag by one
         settled += settle_cell(position, dead);
         // It may have died helping the head along, before it had looked whether the cell was put back
         // meanwhile.

@@ -78,8 +78,9 @@ struct OwnerWord {
     static constexpr unsigned kEpochBits = 27, kPagesBits = 24, kIdBits = 10;
     static OwnerWord make(State state, uint32_t id, uint64_t pages, uint64_t epoch) {
         const uint64_t stored_pages = pages == 0 ? 0 : pages - 1;
-        return {static_cast<uint64_t>(state) << 61 | static_cast<uint64_t>(id) << 51 |
-                stored_pages << kEpochBits | (epoch & ((1ull << kEpochBits) - 1))};
+        return {static_cast<uint64_t>(state) << 61 | static_cast<uint64_t>(id % kIdCount) << 51 |
+                (stored_pages & ((1ull << kPagesBits) - 1)) << kEpochBits |
+                (epoch & ((1ull << kEpochBits) - 1))};
     }
     State state() const { return static_cast<State>(bits >> 61); }
     uint32_t id() const { return (bits >> 51) & (kIdCount - 1); }
@@ -166,7 +167,7 @@ enum class CellState : uint32_t { kEmpty = 0, kClaimed = 1, kFull = 2, kTaking =
 struct CellWord {
     uint64_t bits = 0;
     static CellWord make(CellState state, uint32_t id, uint64_t lap) {
-        return {static_cast<uint64_t>(state) << 61 | static_cast<uint64_t>(id) << 51 |
+        return {static_cast<uint64_t>(state) << 61 | static_cast<uint64_t>(id % kIdCount) << 51 |
                 (lap & ((1ull << 51) - 1))};
     }
     CellState state() const { return static_cast<CellState>(bits >> 61); }

@@ -36,7 +36,11 @@ bool Steward::add_slab(const SlabSpec& spec) {
     d.nbytes = 0;
     d.slab = spec.slab;
     const OwnerWord unused = table_.owner(*empty);
-    table_.change(*empty, unused, unused.next(State::kFree, spec.home, spec.pages));
+    if (unused.state() != State::kEmpty ||
+        !table_.change(*empty, unused, unused.next(State::kFree, spec.home, spec.pages))) {
+        table_.slab_record(spec.slab).id_plus_one.store(0);
+        return false;
+    }
     table_.push_return(kMmuId, spec.home, *empty);
     return true;
 }
@@ -50,8 +54,9 @@ bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addr
     d.slab = spec.slab;
     const OwnerWord unused = table_.owner(*empty);
     Extent extent{*empty, unused.next(State::kFree, kMmuId, spec.pages)};
-    table_.change(*empty, unused, extent.word);
-    if (table_.change(extent, State::kOwned, kMmuId) && deliver(extent, nbytes, to)) return true;
+    if (unused.state() == State::kEmpty && table_.change(*empty, unused, extent.word) &&
+        table_.change(extent, State::kOwned, kMmuId) && deliver(extent, nbytes, to))
+        return true;
     table_.change(extent, State::kEmpty, kNobody);
     pool_.give_back(*empty);
     table_.slab_record(spec.slab).id_plus_one.store(0);
@@ -64,12 +69,12 @@ bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addr
 // words again.
 bool Steward::take_slab(uint32_t slab) {
     const SlabRecord& record = table_.slab_record(slab);
-    const std::vector<Extent> extents = extents_of(slab);
+    std::vector<Extent> extents = extents_of(slab);
     if (extents.empty() || table_.slot(home_of(record.address)).intent.armed.load() != 0) return false;
     std::vector<Extent> taken;
     uint64_t pages = 0;
     bool all = true;
-    for (Extent e : extents) {
+    for (Extent& e : extents) {
         if (!e.word.is(State::kOwned, kMmuId)) {
             all = e.word.state() == State::kFree && table_.change(e, State::kOwned, kMmuId);
             if (!all) break;
@@ -83,10 +88,7 @@ bool Steward::take_slab(uint32_t slab) {
         return false;
     }
     table_.slab_record(slab).id_plus_one.store(0);
-    for (const Extent& e : extents) {
-        const OwnerWord now = table_.owner(e.descriptor);
-        table_.change(e.descriptor, now, now.next(State::kEmpty, kNobody));
-    }
+    for (Extent& e : extents) table_.change(e, State::kEmpty, kNobody);
     return true;
 }
 
@@ -191,7 +193,8 @@ bool Steward::settle_intent(uint32_t dead) {
     const OwnerWord now = table_.owner(right);
     const State state = static_cast<State>(uint32_t{intent.settled_state});
     if (now.state() == State::kEmbryo && now.id() == OwnerWord{intent.before}.id()) {
-        const bool keep = (kind == IntentKind::kSplit) == committed;
+        const bool sane = state == State::kFree || state == State::kOwned;  // a member wrote it
+        const bool keep = sane && (kind == IntentKind::kSplit) == committed;
         if (!keep && committed)  // a merge that had not told how long it is now
             table_.extent(intent.left % kMaxExtents).nbytes =
                 OwnerWord{intent.before}.pages() * kPageBytes + table_.extent(right).nbytes;
@@ -226,7 +229,11 @@ uint64_t Steward::release(uint32_t dead) {
     }
     Delivery unread;  // what was told of the memory just freed
     const Inbox inbox(table_, dead);
-    while (const auto position = inbox.take(kMmuId, unread)) inbox.finish(*position, kMmuId);
+    for (uint32_t i = 0; i < 2 * kInboxCells; i++) {  // a member may go on sending to the dead for ever
+        const auto position = inbox.take(kMmuId, unread);
+        if (!position) break;
+        inbox.finish(*position, kMmuId);
+    }
     return pages;
 }
 
@@ -262,22 +269,22 @@ OwnerWord Steward::as_settled(uint32_t descriptor) const {
 }
 
 std::vector<Extent> Steward::extents_of(uint32_t slab) const {
-    std::vector<Extent> found;
+    std::vector<PlacedExtent> found;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         if (table_.owner(i).state() == State::kEmpty || table_.extent(i).slab != slab) continue;
         const OwnerWord word = as_settled(i);
-        if (word.state() != State::kEmpty) found.push_back({i, word});
+        if (word.state() != State::kEmpty) found.push_back(table_.placed({i, word}));
     }
-    std::sort(found.begin(), found.end(), [this](const Extent& a, const Extent& b) {
-        return table_.extent(a.descriptor).address < table_.extent(b.descriptor).address;
-    });
-    return found;
+    std::sort(found.begin(), found.end());
+    std::vector<Extent> extents;
+    for (const PlacedExtent& p : found) extents.push_back(p.extent);
+    return extents;
 }
 
 std::vector<std::string> Steward::audit() const {
     std::vector<std::string> problems;
     char line[200];
-    std::unordered_map<uint32_t, std::vector<Extent>> by_slab;
+    std::unordered_map<uint32_t, std::vector<PlacedExtent>> by_slab;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         const OwnerWord word = as_settled(i);
         if (word.state() == State::kEmpty) continue;
@@ -289,26 +296,23 @@ std::vector<std::string> Steward::audit() const {
             std::snprintf(line, sizeof line, "extent %u has no owner: word %#lx", i, word.bits);
             problems.emplace_back(line);
         }
-        by_slab[slab].push_back({i, word});
+        by_slab[slab].push_back(table_.placed({i, word}));
     }
-    for (uint32_t index = 0; index < table_.header().slabs_used.load(); index++) {
+    for (uint32_t index = 0; index < table_.slab_limit(); index++) {
         const SlabRecord& record = table_.slab_record(index);
         const uint32_t id_plus_one = record.id_plus_one.load();
         if (id_plus_one == 0) continue;
         auto& extents = by_slab[id_plus_one - 1];
-        std::sort(extents.begin(), extents.end(), [this](const Extent& a, const Extent& b) {
-            return table_.extent(a.descriptor).address < table_.extent(b.descriptor).address;
-        });
+        std::sort(extents.begin(), extents.end());
         uint64_t expected = record.address;
-        for (const Extent& e : extents) {
-            const uint64_t address = table_.extent(e.descriptor).address;
+        for (const auto& [address, extent] : extents) {
             if (address != expected) {
                 std::snprintf(line, sizeof line, "slab %u: pages at %#lx have %s owner (next extent at %#lx)",
                               id_plus_one - 1, std::min(address, expected),
                               address > expected ? "no" : "more than one", address);
                 problems.emplace_back(line);
             }
-            expected = address + e.word.pages() * kPageBytes;
+            expected = address + extent.word.pages() * kPageBytes;
         }
         if (expected != record.address + record.pages * kPageBytes) {
             std::snprintf(line, sizeof line, "slab %u: its extents end at %#lx, it at %#lx", id_plus_one - 1,

@@ -64,6 +64,11 @@ uint32_t Table::extent_limit() const {
     return (used < kBlockCount ? used : kBlockCount) * kExtentsPerBlock;
 }
 
+uint32_t Table::slab_limit() const {
+    const uint32_t used = header().slabs_used.load();
+    return used < kMaxSlabs ? used : kMaxSlabs;
+}
+
 void Table::admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char* name) {
     Slot& s = slot(id);
     assert(life(id) == Life::kEmpty);
@@ -109,7 +114,7 @@ std::optional<Extent> Table::split(uint32_t self, Extent& left, uint64_t pages, 
     Descriptor& l = extent(left.descriptor);
     Descriptor& r = extent(empty);
     const OwnerWord unused = owner(empty);
-    assert(unused.state() == State::kEmpty);
+    if (unused.state() != State::kEmpty) return std::nullopt;
 
     const OwnerWord after = left.word.next(state, left.word.id(), pages);
     const uint64_t left_bytes = pages * kPageBytes;
@@ -146,7 +151,8 @@ bool Table::adjacent(const Extent& left, const Extent& right) const {
 bool Table::merge(uint32_t self, Extent& left, Extent& right) const {
     const State state = left.word.state();
     const uint32_t id = left.word.id();
-    assert(adjacent(left, right) && right.word.is(state, id));
+    assert(right.word.is(state, id));
+    if (!adjacent(left, right)) return false;  // they were, when the caller looked: one has gone since
     const OwnerWord after = left.word.next(state, id, left.word.pages() + right.word.pages());
     const OwnerWord embryo = right.word.next(State::kEmbryo, id);
     Intent& intent = slot(self).intent;

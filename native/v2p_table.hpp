@@ -24,6 +24,14 @@ struct Extent {
     OwnerWord word;
 };
 
+// An extent with its address as it was read once. Sorted by that, never by the table's, which may change
+// while it is sorted and lead std::sort astray.
+struct PlacedExtent {
+    uint64_t address;
+    Extent extent;
+    bool operator<(const PlacedExtent& other) const { return address < other.address; }
+};
+
 class Table {
 public:
     explicit Table(void* base) : base_(static_cast<unsigned char*>(base)) {}
@@ -44,6 +52,7 @@ public:
     SlabRecord& slab_record(uint32_t slab) const { return at<SlabRecord>(kSlabsOffset)[slab % kMaxSlabs]; }
     bool has_slab(uint32_t slab) const { return slab_record(slab).id_plus_one.load() == slab + 1; }
     uint32_t extent_limit() const;  // indices below it may be in use
+    uint32_t slab_limit() const;
 
     // --- lives -------------------------------------------------------------------------------
     void admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char* name);
@@ -67,6 +76,7 @@ public:
     // longer the caller's, `right` still is, with a new word.
     bool merge(uint32_t self, Extent& left, Extent& right) const;
     bool adjacent(const Extent& left, const Extent& right) const;
+    PlacedExtent placed(const Extent& e) const { return {extent(e.descriptor).address, e}; }
 
     // --- coming home -------------------------------------------------------------------------
     void push_return(uint32_t pusher, uint32_t home, uint32_t descriptor) const;

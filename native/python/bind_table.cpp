@@ -158,7 +158,7 @@ void bind_reports(TableClass& table) {
         .def("slabs",
              [](TableFile& t) {
                  nb::list slabs;
-                 for (uint32_t i = 0; i < t.table().header().slabs_used.load(); i++) {
+                 for (uint32_t i = 0; i < t.table().slab_limit(); i++) {
                      const SlabRecord& r = t.table().slab_record(i);
                      const uint32_t id = r.id_plus_one.load();
                      if (id == 0) continue;

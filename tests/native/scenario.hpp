@@ -31,6 +31,7 @@ struct Test {
 };
 std::vector<Test> explorer_tests();
 std::vector<Test> checker_tests();
+std::vector<Test> hostile_tests();
 std::vector<Test> stress_tests();
 
 }  // namespace bequest::tests

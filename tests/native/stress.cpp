@@ -25,7 +25,7 @@ namespace {
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 constexpr int kActs = 2'000;
 #else
-constexpr int kActs = 20'000;
+constexpr int kActs = 100'000;
 #endif
 constexpr uint32_t kProcesses = 4, kLives = 12, kSlabPages = 16, kSlabsEach = 8;
 constexpr uint32_t kMailbox = kFirstMailboxId;
