@@ -172,11 +172,13 @@ class Queue(Generic[_Item]):
                 process.wait_for_room(self._mailbox[0], None, self._capacity)
         except BequestError as error:
             with self._lock:
+                # Told before anybody is: who waits for this may be the end of the program, and it does not wait for
+                # a thread that still prints.
                 lost = len(self._overflow)
+                print(f"bequest.Queue: {lost} items could not be passed on: {error}", file=sys.stderr)
                 self._overflow.clear()
                 self._feeder = None
                 self._flushed.notify_all()
-            print(f"bequest.Queue: {lost} items could not be passed on: {error}", file=sys.stderr)
 
     def _flush(self) -> None:
         with self._flushed:

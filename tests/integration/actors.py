@@ -229,6 +229,18 @@ def resident_bytes(seat: Seat) -> int:
     return int(line.split()[1]) * 1024
 
 
+def window_bytes(seat: Seat) -> int:
+    """Of rack memory, what is resident by way of this process's mappings."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first:
+            inside = 0x2000_0000_0000 <= int(first.split("-")[0], 16) < 0x4000_0000_0000
+        elif first == "Rss:" and inside:
+            total += int(line.split()[1]) * 1024
+    return total
+
+
 def peek(seat: Seat, address: int) -> int:
     """Reads one byte, wherever that is: ends this process if it may not."""
     import ctypes
