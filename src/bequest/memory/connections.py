@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ class Connections:
     def __init__(self, directory: Path, name: str, secret: bytes | None, compute: str | None) -> None:
         self._directory = directory
         self._elements: dict[int, Channel] = {}
+        self._connecting = threading.Lock()
         self._agent: Channel | None = None
         self.mmu = Channel.connect(directory / "mmu.sock")
         try:
@@ -47,9 +49,10 @@ class Connections:
     def open_slab(self, slab: int) -> int:
         """A file descriptor of the slab's memory, for the native core to map and close."""
         element = self._element_of(slab)
-        channel = self._elements.get(element.id)
-        if channel is None or channel.is_closed:
-            channel = self._elements[element.id] = Channel.connect(self._directory / element.path)
+        with self._connecting:  # of two threads that need a new element, one connects
+            channel = self._elements.get(element.id)
+            if channel is None or channel.is_closed:
+                channel = self._elements[element.id] = Channel.connect(self._directory / element.path)
         _, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
         if len(fds) != 1:
             for fd in fds:
