@@ -83,13 +83,15 @@ std::vector<Extent> Arena::runs() const {
 
 bool Arena::coalesce(bool huge) {
     if (!unmerged_[huge]) return false;
+    const auto is_stale = [this](const Extent& run) { return !(table_.owner(run.descriptor) == run.word); };
     std::vector<PlacedExtent> runs;
     for (auto& [pages, bin] : bins_[huge])
-        for (const Extent& run : bin) runs.push_back(table_.placed(run));
+        for (const Extent& run : bin)
+            if (!is_stale(run))
+                runs.push_back(table_.placed(run));  // a stale one may lie between two neighbours
     bins_[huge].clear();
     free_pages_[huge] = 0;
     std::sort(runs.begin(), runs.end());
-    const auto is_stale = [this](const Extent& run) { return !(table_.owner(run.descriptor) == run.word); };
     bool merged = false;
     for (size_t i = 0; i < runs.size();) {
         Extent run = runs[i++].extent;

@@ -20,6 +20,7 @@ void count(Shared<uint64_t>& counter, uint64_t by = 1) {
 Attachment::Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> space, OpenSlab open_slab)
     : table_(table),
       id_(id),
+      incarnation_(table.incarnation(id)),
       space_(std::move(space)),
       open_slab_(std::move(open_slab)),
       pool_(table, id),
@@ -166,7 +167,7 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
     for (; committed < cells.size(); committed++) {
         Extent& e = extents[committed];
         const Extent in_flight{e.descriptor, e.word.next(State::kInFlight, to.id)};
-        inbox.seal(cells[committed], in_flight, to.incarnation, id_, tag);
+        inbox.seal(cells[committed], in_flight, to.incarnation, {id_, incarnation_}, tag);
         if (!table_.change(e.descriptor, e.word, in_flight.word)) break;  // the commit point
         e.word = in_flight.word;
         pages += e.word.pages();
@@ -209,7 +210,7 @@ GrantStatus Attachment::send(const Peer& to, std::string_view message, uint64_t 
     const Inbox inbox(table_, to.id);
     const auto position = inbox.claim(id_, capacity);
     if (!position) return GrantStatus::kFull;
-    inbox.seal(*position, Extent{}, to.incarnation, id_, message);
+    inbox.seal(*position, Extent{}, to.incarnation, {id_, incarnation_}, message);
     inbox.publish(*position, id_);
     ring_doorbell(table_.slot(to.id), 1);
     return GrantStatus::kDone;

@@ -21,13 +21,9 @@
 
 namespace bequest {
 
-struct Peer {  // an inbox and the life of it that was meant
-    uint32_t id;
-    uint32_t incarnation;
-};
 struct Accepted {
     Extent extent;  // descriptor == kNoDescriptor: a message without memory
-    uint32_t sender;
+    Peer sender;
     std::string tag;
 };
 enum class GrantStatus { kDone, kFull, kDead, kLost };
@@ -77,7 +73,7 @@ private:
     bool is_for_us(const Delivery& delivery, uint32_t inbox);
 
     Table table_;
-    uint32_t id_;
+    uint32_t id_, incarnation_;
     std::shared_ptr<AddressSpace> space_;
     OpenSlab open_slab_;
     DescriptorPool pool_;

@@ -62,14 +62,15 @@ size_t Inbox::room_for(size_t wanted, uint64_t capacity) const {
     return waiting >= capacity ? 0 : std::min<uint64_t>(wanted, capacity - waiting);
 }
 
-void Inbox::seal(uint64_t position, const Extent& in_flight, uint32_t incarnation, uint32_t sender,
+void Inbox::seal(uint64_t position, const Extent& in_flight, uint32_t incarnation, const Peer& sender,
                  std::string_view tag) const {
     Cell& c = cell(position);
     c.extent_word = in_flight.word.bits;
     c.descriptor = in_flight.descriptor;
     c.incarnation = incarnation;
-    c.sender = sender;
-    c.tag_bytes = static_cast<uint32_t>(tag.size());
+    c.sender_incarnation = sender.incarnation;
+    c.sender = static_cast<uint16_t>(sender.id);
+    c.tag_bytes = static_cast<uint16_t>(tag.size());
     std::memcpy(c.tag, tag.data(), tag.size());
     c.sealed_at.store(position + 1);
     BEQUEST_STEP("cell sealed");
@@ -101,7 +102,7 @@ std::optional<uint64_t> Inbox::take(uint32_t receiver, Delivery& delivery) const
             const Cell& c = cell(position);
             delivery.extent = {c.descriptor, {c.extent_word}};
             delivery.incarnation = c.incarnation;
-            delivery.sender = c.sender % kIdCount;
+            delivery.sender = {c.sender % kIdCount, c.sender_incarnation};
             delivery.tag_bytes = c.tag_bytes < kTagBytesMax ? c.tag_bytes : kTagBytesMax;
             std::memcpy(delivery.tag, c.tag, delivery.tag_bytes);
             uint64_t expected = position;

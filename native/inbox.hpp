@@ -12,10 +12,15 @@
 
 namespace bequest {
 
+struct Peer {  // a process or a mailbox, and the life of it that is meant
+    uint32_t id = kNobody;
+    uint32_t incarnation = 0;
+};
+
 struct Delivery {   // what a cell carries
     Extent extent;  // descriptor == kNoDescriptor: a message without memory
     uint32_t incarnation = 0;
-    uint32_t sender = 0;
+    Peer sender;
     uint32_t tag_bytes = 0;
     unsigned char tag[kTagBytesMax];
 };
@@ -29,7 +34,7 @@ public:
     std::optional<uint64_t> claim(uint32_t sender, uint64_t capacity = kInboxCells) const;
     // How many of `wanted` claims would succeed now (a hint).
     size_t room_for(size_t wanted, uint64_t capacity = kInboxCells) const;
-    void seal(uint64_t position, const Extent& in_flight, uint32_t incarnation, uint32_t sender,
+    void seal(uint64_t position, const Extent& in_flight, uint32_t incarnation, const Peer& sender,
               std::string_view tag) const;
     bool publish(uint64_t position, uint32_t sender) const;
     void abandon(uint64_t position, uint32_t sender) const;

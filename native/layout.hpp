@@ -182,8 +182,8 @@ struct Cell {
     Shared<uint64_t> sealed_at;     // position + 1, written last: the payload is complete
     Guarded<uint32_t> descriptor;   // or kNoDescriptor: a message without memory
     Guarded<uint32_t> incarnation;  // of the receiver that was meant
-    Guarded<uint32_t> sender;
-    Guarded<uint32_t> tag_bytes;
+    Guarded<uint32_t> sender_incarnation;
+    Guarded<uint16_t> sender, tag_bytes;
     unsigned char tag[kTagBytesMax];
 };
 

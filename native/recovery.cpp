@@ -127,7 +127,8 @@ bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to) {
     if (!position) return false;
     const Extent in_flight{extent.descriptor, extent.word.next(State::kInFlight, to.id)};
     table_.extent(extent.descriptor).nbytes = nbytes;
-    inbox.seal(*position, in_flight, to.incarnation, to.sender, to.tag);
+    inbox.seal(*position, in_flight, to.incarnation, {to.sender, 0},
+               to.tag);  // 0: not of this group, its name is not here
     if (!table_.change(extent.descriptor, extent.word, in_flight.word)) {  // the commit point
         inbox.abandon(*position, kMmuId);
         return false;

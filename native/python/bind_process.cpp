@@ -100,10 +100,11 @@ nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uin
                        {owner, hold(process.member, *extent), {0, nbytes}, {}, {}});
 }
 
-std::string name_of(const Table& table, uint32_t id) {
-    if (id == kMmuId) return "(rack mmu)";
-    if (table.life(id) == Life::kEmpty) return {};  // of another group, or gone: the name there is stale
-    const Slot& slot = table.slot(id);
+// A name stays in its slot after its bearer has gone, until the slot has another one.
+std::string name_of(const Table& table, const Peer& peer) {
+    if (peer.id == kMmuId) return "(rack mmu)";
+    if (table.incarnation(peer.id) != peer.incarnation) return {};  // of another group, or long gone
+    const Slot& slot = table.slot(peer.id);
     return {slot.name, strnlen(slot.name, kNameBytesMax)};
 }
 
@@ -281,7 +282,7 @@ void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor) {
 nb::object find(ProcessBase& process, const std::string& name) {
     const Table table = process.usable().attachment.table();
     for (uint32_t id = 1; id <= kMaxProcessId; id++) {
-        if (table.life(id) != Life::kLive || name_of(table, id) != name) continue;
+        if (table.life(id) != Life::kLive || name_of(table, {id, table.incarnation(id)}) != name) continue;
         return nb::make_tuple(id, table.incarnation(id));
     }
     return nb::none();

@@ -90,8 +90,8 @@ std::vector<Operation> descriptors_emptied_by_another(World& w) {
     w.alloc(1, 2);
     Extent left = w.alloc(1, 2 * kParts);
     std::vector<Extent> parts;
-    for (uint64_t n = kParts - 1; n > 0;
-         n--) {  // from the end: the lowest descriptor gets the highest address
+    // From the end: the lowest descriptor gets the highest address.
+    for (uint64_t n = kParts - 1; n > 0; n--) {
         parts.insert(parts.begin(), w.split(1, left, 2 * n));
         left = w.held(1, w.holds(1) - 2);
     }
@@ -101,10 +101,19 @@ std::vector<Operation> descriptors_emptied_by_another(World& w) {
         give(part);
         if (w.holds(1) > 1) left = w.merge(2, w.held(2, 0), w.held(2, 1));
     }
-    return {{"1 splits", [&] { w.split(1, w.held(1), 1); }}, {"2 merges and splits", [&] {
-                                                                  w.merge(2, w.held(2, 0), w.held(2, 1));
-                                                                  w.split(2, w.held(2), 1);
-                                                              }}};
+    const auto merge_and_split = [&] {
+        w.merge(2, w.held(2, 0), w.held(2, 1));
+        w.split(2, w.held(2), 1);
+    };
+    return {{"1 splits", [&] { w.split(1, w.held(1), 1); }}, {"2 merges and splits", merge_and_split}};
+}
+
+// 2 dies of it, having emptied a descriptor and not disarmed; 1 may be half-way through a split with the same
+// one.
+std::vector<Operation> descriptors_of_a_dead_merge(World& w) {
+    std::vector<Operation> operations = descriptors_emptied_by_another(w);
+    operations.push_back(w.burial(2, 1));
+    return operations;
 }
 
 // Pages that are on their way home to 1 when their slabs go, and the descriptors when a slab of 3 comes: the
@@ -130,6 +139,7 @@ std::vector<Scenario> free_scenarios() {
         {"free: beside a rescan after a death", free_beside_a_rescan},
         {"descriptors: three processes claim their first block", claim_blocks},
         {"descriptors: emptied by another process", descriptors_emptied_by_another},
+        {"descriptors: emptied by another process, which dies", descriptors_of_a_dead_merge, {1}},
         {"descriptors: emptied while on a return list", descriptors_on_a_list},
     };
 }

@@ -17,6 +17,10 @@ void admit(World& w, uint32_t processes) {
 std::vector<Operation> nearly_full(World& w, uint64_t position) {
     admit(w, 3);
     w.start_ring_at(2, position);
+    w.also = [&w]() -> std::string {
+        if (Inbox(w.table, 2).depth() > 1) return "more messages wait than the capacity allows";
+        return w.sent() == 0 ? "an empty inbox was called full" : "";
+    };
     return {{"1 sends, if nobody waits", [&] { w.send(1, 2, 1); }},
             {"3 sends, if nobody waits", [&] { w.send(3, 2, 1); }},
             {"2 accepts", [&] { w.accept(2, 2, 1); }}};

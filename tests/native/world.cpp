@@ -170,13 +170,18 @@ uint64_t World::begin_send(uint32_t id, uint32_t to) {
     const Inbox inbox(table, to);
     const auto position = inbox.claim(id);
     assert(position);
-    inbox.seal(*position, Extent{}, incarnations.at(to), id, announce(id, to, 1).tag);
+    inbox.seal(*position, Extent{}, incarnations.at(to), {id, incarnations.at(id)}, announce(id, to, 1).tag);
     return *position;
 }
 
 void World::end_send(uint32_t id, uint32_t to, uint64_t position) {
     Inbox(table, to).publish(position, id);
     ring_doorbell(table.slot(to), 1);
+}
+
+size_t World::sent() const {
+    return static_cast<size_t>(
+        std::count_if(sent_.begin(), sent_.end(), [](const Message& m) { return m.at_least > 0; }));
 }
 
 bool World::came(const std::string& tag) const {
@@ -187,7 +192,7 @@ size_t World::accept(uint32_t id, uint32_t inbox, size_t limit) {
     const std::vector<Accepted> accepted = processes.at(id)->accept(inbox, limit);
     for (const Accepted& a : accepted) {
         if (a.extent.descriptor != kNoDescriptor) held_[id].push_back(a.extent);
-        received_.push_back({a.sender, inbox, a.tag});
+        received_.push_back({a.sender.id, inbox, a.tag});
     }
     return accepted.size();
 }

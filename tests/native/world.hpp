@@ -45,6 +45,7 @@ public:
     // A message in two parts, for who wants to know what happens between them.
     uint64_t begin_send(uint32_t id, uint32_t to);
     void end_send(uint32_t id, uint32_t to, uint64_t position);
+    size_t sent() const;                      // messages whose senders were told that they are under way
     bool came(const std::string& tag) const;  // it was accepted, and its receiver knows
     size_t accept(uint32_t id, uint32_t inbox, size_t limit = kEverything);
     Extent held(uint32_t id, size_t index = 0) const { return held_.at(id).at(index); }

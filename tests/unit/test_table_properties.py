@@ -39,6 +39,14 @@ ids = st.sampled_from(IDS)
 choices = st.integers(min_value=0, max_value=10**6)
 
 
+def some_region(group: Group) -> bool:
+    return any(group.handles.values())
+
+
+def some_whole_region(group: Group) -> bool:
+    return group.pick(0, whole=True) is not None
+
+
 class Region(_core.RegionBase):
     """What the bindings hand out; the public face's class does more with it."""
 
@@ -164,8 +172,8 @@ class Group(RuleBasedStateMachine):
         self.handles[id].append(handle)
         return handle
 
-    def pick(self, id: int, choice: int, whole: bool = False) -> Handle | None:
-        fit = [handle for handle in self.handles[id] if not whole or handle.whole]
+    def pick(self, choice: int, whole: bool = False) -> tuple[int, Handle] | None:
+        fit = [(id, h) for id, handles in self.handles.items() for h in handles if h.whole or not whole]
         return fit[choice % len(fit)] if fit else None
 
     def gone(self, id: int, handle: Handle, pages: list[int]) -> None:
@@ -200,10 +208,10 @@ class Group(RuleBasedStateMachine):
             self.owner[page] = id
         self.write(handle)
 
-    @rule(id=ids, to=ids, choice=choices, first=st.integers(0, 5), count=st.integers(1, 6))
-    def grant(self, id: int, to: int, choice: int, first: int, count: int) -> None:
-        if id not in self.processes or (handle := self.pick(id, choice)) is None:
-            return
+    @precondition(some_region)
+    @rule(to=ids, choice=choices, first=st.integers(0, 5), count=st.integers(1, 6))
+    def grant(self, to: int, choice: int, first: int, count: int) -> None:
+        id, handle = self.pick(choice)
         if not (run := handle.run(first, count)):
             return
         tag = str(next(self.stamps)).encode()
@@ -221,13 +229,26 @@ class Group(RuleBasedStateMachine):
             self.in_flight.update(dict.fromkeys(run, to))
             self.waiting[to].append((tag, run))
 
-    @rule(id=ids, to=ids, choice=choices)
-    def grant_while_viewed(self, id: int, to: int, choice: int) -> None:
-        """Refused, with nothing changed."""
-        if id not in self.processes or (handle := self.pick(id, choice, whole=True)) is None:
+    @precondition(some_whole_region)
+    @rule(to=ids, choice=choices, first=st.integers(0, 5), count=st.integers(1, 6))
+    def act_while_viewed(self, to: int, choice: int, first: int, count: int) -> None:
+        """Refused if any page of it is in the view, with nothing changed."""
+        id, handle = self.pick(choice, whole=True)
+        if not (run := handle.run(first, count)):
             return
-        with memoryview(handle.region), pytest.raises(BufferError, match="1 view"):
-            self.processes[id]._grant([handle.region], 0, to, self.incarnations[to], b"", "nobody", CAPACITY)
+        granted = ([handle.region], 0, to, self.incarnations[to], b"", "nobody", CAPACITY)
+        with memoryview(handle.part(run)):
+            with pytest.raises(BufferError, match="1 view"):
+                self.processes[id]._grant(*granted)
+            with pytest.raises(BufferError, match="1 view"):
+                handle.region._free()
+            with pytest.raises(BufferError, match="1 view"):
+                handle.region._free_remaining()
+            with pytest.raises(BufferError, match="1 view"):
+                handle.region._split([PAGE])
+            with pytest.raises(BufferError, match="1 view"):
+                self.processes[id]._surrender(handle.region)
+        assert handle.region.views == 0
 
     @rule(id=ids, limit=st.integers(1, 3))
     def accept(self, id: int, limit: int) -> None:
@@ -243,24 +264,25 @@ class Group(RuleBasedStateMachine):
                 self.owner[page] = id
             self.read(handle)
 
-    @rule(id=ids, choice=choices, first=st.integers(0, 5), count=st.integers(1, 6))
-    def free(self, id: int, choice: int, first: int, count: int) -> None:
-        if id not in self.processes or (handle := self.pick(id, choice)) is None:
-            return
+    @precondition(some_region)
+    @rule(choice=choices, first=st.integers(0, 5), count=st.integers(1, 6))
+    def free(self, choice: int, first: int, count: int) -> None:
+        id, handle = self.pick(choice)
         if run := handle.run(first, count):
             assert handle.part(run)._free() == len(run) * PAGE
             self.gone(id, handle, run)
 
-    @rule(id=ids, choice=choices)
-    def free_the_rest(self, id: int, choice: int) -> None:
-        if id in self.processes and (handle := self.pick(id, choice)) is not None:
-            assert handle.region._free_remaining() == len(handle.present) * PAGE
-            self.gone(id, handle, list(handle.present))
+    @precondition(some_region)
+    @rule(choice=choices)
+    def free_the_rest(self, choice: int) -> None:
+        id, handle = self.pick(choice)
+        assert handle.region._free_remaining() == len(handle.present) * PAGE
+        self.gone(id, handle, list(handle.present))
 
-    @rule(id=ids, choice=choices, at=st.integers(1, 5))
-    def split(self, id: int, choice: int, at: int) -> None:
-        if id not in self.processes or (handle := self.pick(id, choice, whole=True)) is None:
-            return
+    @precondition(some_whole_region)
+    @rule(choice=choices, at=st.integers(1, 5))
+    def split(self, choice: int, at: int) -> None:
+        id, handle = self.pick(choice, whole=True)
         if at >= len(handle.pages):
             return
         left, right = handle.region._split([at * PAGE])
@@ -270,10 +292,10 @@ class Group(RuleBasedStateMachine):
         for region, count in ((left, at), (right, len(handle.pages) - at)):
             self.read(self.hold(id, region, count))
 
-    @rule(id=ids, choice=choices)
-    def merge(self, id: int, choice: int) -> None:
-        if id not in self.processes or (left := self.pick(id, choice, whole=True)) is None:
-            return
+    @precondition(some_whole_region)
+    @rule(choice=choices)
+    def merge(self, choice: int) -> None:
+        id, left = self.pick(choice, whole=True)
         end = left.pages[-1] + PAGE
         right = next((h for h in self.handles[id] if h.whole and h.pages[0] == end), None)
         if right is None or left.region.nbytes != len(left.pages) * PAGE:
@@ -303,11 +325,11 @@ class Group(RuleBasedStateMachine):
             os.close(slab.file)
             del self.slabs[slab.id]
 
-    @rule(id=ids, choice=choices, to=ids, fate=st.sampled_from(["restored", "freed", "delivered"]))
-    def carry_away(self, id: int, choice: int, to: int, fate: str) -> None:
+    @precondition(some_whole_region)
+    @rule(choice=choices, to=ids, fate=st.sampled_from(["restored", "freed", "delivered"]))
+    def carry_away(self, choice: int, to: int, fate: str) -> None:
         """A region leaves for another group; it comes back to its owner, or home, or to somebody here in part."""
-        if id not in self.processes or (handle := self.pick(id, choice, whole=True)) is None:
-            return
+        id, handle = self.pick(choice, whole=True)
         descriptor, word = self.processes[id]._surrender(handle.region)
         assert self.table.withdraw(descriptor, word)
         assert not self.table.withdraw(descriptor, word)
@@ -327,9 +349,9 @@ class Group(RuleBasedStateMachine):
             rest = handle.pages
         assert self.table.free_away(handle.pages[0], len(handle.pages)) == len(rest)
 
-    @rule(id=ids)
-    def die(self, id: int) -> None:
-        if id not in self.processes:
+    @rule(id=ids, rarely=st.integers(0, 7))
+    def die(self, id: int, rarely: int) -> None:
+        if id not in self.processes or rarely > 0:
             return
         self.processes.pop(id)._leave(False)
         self.table.mark_dead(id)
@@ -392,7 +414,7 @@ def test_ownership_is_a_partition_whatever_happens() -> None:
     run_state_machine_as_test(
         Group,
         settings=settings(
-            max_examples=60,
+            max_examples=80,
             stateful_step_count=60,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -377,6 +377,8 @@ class Process(ProcessBase):
         self.__exit__(kind, error, trace)
 
     def __repr__(self) -> str:
+        if "name" not in self.__dict__:
+            return "<bequest.Process, never attached>"
         state = "" if self.attached else " detached"
         return f"<bequest.Process {self.name!r} id={self.id} group={self.group!r}{state}>"
 

@@ -29,7 +29,7 @@ class Region(RegionBase):
 
     Use it through the buffer protocol (``memoryview(region)``), or `array` for NumPy. `address` is its virtual address,
     the same in every process that ever owns it; `nbytes` its size; `tag` what came along with it, and `sender` the
-    name of who granted it ("" if that one is in another group, or has gone and been forgotten).
+    name of who granted it ("" if that one is in another group, or has gone and its id been taken by another).
     A region of no bytes is a bare message (see `Process.send`).
 
     As a context manager it frees, at the end, what is still owned of it.
