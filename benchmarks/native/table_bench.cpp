@@ -44,7 +44,7 @@ double grants_per_second(Table table, std::vector<Extent>& extents, uint64_t ope
         for (Extent& e : extents) {
             const auto position = inbox.claim(from);
             const Extent in_flight{e.descriptor, e.word.next(State::kInFlight, to)};
-            inbox.seal(*position, in_flight, 1, from, {});
+            inbox.seal(*position, in_flight, 1, {from, 1}, {});
             if (!table.change(e.descriptor, e.word, in_flight.word)) std::abort();
             inbox.publish(*position, from);
             const auto taken = inbox.take(to, delivery);
