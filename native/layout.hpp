@@ -54,7 +54,7 @@ constexpr uint32_t kTagBytesMax = 216;
 constexpr uint32_t kNoDescriptor = UINT32_MAX;
 
 constexpr uint64_t kTableMagic = 0x3156'5453'4551'4542;  // "BEQSTV1" and a version below it
-constexpr uint32_t kTableVersion = 1;
+constexpr uint32_t kTableVersion = 2;
 
 // --- the owner word: who owns this run of pages, how many, and since which epoch -------------
 //
@@ -118,6 +118,13 @@ struct Intent {
     Guarded<uint64_t> before, after;  // left's owner word on either side of the commit
 };
 
+// A robust futex: while its bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The kernel marks it
+// when that thread has ended and wakes one who waits. Others wait on each line, so that nobody's wake-up is lost.
+struct alignas(64) Lifeline {
+    Shared<uint32_t> word;  // 0: not attached, or left in good order
+};
+enum LifelineUse : uint32_t { kLifelineOfMonitor = 0, kLifelineOfStandbys = 1, kLifelineCount = 2 };
+
 struct Slot {               // one per id
     Shared<uint64_t> life;  // incarnation << 2 | Life
     uint32_t os_pid;
@@ -133,6 +140,11 @@ struct Slot {               // one per id
     alignas(64) Intent intent;
     alignas(64) Shared<uint64_t> grants;
     Shared<uint64_t> granted_pages, accepts, allocs, frees;
+    Shared<uint32_t> revocations;  // how often memory was taken from it: it must look what it still has
+    Shared<uint32_t> heir;         // who may empty its inbox now that it is dead; kNobody
+    alignas(64) Lifeline lifelines[kLifelineCount];
+    Shared<uint32_t> watched;  // how many want it to beat
+    Shared<uint32_t> beats;
 };
 enum class Life : uint32_t { kEmpty = 0, kLive = 1, kDead = 2 };
 
@@ -146,6 +158,8 @@ struct SlabRecord {
     uint32_t reserved[9];
 };
 
+enum ExtentFlag : uint32_t { kNotStealable = 1 };
+
 struct Descriptor {  // an extent
     Shared<uint64_t> owner;
     Guarded<uint64_t> address;  // constant for as long as the descriptor is not empty
@@ -153,7 +167,9 @@ struct Descriptor {  // an extent
     Guarded<uint32_t> slab;
     Shared<uint32_t> next;    // in a return list: descriptor + 1
     Shared<uint32_t> linked;  // id + 1 of who put it on a return list, 0: on none
-    uint32_t reserved[7];
+    Guarded<uint32_t> flags;  // ExtentFlag
+    Guarded<uint32_t> stolen_from, stolen_incarnation;  // its last owner, if it was stolen from that one
+    uint32_t reserved[4];
 };
 
 // --- inbox cells -----------------------------------------------------------------------------

@@ -52,6 +52,18 @@ class WrongSecret(BequestError, PermissionError):
     """The group secret is not that of any group of this rack."""
 
 
+class WrongCapability(BequestError, PermissionError):
+    """The capability shown does not open the victim's memory, or the group's policy lets nobody (or not you) steal it."""
+
+
+class UnknownName(BequestError, KeyError):
+    """Nothing is published under this path. `Process.list` tells what is."""
+
+
+class NotOwner(BequestError, PermissionError):
+    """What is published there belongs to another process, which the message names."""
+
+
 class TagTooLong(BequestError, ValueError):
     """The inline message that travels with a region is too long. Put it into the region."""
 
@@ -88,6 +100,10 @@ class AcceptTimeout(BequestError, TimeoutError):
 
 
 # --- faults of components ---------------------------------------------------------------------------------
+
+
+class FenceFailed(BequestError, RuntimeError):
+    """The victim could not be kept from its memory by the means that its group allows. Nothing was stolen."""
 
 
 class RackGone(BequestError, ConnectionError):
@@ -142,6 +158,10 @@ FAILURE_KINDS: dict[str, type[BequestError]] = {
     "address-space": AddressSpaceFull,
     "version": VersionMismatch,
     "protocol": RackFault,
+    "capability": WrongCapability,
+    "no-name": UnknownName,
+    "not-owner": NotOwner,
+    "fence": FenceFailed,
 }
 
 
