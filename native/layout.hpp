@@ -118,8 +118,9 @@ struct Intent {
     Guarded<uint64_t> before, after;  // left's owner word on either side of the commit
 };
 
-// A robust futex: while its bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The kernel marks it
-// when that thread has ended and wakes one who waits. Others wait on each line, so that nobody's wake-up is lost.
+// A robust futex: while its bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The kernel
+// marks it when that thread has ended and wakes one who waits. Others wait on each line, so that nobody's
+// wake-up is lost.
 struct alignas(64) Lifeline {
     Shared<uint32_t> word;  // 0: not attached, or left in good order
 };
@@ -165,9 +166,9 @@ struct Descriptor {  // an extent
     Guarded<uint64_t> address;  // constant for as long as the descriptor is not empty
     Guarded<uint64_t> nbytes;   // what the user asked for; never more than the pages hold
     Guarded<uint32_t> slab;
-    Shared<uint32_t> next;    // in a return list: descriptor + 1
-    Shared<uint32_t> linked;  // id + 1 of who put it on a return list, 0: on none
-    Guarded<uint32_t> flags;  // ExtentFlag
+    Shared<uint32_t> next;                              // in a return list: descriptor + 1
+    Shared<uint32_t> linked;                            // id + 1 of who put it on a return list, 0: on none
+    Guarded<uint32_t> flags;                            // ExtentFlag
     Guarded<uint32_t> stolen_from, stolen_incarnation;  // its last owner, if it was stolen from that one
     uint32_t reserved[4];
 };
