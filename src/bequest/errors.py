@@ -53,7 +53,7 @@ class WrongSecret(BequestError, PermissionError):
 
 
 class WrongCapability(BequestError, PermissionError):
-    """The capability shown does not open the victim's memory, or the group's policy lets nobody (or not you) have it."""
+    """The capability does not open the victim's memory, or the group's policy lets nobody (or not you) have it."""
 
 
 class UnknownName(BequestError, KeyError):
