@@ -8,8 +8,8 @@ from collections.abc import Callable
 from bequest.protocol.outputs import DropTable, Output, Reply, StopRack, ToAgent, ToElement
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
+from bequest.sim.fake_shard import FakeShard
 from bequest.wire import messages as wire
-from fake_shard import FakeShard
 
 MIB = 1 << 20
 GIB = 1 << 30

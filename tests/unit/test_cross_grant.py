@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from bequest.sim.fake_shard import IN_FLIGHT, MMU, OWNED, PAGE, FakeShard
 from bequest.wire import messages as wire
-from fake_shard import IN_FLIGHT, MMU, OWNED, PAGE, FakeShard
 from rack_in_a_box import MIB, Box
 
 SLAB_PAGES = 512

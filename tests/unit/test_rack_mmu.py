@@ -7,9 +7,9 @@ import pytest
 
 from bequest.ids import home_of
 from bequest.protocol.rack_state import ElementInfo
+from bequest.sim.fake_shard import PAGE
 from bequest.wire import messages as wire
 from bequest.wire.codec import encode
-from fake_shard import PAGE
 from rack_in_a_box import GIB, MIB, Box
 
 

@@ -1,4 +1,4 @@
-"""A group's table as plain Python: what the Rack MMU's machine is tested on, and an oracle of what a table means.
+"""A group's table as plain Python: what the machines are tested and simulated on, an oracle of what a table means.
 
 Processes' own acts, which the real table sees in native code, are `own`, `free`, `accept` here.
 """
