@@ -13,10 +13,22 @@ from __future__ import annotations
 
 import msgspec
 
-
-class Message(msgspec.Struct, frozen=True, tag=True):
-    """Base of all messages; the tag is the struct's name."""
-
+from bequest.wire.message import Message as Message
+from bequest.wire.stealing import FenceFailed as FenceFailed
+from bequest.wire.stealing import FenceProcess as FenceProcess
+from bequest.wire.stealing import Found as Found
+from bequest.wire.stealing import ListNames as ListNames
+from bequest.wire.stealing import Lookup as Lookup
+from bequest.wire.stealing import NameHeir as NameHeir
+from bequest.wire.stealing import NameList as NameList
+from bequest.wire.stealing import ProcessFenced as ProcessFenced
+from bequest.wire.stealing import Publish as Publish
+from bequest.wire.stealing import Published as Published
+from bequest.wire.stealing import Steal as Steal
+from bequest.wire.stealing import Stolen as Stolen
+from bequest.wire.stealing import Theft as Theft
+from bequest.wire.stealing import TheftList as TheftList
+from bequest.wire.stealing import Unpublish as Unpublish
 
 # --- everywhere -------------------------------------------------------------------------------------------
 
@@ -60,9 +72,16 @@ class Failed(Message, frozen=True):
 
 
 class CreateGroup(Message, frozen=True):
-    """-> GroupCreated. The group lives while this connection does, or anything is in it."""
+    """-> GroupCreated. The group lives while this connection does, or anything is in it.
+
+    ``policy`` says who may steal in it (never, member, standby, quorum), ``fence`` how far a victim's agent may go to
+    keep it from its memory (protect, ptrace, kill). ``verifier`` is the SHA-256 of the capability that a thief shows.
+    """
 
     name: str
+    policy: str = "member"
+    fence: str = "ptrace"
+    verifier: bytes | None = None
 
 
 class GroupCreated(Message, frozen=True):
@@ -74,11 +93,13 @@ class Attach(Message, frozen=True):
     """-> Attached, with the group's table as file descriptor. One process per connection.
 
     Without a secret: the default group of the connection's user. Without a compute element: the rack places it.
+    ``heir`` as in NameHeir.
     """
 
     name: str
     secret: bytes | None = None
     compute: str | None = None
+    heir: str | None = None
 
 
 class ElementAddress(msgspec.Struct, frozen=True):
@@ -187,9 +208,9 @@ class Shutdown(Message, frozen=True):
 
 
 class Status(Message, frozen=True):
-    """-> RackReport, ProcessList, ElementList, SlabList or AuditReport.
+    """-> RackReport, ProcessList, ElementList, SlabList, AuditReport or TheftList.
 
-    ``what`` is "rack", "processes", "elements", "slabs" or "audit". Lists come in pages: ask again with the
+    ``what`` is "rack", "processes", "elements", "slabs", "audit" or "thefts". Lists come in pages: ask again with the
     ``next_cursor`` of the last reply until it is None.
     """
 
@@ -228,6 +249,7 @@ class ProcessReport(msgspec.Struct, frozen=True):
     free_bytes: int  # cached at home for its next allocations
     inbox_depth: int
     counters: dict[str, int]
+    freed_in: float | None = None  # seconds until an orphan's memory is freed
 
 
 class ProcessList(Message, frozen=True):
@@ -453,6 +475,12 @@ ClientToMmu = (
     | OpenMailbox
     | CloseMailbox
     | PlaceProcess
+    | Steal
+    | NameHeir
+    | Publish
+    | Unpublish
+    | Lookup
+    | ListNames
     | Status
     | Shutdown
 )
@@ -475,10 +503,14 @@ DaemonToClient = (
     | ElementList
     | SlabList
     | AuditReport
+    | Stolen
+    | Found
+    | NameList
+    | TheftList
     | Enrolled
     | SlabOpened
 )
 MmuToElement = AdmitGroup | ForgetGroup | ReserveSlab | RetireSlab | RegroupSlab | CopyPages | PunchPages
 ElementToMmu = SlabReserved | SlabRefused | SlabRegrouped | PagesCopied | CopyFailed | ElementReport
-MmuToAgent = ExpectProcess | ForgetProcess
-AgentToMmu = ProcessEnrolled | ProcessLost | ProcessExited
+MmuToAgent = ExpectProcess | ForgetProcess | FenceProcess
+AgentToMmu = ProcessEnrolled | ProcessLost | ProcessExited | ProcessFenced | FenceFailed
