@@ -8,8 +8,8 @@
 namespace bequest {
 
 namespace tests {
-thread_local const AddressSpace* opens_nothing = nullptr;
-thread_local const AddressSpace* closes_nothing = nullptr;
+const AddressSpace* opens_nothing = nullptr;
+const AddressSpace* closes_nothing = nullptr;
 }  // namespace tests
 
 AddressSpace::AddressSpace() : mappings_limit_(UINT64_MAX), owner_(0) {}

@@ -5,7 +5,7 @@
 
 namespace bequest::tests {
 
-extern thread_local const AddressSpace* opens_nothing;
-extern thread_local const AddressSpace* closes_nothing;
+extern const AddressSpace* opens_nothing;
+extern const AddressSpace* closes_nothing;
 
 }  // namespace bequest::tests
