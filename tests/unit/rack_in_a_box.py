@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import msgspec
+
+from bequest.protocol.books import Change
 from bequest.protocol.outputs import DropTable, Output, Reply, StopRack, ToAgent, ToElement
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
@@ -27,6 +30,11 @@ def config(**changes: object) -> MmuConfig:
     return MmuConfig(**(values | changes))  # type: ignore[arg-type]
 
 
+def as_written(changes: list[Change]) -> list[Change]:
+    """There and back again: what a journal gives back is plain data."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=list[Change])
+
+
 class Box:
     def __init__(self, **changes: object) -> None:
         self.now = 100.0
@@ -39,6 +47,7 @@ class Box:
         self.held: list[tuple[int, wire.Message]] | None = None  # what elements have yet to answer
         self.refusing: Callable[[wire.ReserveSlab], bool] = lambda message: False
         self.stopped: str | None = None
+        self.written: dict[str, dict[object, object]] = {}  # by book and key
         self._last_peer = 0
 
     # --- acts ---------------------------------------------------------------------------------------------------
@@ -105,7 +114,22 @@ class Box:
 
     # --- within -------------------------------------------------------------------------------------------------
 
+    def write_down(self) -> None:
+        """As the daemon does before it carries out outputs; and what it wrote must be all that there is to write."""
+        for change in as_written(self.mmu.take_changes()):
+            rows = self.written.setdefault(change.book, {})
+            if change.row is None:
+                rows.pop(change.key, None)
+            else:
+                rows[change.key] = change.row
+        everything: dict[str, dict[object, object]] = {}
+        for change in as_written(self.mmu.everything()):
+            everything.setdefault(change.book, {})[change.key] = change.row
+        written = {book: rows for book, rows in self.written.items() if rows}
+        assert written == everything, "a row was changed in a way that its book did not note"
+
     def do(self, outputs: list[Output]) -> None:
+        self.write_down()
         for output in outputs:
             match output:
                 case Reply(peer, message):

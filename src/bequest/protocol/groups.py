@@ -10,24 +10,32 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from typing import cast
 
 import msgspec
 
 from bequest.ids import GroupId
 from bequest.limits import GROUPS_MAX, SECRET_BYTES, TICKET_BYTES
+from bequest.protocol.books import Books, Row
 from bequest.protocol.outputs import PeerId
 from bequest.protocol.refusal import Refusal
 from bequest.protocol.shard import Shard, ShardMaker
 
 
-class Group(msgspec.Struct):
+def _not_opened_yet() -> Shard:
+    return cast("Shard", None)
+
+
+class Group(Row):
     id: GroupId
     name: str
-    shard: Shard
     ticket: bytes
     secret_digest: bytes | None = None
     creator: PeerId | None = None
     uid: int | None = None  # of a user's default group
+    shard: Shard = msgspec.field(default_factory=_not_opened_yet)
+
+    transient = ("creator", "shard")
 
     @property
     def is_default(self) -> bool:
@@ -35,14 +43,14 @@ class Group(msgspec.Struct):
 
 
 class Groups:
-    def __init__(self, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, books: Books, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes]) -> None:
+        self._books = books
         self._make_shard = make_shard
         self._fresh_bytes = fresh_bytes
-        self._groups: dict[GroupId, Group] = {}
-        self._last_id = 0
+        self._groups = books.open("groups", Group, int)
 
     def __iter__(self) -> Iterator[Group]:
-        return iter(list(self._groups.values()))
+        return iter(self._groups)
 
     def __getitem__(self, group: GroupId) -> Group:
         return self._groups[group]
@@ -80,12 +88,11 @@ class Groups:
         return found
 
     def forget(self, group: GroupId) -> None:
-        del self._groups[group]
+        self._groups.remove(group)
 
     def _add(self, name: str) -> Group:
         if len(self._groups) >= GROUPS_MAX:
             raise Refusal("memory", f"this rack has {GROUPS_MAX} groups already; let some end")
-        self._last_id += 1
-        group = Group(self._last_id, name, self._make_shard(self._last_id), self._fresh_bytes(TICKET_BYTES))
-        self._groups[group.id] = group
-        return group
+        number = self._books.counter("group").next()
+        group = Group(number, name, self._fresh_bytes(TICKET_BYTES), shard=self._make_shard(number))
+        return self._groups.put(number, group)

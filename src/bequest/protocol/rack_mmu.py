@@ -17,6 +17,7 @@ from typing import Any
 from bequest import ids
 from bequest.errors import BadName
 from bequest.limits import EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
+from bequest.protocol.books import Change
 from bequest.protocol.cross_grant import CrossGrants
 from bequest.protocol.groups import Group
 from bequest.protocol.mailboxes import Mailboxes
@@ -138,6 +139,14 @@ class RackMmu:
 
     def next_deadline(self) -> float:
         return self._next_sweep if self._stop_at is None else min(self._next_sweep, self._stop_at)
+
+    def take_changes(self) -> list[Change]:
+        """What the last inputs changed in the books: to be written down before their outputs are carried out."""
+        return self._state.books.take_changes()
+
+    def everything(self) -> list[Change]:
+        """All that the books hold, to begin a fresh journal with."""
+        return self._state.books.everything()
 
     def _take_outputs(self) -> list[Output]:
         outputs, self._state.outputs = self._state.outputs, []

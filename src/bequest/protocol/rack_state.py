@@ -10,6 +10,7 @@ from bequest.errors import FreeMemory
 from bequest.ids import GroupId
 from bequest.limits import HUGE_PAGE_BYTES, ORPHAN_KEEP
 from bequest.protocol.address_plan import AddressPlan
+from bequest.protocol.books import Books
 from bequest.protocol.groups import Group, Groups
 from bequest.protocol.outputs import DropTable, Output, PeerId, Reply, ToElement
 from bequest.protocol.process_table import ProcessTable
@@ -59,9 +60,10 @@ class RackState:
         self.fresh_bytes = fresh_bytes
         self.elements = {element.id: element for element in config.elements}
         self.usage = {element.id: wire.ElementUsage() for element in config.elements}
-        self.groups = Groups(make_shard, fresh_bytes)
-        self.processes = ProcessTable()
-        self.ledger = SlabLedger([element.id for element in config.elements])
+        self.books = Books()
+        self.groups = Groups(self.books, make_shard, fresh_bytes)
+        self.processes = ProcessTable(self.books)
+        self.ledger = SlabLedger(self.books, [element.id for element in config.elements])
         self.plan = AddressPlan()
         self.sessions: dict[PeerId, Session] = {}
         self.outputs: list[Output] = []
