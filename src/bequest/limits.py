@@ -91,6 +91,18 @@ POOL_RETRY = 10.0  # pause after the pool could not be filled
 RECYCLED_SHARE = 4  # a quarter of the element may be slabs waiting for re-use in their group
 WARM_STEP_BYTES = 8 * MIB  # 512 MiB are warm in 0.7 s so, in one step of 64 MiB in 1.3 to 2.5 s
 
+# --- notices of failures -----------------------------------------------------------------------------------
+NOTICE_QUEUE_MAX = 256  # notices waiting for one subscriber; then the oldest are dropped
+EVENTS_KEPT_MAX = 4096  # events that a program has yet to look at; then the oldest are dropped
+CONTACTS_MAX = 16  # emergency contacts of one process
+CONTACT_DEADLINE = (
+    1.0  # an owner has this long to handle a failure of its memory before its contacts are told
+)
+FAILURES_KEPT_MAX = (
+    1000  # unhandled failures of one process; then its contacts are told of the oldest at once
+)
+FAILED_RUNS_MAX = 256  # runs of failed pages named in one notice; beyond that, one run around them all
+
 # --- the supervisor ----------------------------------------------------------------------------------------
 STOP_TIMEOUT = 3.0  # from SIGTERM to SIGKILL for a daemon that does not end
 GENERATIONS_PER_MINUTE = 5  # a rack that dies more often is not started again

@@ -1,7 +1,8 @@
 """A compute element's agent: knows its processes, and tells the Rack MMU when one has ended.
 
 The Rack MMU announces each process with a ticket before the process can show it. An enrolled process is watched by the
-kernel's own means (a pidfd). Its connection closing is only a hint, since either may outlive the other.
+kernel's own means (a pidfd). Its connection closing is only a hint, since either may outlive the other. What processes
+are told of failures is `NoticeDesk`'s.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hmac
 
 import msgspec
 
+from bequest.protocol.notice_desk import NoticeDesk
 from bequest.protocol.outputs import Output, PeerId, Reply, ToMmu, Unwatch, Watch
 from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
@@ -26,31 +28,59 @@ class Expected(msgspec.Struct):
 class ComputeElement:
     def __init__(self) -> None:
         self._processes: dict[int, Expected] = {}
+        self._notices = NoticeDesk()
 
-    def mmu_message(self, message: wire.Message) -> list[Output]:
+    def mmu_message(self, message: wire.Message, now: float) -> list[Output]:
         match message:
             case wire.ExpectProcess(pid, incarnation, os_pid, ticket):
                 self._processes[pid] = Expected(pid, incarnation, os_pid, ticket)
+                self._notices.expect((pid, incarnation), message.name, message.group)
                 return []
             case wire.ForgetProcess(pid, incarnation):
+                self._notices.forget((pid, incarnation))
                 return self._forget(pid, incarnation)
+            case wire.TellProcess():
+                return self._notices.tell_process(message, now)
+            case wire.TellGroup():
+                return self._notices.tell_group(message)
             case _:
                 raise AssertionError(f"the Rack MMU says {message}")
 
-    def client_message(self, peer: PeerId, os_pid: int, message: wire.Message) -> list[Output]:
+    def client_message(self, peer: PeerId, os_pid: int, message: wire.Message, now: float) -> list[Output]:
         """``os_pid`` is the kernel's word on who is behind the connection."""
-        assert isinstance(message, wire.Enrol)
+        match message:
+            case wire.Enrol():
+                return self._enrol(peer, os_pid, message)
+            case wire.Subscribe(ticket):
+                process = self._expected(ticket)
+                if process is None or process.os_pid != os_pid:
+                    return [Reply(peer, _stranger(os_pid).reply())]
+                return self._notices.subscribe((process.pid, process.incarnation), peer)
+            case _:
+                process = self._enrolled(peer)
+                if process is None:
+                    return [Reply(peer, _stranger(os_pid).reply())]
+                try:
+                    return self._notices.request((process.pid, process.incarnation), peer, message, now)
+                except Refusal as refusal:
+                    return [Reply(peer, refusal.reply())]
+
+    def tick(self, now: float) -> list[Output]:
+        return self._notices.tick(now)
+
+    def next_deadline(self) -> float:
+        return self._notices.next_deadline()
+
+    def _enrol(self, peer: PeerId, os_pid: int, message: wire.Enrol) -> list[Output]:
         process = self._expected(message.ticket)
         if process is None or process.peer is not None or process.os_pid != os_pid:
-            refusal = Refusal(
-                "not-attached", f"os process {os_pid} has shown no valid ticket of a process to enrol"
-            )
-            return [Reply(peer, refusal.reply())]
+            return [Reply(peer, _stranger(os_pid).reply())]
         process.peer = peer
         enrolled = wire.ProcessEnrolled(process.pid, process.incarnation)
         return [Watch(peer, os_pid), ToMmu(enrolled), Reply(peer, wire.Enrolled(process.pid))]
 
     def client_gone(self, peer: PeerId) -> list[Output]:
+        self._notices.subscriber_gone(peer)
         process = self._enrolled(peer)
         return [] if process is None else [ToMmu(wire.ProcessLost(process.pid, process.incarnation))]
 
@@ -59,7 +89,8 @@ class ComputeElement:
         if process is None:
             return []
         del self._processes[process.pid]
-        return [Unwatch(peer), ToMmu(wire.ProcessExited(process.pid, process.incarnation))]
+        calls = self._notices.died((process.pid, process.incarnation))
+        return [Unwatch(peer), ToMmu(wire.ProcessExited(process.pid, process.incarnation)), *calls]
 
     def _forget(self, pid: int, incarnation: int) -> list[Output]:
         process = self._processes.get(pid)
@@ -80,3 +111,7 @@ class ComputeElement:
             if process.peer == peer:
                 return process
         return None
+
+
+def _stranger(os_pid: int) -> Refusal:
+    return Refusal("not-attached", f"os process {os_pid} has shown no valid ticket of a process to enrol")

@@ -105,6 +105,13 @@ class Unwatch(msgspec.Struct, frozen=True):
     peer: PeerId
 
 
+class Push(msgspec.Struct, frozen=True):
+    """A notice for a client that has subscribed. If it does not read, its oldest are dropped, and it is told so."""
+
+    peer: PeerId
+    notice: wire.Message
+
+
 Output = (
     Reply
     | Drop
@@ -120,4 +127,5 @@ Output = (
     | CopyFile
     | Watch
     | Unwatch
+    | Push
 )

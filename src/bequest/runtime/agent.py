@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from functools import partial
 
 from bequest.protocol.compute_element import ComputeElement
-from bequest.protocol.outputs import Output, Reply, ToMmu, Unwatch, Watch
+from bequest.protocol.outputs import Output, Push, Reply, ToMmu, Unwatch, Watch
 from bequest.protocol.rack_state import MmuConfig
 from bequest.runtime.loop import Daemon, Link, Peer, log
+from bequest.runtime.notices import NoticeWire
 from bequest.wire import messages as wire
 
 
@@ -26,13 +28,19 @@ class Agent(Daemon):
         self._pidfds: dict[int, int] = {}
 
     def peer_message(self, peer: Peer, message: wire.Message) -> None:
-        self._carry_out(self._machine.client_message(peer.id, peer.os_pid, message))
+        self._carry_out(self._machine.client_message(peer.id, peer.os_pid, message, time.monotonic()))
 
     def peer_gone(self, peer: Peer) -> None:
         self._carry_out(self._machine.client_gone(peer.id))
 
     def link_message(self, link: Link, message: wire.Message) -> None:
-        self._carry_out(self._machine.mmu_message(message))
+        self._carry_out(self._machine.mmu_message(message, time.monotonic()))
+
+    def tick(self, now: float) -> None:
+        self._carry_out(self._machine.tick(now))
+
+    def next_deadline(self) -> float:
+        return self._machine.next_deadline()
 
     def _carry_out(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -45,6 +53,8 @@ class Agent(Daemon):
                     self._watch_process(peer, os_pid)
                 case Unwatch(peer):
                     self._unwatch_process(peer)
+                case Push(peer, notice):
+                    self._push(peer, notice)
                 case _:
                     raise AssertionError(f"the agent wants {output}")
 
@@ -75,3 +85,15 @@ class Agent(Daemon):
         if pidfd is not None:
             self.unwatch(pidfd)
             os.close(pidfd)
+
+    def _push(self, peer_id: int, notice: wire.Message) -> None:
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            return
+        peer.wire = line = NoticeWire.over(peer.wire)
+        try:
+            line.push(notice)
+        except OSError as error:
+            self.drop(peer, f"it cannot be told: {error}")
+        else:
+            self._watch_for(peer)

@@ -3,7 +3,8 @@
 One message is one packet of a ``SOCK_SEQPACKET`` socket: a msgpack map tagged with the name of its struct. A client
 says `Hello` first and gets `Welcome`; from then on it sends one request at a time and gets exactly one reply, the one
 named beside the request here or `Failed`. Requests to the Rack MMU, to memory elements and to agents are separate
-unions, so that a message at the wrong socket is garbage there. Daemons of one rack talk over links made before they
+unions, so that a message at the wrong socket is garbage there. Messages of one subject may have a file of their own;
+all are to be had here. Daemons of one rack talk over links made before they
 were forked, without requests and replies: what is said over a link arrives in order, once.
 
 File descriptors ride along where it is said: the group's table with `Attached`, the slab's memory with `SlabOpened`.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import msgspec
 
+from bequest.wire.failures import *
 from bequest.wire.message import Message as Message
 from bequest.wire.stealing import FenceFailed as FenceFailed
 from bequest.wire.stealing import FenceProcess as FenceProcess
@@ -437,6 +439,8 @@ class ExpectProcess(Message, frozen=True):
     incarnation: int
     os_pid: int
     ticket: bytes
+    name: str = ""
+    group: int = 0
 
 
 class ForgetProcess(Message, frozen=True):
@@ -483,8 +487,11 @@ ClientToMmu = (
     | ListNames
     | Status
     | Shutdown
+    | StandBy
+    | StandDown
+    | BreakMemory
 )
-ClientToAgent = Hello | Sync | Enrol
+ClientToAgent = Hello | Sync | Enrol | Subscribe | SetContacts | HandleFailures | Handled
 ClientToElement = Hello | Sync | OpenSlab
 DaemonToClient = (
     Welcome
@@ -509,8 +516,27 @@ DaemonToClient = (
     | TheftList
     | Enrolled
     | SlabOpened
+    | StandingBy
+    | MemoryBroken
+    | Subscribed
+    | Notice
 )
-MmuToElement = AdmitGroup | ForgetGroup | ReserveSlab | RetireSlab | RegroupSlab | CopyPages | PunchPages
-ElementToMmu = SlabReserved | SlabRefused | SlabRegrouped | PagesCopied | CopyFailed | ElementReport
-MmuToAgent = ExpectProcess | ForgetProcess | FenceProcess
-AgentToMmu = ProcessEnrolled | ProcessLost | ProcessExited | ProcessFenced | FenceFailed
+MmuToElement = (
+    AdmitGroup | ForgetGroup | ReserveSlab | RetireSlab | RegroupSlab | CopyPages | PunchPages | FailMemory
+)
+ElementToMmu = (
+    SlabReserved
+    | SlabRefused
+    | SlabRegrouped
+    | PagesCopied
+    | CopyFailed
+    | ElementReport
+    | MemoryFailed
+    | FailureMade
+)
+MmuToAgent = ExpectProcess | ForgetProcess | FenceProcess | TellProcess | TellGroup | GuardRange
+AgentToMmu = (
+    ProcessEnrolled | ProcessLost | ProcessExited | ProcessFenced | FenceFailed | CallContacts | RangeGuarded
+)
+MmuToMonitor = WatchProcess | UnwatchProcess
+MonitorToMmu = DeathHint | Suspicion | Cleared | ElementSilent | ElementBack
