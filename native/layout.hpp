@@ -156,7 +156,8 @@ struct SlabRecord {
     Guarded<uint32_t> pages;
     Guarded<uint32_t> home;
     Guarded<uint32_t> huge;
-    uint32_t reserved[9];
+    Shared<uint32_t> has_failed;  // memory of it is lost: no run of it is allocated any more
+    uint32_t reserved[8];
 };
 
 enum ExtentFlag : uint32_t { kNotStealable = 1 };

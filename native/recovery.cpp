@@ -19,6 +19,7 @@ bool Steward::write_record(const SlabSpec& spec) {
     record.pages = spec.pages;
     record.home = spec.home;
     record.huge = spec.huge;
+    record.has_failed.store(0);
     record.id_plus_one.store(spec.slab + 1);
     const uint32_t index = spec.slab % kMaxSlabs;
     uint32_t used = table_.header().slabs_used.load();

@@ -98,6 +98,17 @@ void bind_slabs(TableClass& table) {
             },
             "descriptor"_a, "word"_a)
         .def(
+            "fail_slab",
+            [](TableFile& t, uint32_t slab) {
+                if (!t.table().has_slab(slab)) raise_error("ValueError", "there is no slab %u", slab);
+                t.table().slab_record(slab).has_failed.store(1);
+            },
+            "slab"_a)
+        .def(
+            "watch",
+            [](TableFile& t, uint32_t id, uint32_t watchers) { t.table().slot(id).watched.store(watchers); },
+            "id"_a, "watchers"_a)
+        .def(
             "restore",
             [](TableFile& t, uint32_t descriptor, uint64_t word) {
                 const auto restored = t.steward().restore({descriptor, {word}});

@@ -39,6 +39,10 @@ class ComputeElement:
             case wire.ForgetProcess(pid, incarnation):
                 self._notices.forget((pid, incarnation))
                 return self._forget(pid, incarnation)
+            case wire.ProveDeath():
+                return []  # the pidfd will tell
+            case wire.GuardRange(job):
+                return [ToMmu(wire.RangeGuarded(job, self._notices.alive_in(message.group)))]
             case wire.TellProcess():
                 return self._notices.tell_process(message, now)
             case wire.TellGroup():

@@ -7,6 +7,9 @@ gathered into huge ones, so a pool of them is kept *warm* by what was asked for 
 A retired slab's file is *recycled*, still warm, but only for the group it served: old members may hold it open for
 ever. The file of a slab that has been in two groups is closed.
 
+Memory may *fail*: all of the element's, whose files are then cut to nothing, so that whoever touches them faults; or a
+range of a slab, which is given up where nobody may be fooled by the zeros behind it (`protocol/memory_failure.py`).
+
 Slabs, warm and recycled files together do not exceed the element's size: the slabs are promised, so the others yield.
 (Only a file that is being made for the pool may, until it is made.)
 """
@@ -27,6 +30,7 @@ from bequest.limits import (
 from bequest.protocol.outputs import (
     CloseFile,
     CopyFile,
+    CutFile,
     MakeFile,
     Note,
     Output,
@@ -62,6 +66,7 @@ class HeldSlab(msgspec.Struct):
     is_ready: bool = False
     was_regrouped: bool = False
     retried: bool = False
+    failed: list[tuple[int, int]] = msgspec.field(default_factory=list)  # (offset, bytes)
 
 
 class Demand(msgspec.Struct):
@@ -93,6 +98,7 @@ class MemoryElement:
         self._demand: dict[Kind, Demand] = {}
         self._start_until = now + POOL_IDLE
         self._pool_rests_until = now
+        self._has_failed: str | None = None  # of what
         self._last_file = 0
         self._last_report = wire.ElementUsage()
         self._hits = self._misses = 0
@@ -112,9 +118,10 @@ class MemoryElement:
                 self._slabs[slab].group = group
                 self._slabs[slab].was_regrouped = True
                 self._outputs.append(ToMmu(wire.SlabRegrouped(slab)))
-            case wire.CopyPages(job, source, source_offset, target, target_offset, nbytes):
-                files = self._slabs[source].file.id, self._slabs[target].file.id
-                self._outputs.append(CopyFile(job, files[0], source_offset, files[1], target_offset, nbytes))
+            case wire.CopyPages():
+                self._copy(message)
+            case wire.FailMemory():
+                self._fail(message)
             case wire.PunchPages(slab, offset, nbytes):
                 self._outputs.append(PunchFile(self._slabs[slab].file.id, offset, nbytes))
             case wire.AdmitGroup(group, ticket):
@@ -134,12 +141,15 @@ class MemoryElement:
             refusal = Refusal("unknown", f"this ticket opens no slab {message.slab}")
             self._outputs.append(Reply(peer, refusal.reply()))
         else:
-            self._outputs.append(Reply(peer, wire.SlabOpened(slab.id, slab.file.nbytes), file=slab.file.id))
+            opened = wire.SlabOpened(slab.id, slab.file.nbytes, slab.failed)
+            self._outputs.append(Reply(peer, opened, file=slab.file.id))
         return self._take_outputs()
 
     def file_made(self, file: int, huge_bytes: int, now: float) -> list[Output]:
         slab = self._making.pop(file)
-        if slab is None:
+        if self._has_failed is not None:
+            self._made_too_late(file, slab)
+        elif slab is None:
             warm = self._warming.pop(file)
             warm.huge_bytes, warm.since = huge_bytes, now
             self._warm.append(warm)
@@ -200,6 +210,9 @@ class MemoryElement:
     # --- slabs ---------------------------------------------------------------------------------------------
 
     def _reserve(self, message: wire.ReserveSlab, now: float) -> None:
+        if self._has_failed is not None:
+            self._outputs.append(ToMmu(wire.SlabRefused(message.slab, self._failure())))
+            return
         kind = (message.nbytes, message.huge)
         if message.nbytes in POOL_CLASSES:
             self._demand.setdefault(kind, Demand()).note(now)
@@ -228,7 +241,7 @@ class MemoryElement:
         recycled_bytes = sum(other.nbytes for other in self._all_recycled())
         is_known = slab.group in self._tickets.values()
         is_one_too_many = recycled_bytes + file.nbytes > self._size // RECYCLED_SHARE
-        if not recycle or slab.was_regrouped or not is_known or is_one_too_many:
+        if not recycle or slab.failed or slab.was_regrouped or not is_known or is_one_too_many:
             self._outputs.append(CloseFile(file.id))
         else:
             file.since = now
@@ -238,6 +251,55 @@ class MemoryElement:
         self._tickets = {ticket: other for ticket, other in self._tickets.items() if other != group}
         for file in self._recycled.pop(group, []):
             self._outputs.append(CloseFile(file.id))
+
+    def _copy(self, message: wire.CopyPages) -> None:
+        source, target = self._slabs[message.source], self._slabs[message.target]
+        run = (message.source_offset, message.nbytes)
+        if any(_overlap(run, failed) for failed in source.failed):
+            self._outputs.append(ToMmu(wire.CopyFailed(message.job, "these pages have lost their memory")))
+            return
+        files = source.file.id, target.file.id
+        self._outputs.append(
+            CopyFile(
+                message.job, files[0], message.source_offset, files[1], message.target_offset, message.nbytes
+            )
+        )
+
+    # --- failures of memory --------------------------------------------------------------------------------
+
+    def _fail(self, message: wire.FailMemory) -> None:
+        """Loses memory for real, and reports it."""
+        if message.slab is None:
+            self._fail_whole(message.cause)
+        elif (slab := self._slabs.get(message.slab)) is not None and slab.is_ready:
+            slab.failed.append((message.offset, message.nbytes))
+            self._outputs.append(PunchFile(slab.file.id, message.offset, message.nbytes))
+            report = wire.MemoryFailed(slab.id, message.offset, message.nbytes, message.cause)
+            self._outputs.append(ToMmu(report))
+        self._outputs.append(ToMmu(wire.FailureMade(message.job)))
+
+    def _fail_whole(self, cause: str) -> None:
+        self._has_failed = cause
+        for file in [*self._warm, *self._all_recycled()]:
+            self._outputs.append(CloseFile(file.id))
+        self._warm, self._recycled = [], {}
+        for slab in self._slabs.values():
+            if slab.is_ready:
+                slab.failed = [(0, slab.file.nbytes)]
+                self._outputs.append(CutFile(slab.file.id))
+                self._outputs.append(ToMmu(wire.MemoryFailed(slab.id, 0, slab.file.nbytes, cause)))
+
+    def _made_too_late(self, file: int, slab: HeldSlab | None) -> None:
+        self._outputs.append(CloseFile(file))
+        if slab is None:
+            del self._warming[file]
+        else:
+            del self._slabs[slab.id]
+            self._slab_bytes -= slab.file.nbytes
+            self._outputs.append(ToMmu(wire.SlabRefused(slab.id, self._failure())))
+
+    def _failure(self) -> str:
+        return f"the memory of this element has failed ({self._has_failed})"
 
     # --- files ---------------------------------------------------------------------------------------------
 
@@ -272,7 +334,7 @@ class MemoryElement:
 
     def _refill(self, now: float) -> None:
         """Makes one file at a time, the scarcest kind first, as far as there is room."""
-        if self._warming or now < self._pool_rests_until:
+        if self._warming or self._has_failed is not None or now < self._pool_rests_until:
             return
         room = min(self._pool_max - sum(file.nbytes for file in self._warm), self._size - self._held_bytes())
         lacking = []
@@ -329,3 +391,8 @@ class MemoryElement:
     def _take_outputs(self) -> list[Output]:
         outputs, self._outputs = self._outputs, []
         return outputs
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Two runs of (offset, bytes)."""
+    return one[0] < other[0] + other[1] and other[0] < one[0] + one[1]

@@ -58,10 +58,10 @@ class NoticeDesk:
         if row is None or row.is_dead:
             return []
         row.is_dead, row.subscriber = True, None
-        outputs = self._call(key, row, "died")
-        return outputs + [
-            out for number in list(row.open_failures) for out in self._give_up(key, row, number)
-        ]
+        return self._call(key, row, "died") + self._give_up_all(key, row)
+
+    def alive_in(self, group: int) -> list[str]:
+        return [row.name for row in self._rows.values() if row.group == group and not row.is_dead]
 
     # --- requests of a process -----------------------------------------------------------------------------
 
@@ -78,9 +78,7 @@ class NoticeDesk:
             case wire.HandleFailures(wanted):
                 row.handles = wanted
                 if not wanted:
-                    outputs = [
-                        out for number in list(row.open_failures) for out in self._give_up(key, row, number)
-                    ]
+                    outputs = self._give_up_all(key, row)
             case wire.Handled(failure, well):
                 if well:
                     row.open_failures.pop(failure, None)
@@ -136,14 +134,14 @@ class NoticeDesk:
         told = msgspec.structs.replace(notice, failure=row.last_failure)
         row.open_failures[told.failure] = OpenFailure(told, now + CONTACT_DEADLINE)
         outputs = _push(row, told)
-        if (
-            row.is_dead
-            or not row.handles
-            or row.subscriber is None
-            or len(row.open_failures) > FAILURES_KEPT_MAX
-        ):
+        if row.is_dead or not row.handles or row.subscriber is None:
+            return outputs + self._give_up_all(key, row)
+        if len(row.open_failures) > FAILURES_KEPT_MAX:
             outputs += self._give_up(key, row, next(iter(row.open_failures)))
         return outputs
+
+    def _give_up_all(self, key: Key, row: Row) -> list[Output]:
+        return [out for number in list(row.open_failures) for out in self._give_up(key, row, number)]
 
     def _give_up(self, key: Key, row: Row, number: int) -> list[Output]:
         """The process has not handled it: its contacts are to know."""

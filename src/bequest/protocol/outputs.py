@@ -74,6 +74,13 @@ class CloseFile(msgspec.Struct, frozen=True):
     file: int
 
 
+class LoseFile(msgspec.Struct, frozen=True):
+    """Give its memory up, at once: a run of it (offset, bytes), or all, so that whoever touches it then faults."""
+
+    file: int
+    run: tuple[int, int] | None = None
+
+
 class PunchFile(msgspec.Struct, frozen=True):
     file: int
     offset: int
@@ -123,6 +130,7 @@ Output = (
     | Note
     | MakeFile
     | CloseFile
+    | LoseFile
     | PunchFile
     | CopyFile
     | Watch

@@ -58,8 +58,9 @@ class Member(Row):
     pending: int = 0  # operations under way that will still speak of this id
     free_at: float | None = None  # when an orphan's memory is freed
     state: State = State.ATTACHED
+    is_suspect: bool = False  # the rack monitor has seen no sign of life of it for a while
 
-    transient = ("peer", "pending")
+    transient = ("peer", "pending", "is_suspect")
 
     def become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], (self, state)

@@ -21,6 +21,7 @@ from bequest.protocol.books import Change
 from bequest.protocol.cross_grant import CrossGrants
 from bequest.protocol.groups import Group
 from bequest.protocol.mailboxes import Mailboxes
+from bequest.protocol.memory_failure import MemoryFailures
 from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent
 from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
@@ -29,6 +30,7 @@ from bequest.protocol.refusal import Refusal
 from bequest.protocol.shard import ShardMaker
 from bequest.protocol.slab_request import SlabRequest
 from bequest.protocol.slab_supply import SlabSupply
+from bequest.protocol.standby_desk import StandbyDesk
 from bequest.protocol.status_desk import StatusDesk
 from bequest.wire import messages as wire
 
@@ -42,6 +44,8 @@ class RackMmu:
         self._supply = SlabSupply(self._state)
         self._grants = CrossGrants(self._state, self._supply)
         self._mailboxes = Mailboxes(self._state)
+        self._failures = MemoryFailures(self._state)
+        self._standbys = StandbyDesk(self._state, self._check_capability)
         self._status = StatusDesk(self._state, now)
         self._next_sweep = now + SWEEP_INTERVAL
         self._stop_at = None if config.linger is None else now + EMBEDDED_FIRST_CLIENT
@@ -56,6 +60,9 @@ class RackMmu:
             wire.OpenMailbox: self._open_mailbox,
             wire.CloseMailbox: self._close_mailbox,
             wire.PlaceProcess: self._place_process,
+            wire.StandBy: self._stand_by,
+            wire.StandDown: self._stand_down,
+            wire.BreakMemory: self._break_memory,
             wire.Status: self._report,
             wire.Shutdown: self._shutdown,
         }
@@ -77,6 +84,7 @@ class RackMmu:
 
     def client_gone(self, peer: PeerId, now: float) -> list[Output]:
         session = self._state.sessions.pop(peer)
+        self._standbys.client_gone(peer)
         self._mailboxes.close_all(session)
         process = self._process_of(session)
         if process is not None and process.is_attached:
@@ -106,6 +114,10 @@ class RackMmu:
                 self._grants.copy_failed(job, text)
             case wire.ElementReport(usage):
                 self._state.usage[element] = usage
+            case wire.MemoryFailed():
+                self._failures.failed(element, message)
+            case wire.FailureMade(job):
+                self._failures.made(job)
             case _:
                 raise AssertionError(f"a memory element says {message}")
         return self._take_outputs()
@@ -124,11 +136,35 @@ class RackMmu:
                 process = self._state.processes.exact(pid, incarnation)
                 if process is not None and process.state in (State.ATTACHED, State.LOST):
                     self._exited(process, now)
+            case wire.CallContacts(names, notice):
+                self._call_contacts(names, notice)
+            case wire.RangeGuarded():
+                self._failures.guarded(message)
             case _:
                 raise AssertionError(f"an agent says {message}")
         return self._take_outputs()
 
+    def monitor_message(self, message: wire.Message) -> list[Output]:
+        """The rack monitor's word moves nothing: a hint of a death has to be proved by the agent."""
+        match message:
+            case wire.DeathHint(pid, incarnation):
+                process = self._state.processes.exact(pid, incarnation)
+                if process is not None and process.state in (State.ATTACHED, State.LOST):
+                    self._state.outputs.append(ToAgent(process.compute, wire.ProveDeath(pid, incarnation)))
+            case wire.Suspicion(pid, incarnation, silent):
+                self._suspect(pid, incarnation, silent)
+            case wire.Cleared(pid, incarnation):
+                self._suspect(pid, incarnation, None)
+            case wire.ElementSilent(element, silent):
+                self._failures.silent(element, True, silent)
+            case wire.ElementBack(element):
+                self._failures.silent(element, False)
+            case _:
+                raise AssertionError(f"the rack monitor says {message}")
+        return self._take_outputs()
+
     def tick(self, now: float) -> list[Output]:
+        self._failures.tick(now)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_INTERVAL
             self._tidy(now)
@@ -138,7 +174,8 @@ class RackMmu:
         return self._take_outputs()
 
     def next_deadline(self) -> float:
-        return self._next_sweep if self._stop_at is None else min(self._next_sweep, self._stop_at)
+        stop_at = float("inf") if self._stop_at is None else self._stop_at
+        return min(self._next_sweep, stop_at, self._failures.next_deadline())
 
     def take_changes(self) -> list[Change]:
         """What the last inputs changed in the books: to be written down before their outputs are carried out."""
@@ -174,8 +211,9 @@ class RackMmu:
         group.shard.admit(process.id, process.incarnation, process.os_pid, name)
         session.process = process.id
         ticket = state.fresh_bytes(TICKET_BYTES)
-        expect = wire.ExpectProcess(process.id, process.incarnation, process.os_pid, ticket)
+        expect = wire.ExpectProcess(process.id, process.incarnation, process.os_pid, ticket, name, group.id)
         state.outputs.append(ToAgent(compute, expect))
+        self._standbys.attached(process)
         state.reply(session.peer, self._attached(process, group, ticket), table=group.id)
 
     def _attached(self, process: Member, group: Group, agent_ticket: bytes) -> wire.Attached:
@@ -213,9 +251,7 @@ class RackMmu:
         self._mailboxes.close_all(session)
         session.process = None
         process.peer = None
-        self._state.outputs.append(
-            ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation))
-        )
+        self._forget_at_agent(process)
         shard = self._state.groups[process.group].shard
         shard.mark_dead(process.id)
         shard.settle(process.id)
@@ -230,6 +266,45 @@ class RackMmu:
 
     def _cross_grant(self, session: Session, message: wire.CrossGrant, now: float) -> None:
         self._grants.start(session, self._attached_process(session), message)
+
+    def _break_memory(self, session: Session, message: wire.BreakMemory, now: float) -> None:
+        self._failures.break_memory(session, message, now)
+
+    # --- notices of failures -------------------------------------------------------------------------------
+
+    def _stand_by(self, session: Session, message: wire.StandBy, now: float) -> None:
+        self._standbys.stand_by(session, self._attached_process(session), message)
+
+    def _stand_down(self, session: Session, message: wire.StandDown, now: float) -> None:
+        self._standbys.stand_down(session, message.standby)
+
+    def _check_capability(
+        self, session: Session, thief: Member, name: str, victim: Member | None, capability: bytes
+    ) -> None:
+        """Raises `Refusal` if it does not open that process's memory."""
+
+    def _suspect(self, pid: int, incarnation: int, silent: float | None) -> None:
+        process = self._state.processes.exact(pid, incarnation)
+        if process is None or process.state not in (State.ATTACHED, State.LOST):
+            return
+        if process.is_suspect == (silent is not None):
+            return
+        process.is_suspect = silent is not None
+        if silent is None:
+            self._tell_group(process, wire.NoticeCleared(process.name, pid, incarnation))
+        else:
+            self._tell_group(process, wire.NoticeSuspected(process.name, pid, incarnation, silent))
+
+    def _tell_group(self, process: Member, notice: wire.Notice) -> None:
+        for compute in self._config.computes:
+            self._state.outputs.append(ToAgent(compute, wire.TellGroup(process.group, notice)))
+
+    def _call_contacts(self, names: list[str], notice: wire.NoticeContact) -> None:
+        for name in names:
+            contact = self._state.processes.attached(name)
+            if contact is not None:
+                told = wire.TellProcess(contact.id, contact.incarnation, notice)
+                self._state.outputs.append(ToAgent(contact.compute, told))
 
     # --- names ---------------------------------------------------------------------------------------------
 
@@ -285,10 +360,13 @@ class RackMmu:
             self._mailboxes.close_all(session)
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
+        self._tell_group(process, wire.NoticeDied(process.name, process.id, process.incarnation))
         if not process.enrolled:
-            self._state.outputs.append(
-                ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation))
-            )
+            self._forget_at_agent(process)
+
+    def _forget_at_agent(self, process: Member) -> None:
+        forget = wire.ForgetProcess(process.id, process.incarnation)
+        self._state.outputs.append(ToAgent(process.compute, forget))
 
     def _free_all(self, process: Member) -> None:
         process.become(State.GONE)
@@ -300,6 +378,7 @@ class RackMmu:
         for member in self._state.processes:
             if member.state is State.ORPHANED and member.free_at is not None and now >= member.free_at:
                 self._free_all(member)
+                self._forget_at_agent(member)
         self._supply.sweep()
         for group in self._state.groups:
             self._forget_the_gone(group, now)

@@ -10,7 +10,7 @@ from bequest.errors import FreeMemory
 from bequest.ids import GroupId
 from bequest.limits import HUGE_PAGE_BYTES, ORPHAN_KEEP
 from bequest.protocol.address_plan import AddressPlan
-from bequest.protocol.books import Books
+from bequest.protocol.books import Books, Row
 from bequest.protocol.groups import Group, Groups
 from bequest.protocol.outputs import DropTable, Output, PeerId, Reply, ToElement
 from bequest.protocol.process_table import ProcessTable
@@ -42,6 +42,13 @@ class MmuConfig(msgspec.Struct, frozen=True):
     generation: int = 1
 
 
+class FailedElement(Row):
+    """A memory element that has lost all of its memory, for good."""
+
+    id: int
+    cause: str
+
+
 class Session(msgspec.Struct):
     """A client's connection, after its Hello."""
 
@@ -64,6 +71,10 @@ class RackState:
         self.groups = Groups(self.books, make_shard, fresh_bytes)
         self.processes = ProcessTable(self.books)
         self.ledger = SlabLedger(self.books, [element.id for element in config.elements])
+        self.failed_elements = self.books.open("failed elements", FailedElement, int)
+        self.silent_elements: dict[
+            int, float
+        ] = {}  # which do not answer, and for how long when that was seen
         self.plan = AddressPlan()
         self.sessions: dict[PeerId, Session] = {}
         self.outputs: list[Output] = []
@@ -100,6 +111,8 @@ class RackState:
     # --- memory --------------------------------------------------------------------------------------------
 
     def free_bytes(self, element: int) -> int:
+        if element in self.failed_elements:
+            return 0
         return self.elements[element].size - self.ledger.used(element)
 
     def free_memory(self) -> list[FreeMemory]:

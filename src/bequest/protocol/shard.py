@@ -36,6 +36,12 @@ class Shard(Protocol):
     ) -> bool:
         """Records a slab and one extent over it, on its way to a receiver. False, and no change: no room."""
 
+    def fail_slab(self, slab: int) -> None:
+        """Memory of it has failed: no run of it is allocated any more."""
+
+    def watch(self, id: int, watchers: int) -> None:
+        """So many want this process to beat."""
+
     def idle_slabs(self) -> list[int]:
         """The slabs in which nobody owns a page: all is free, or away in another group."""
 

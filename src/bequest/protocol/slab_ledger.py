@@ -32,6 +32,9 @@ class Slab(Row):
     parent: SlabId | None = None
     state: SlabState = SlabState.RESERVING
     is_stillborn: bool = False  # a copy that was never delivered: its addresses are still the grant's
+    failed: tuple[
+        Run, ...
+    ] = ()  # (offset, bytes) that have lost their memory: none of it is handed out again
     pins: int = 0  # grants under way that move or copy it: it is not idle, whatever its table says
 
     transient = ("pins",)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from bequest.limits import (
     MAX_EXTENTS,
     MAX_SLABS,
@@ -11,7 +13,7 @@ from bequest.limits import (
 )
 from bequest.protocol.placement import POLICIES
 from bequest.protocol.process_table import Member
-from bequest.protocol.rack_state import RackState, Session
+from bequest.protocol.rack_state import ElementInfo, RackState, Session
 from bequest.protocol.refusal import Refusal
 from bequest.protocol.slab_ledger import Slab, SlabState
 from bequest.protocol.slab_supply import SlabSupply
@@ -105,6 +107,9 @@ def _elements_for(state: RackState, name: str | None, huge: bool) -> list[int]:
     if not named:
         known = ", ".join(element.name for element in state.elements.values())
         raise Refusal("config", f"this rack has no memory element {name!r}; it has {known}")
+    named = [element for element in named if element.id not in state.failed_elements] or _all_failed(
+        state, named
+    )
     suitable = [element.id for element in named if huge or element.kind != "huge"]
     if not suitable:
         names = ", ".join(element.name for element in named)
@@ -113,3 +118,10 @@ def _elements_for(state: RackState, name: str | None, huge: bool) -> list[int]:
         )
         raise Refusal("memory", text, state.free_memory())
     return suitable
+
+
+def _all_failed(state: RackState, named: list[ElementInfo]) -> NoReturn:
+    names = ", ".join(element.name for element in named)
+    raise Refusal(
+        "memory", f"the memory of {names} has failed; `bequest mem` shows what is left", state.free_memory()
+    )

@@ -78,7 +78,7 @@ class SlabSupply:
 
     def retire(self, slab: Slab) -> None:
         """Gives the memory of a slab back which is in no table (any more), and its addresses if nothing bears them."""
-        recycle = not self._home_may_touch(slab)
+        recycle = not self._home_may_touch(slab) and not slab.failed
         self._state.tell_element(slab.element, wire.RetireSlab(slab.id, recycle))
         self._end(slab)
 
@@ -91,7 +91,7 @@ class SlabSupply:
         return True
 
     def sweep(self) -> int:
-        """Takes the idle slabs of homes that are dead or in another group; how many."""
+        """Takes the idle slabs that have failed or whose homes are dead or in another group; how many."""
         useless = [slab for slab in self._state.ledger if not self._home_can_use(slab)]
         return sum(self.take_if_idle(slab) for slab in self._idle_among(useless))
 
@@ -143,7 +143,7 @@ class SlabSupply:
 
     def _home_can_use(self, slab: Slab) -> bool:
         home = self._state.processes.get(slab.home)
-        return home is not None and home.is_attached and home.group == slab.group
+        return home is not None and home.is_attached and home.group == slab.group and not slab.failed
 
     def _end(self, slab: Slab) -> None:
         if slab.state is SlabState.RESERVING:

@@ -10,7 +10,17 @@ from typing import Any
 
 from bequest.limits import POOL_CLASSES
 from bequest.protocol.memory_element import MemoryElement
-from bequest.protocol.outputs import CloseFile, CopyFile, MakeFile, Note, Output, PunchFile, Reply, ToMmu
+from bequest.protocol.outputs import (
+    CloseFile,
+    CopyFile,
+    CutFile,
+    MakeFile,
+    Note,
+    Output,
+    PunchFile,
+    Reply,
+    ToMmu,
+)
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
 from bequest.runtime.loop import Daemon, Link, Peer, log
 from bequest.runtime.slab_files import SlabFiles
@@ -78,6 +88,8 @@ class ElementServer(Daemon):
                 case PunchFile(file, offset, nbytes):
                     job = partial(self._files.punch, self._fds[file], offset, nbytes)
                     self._workers.submit(_SLABS, job, self._logged)
+                case CutFile(file):
+                    self._files.cut(self._fds[file])  # not in a lane: nobody may read what is lost
                 case CopyFile():
                     self._copy(output)
                 case Note(text, trouble):

@@ -37,6 +37,8 @@ class FakeShard:
         self.inboxes: dict[int, list[tuple[int, int, bytes]]] = {}  # id -> (descriptor, sender, tag)
         self.last_descriptor = 0
         self.is_full = False
+        self.failed_slabs: dict[int, None] = {}
+        self.watchers: dict[int, int] = {}
 
     # --- what processes do ------------------------------------------------------------------------------------
 
@@ -99,6 +101,13 @@ class FakeShard:
         descriptor = self._new(Extent(address, pages, nbytes, slab, IN_FLIGHT, to))
         self.inboxes[to].append((descriptor, sender, tag))
         return True
+
+    def fail_slab(self, slab: int) -> None:
+        assert slab in self.records
+        self.failed_slabs[slab] = None
+
+    def watch(self, id: int, watchers: int) -> None:
+        self.watchers[id] = watchers
 
     def idle_slabs(self) -> list[int]:
         return [slab for slab in self.records if all(self._is_idle(extent) for extent in self._in_slab(slab))]

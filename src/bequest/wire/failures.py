@@ -13,7 +13,7 @@ __all__ = [
     "BreakMemory", "CallContacts", "Cleared", "DeathHint", "ElementBack", "ElementSilent", "FailMemory", "FailureMade",
     "GuardRange", "HandleFailures", "Handled", "MemoryBroken", "MemoryFailed", "Notice", "NoticeAttached",
     "NoticeCleared", "NoticeContact", "NoticeDied", "NoticeElement", "NoticeMemory", "NoticeSuspected",
-    "NoticesDropped", "Ping", "Pong", "RangeGuarded", "SetContacts", "StandBy", "StandDown", "StandingBy", "Subscribe",
+    "NoticesDropped", "Ping", "Pong", "ProveDeath", "RangeGuarded", "SetContacts", "StandBy", "StandDown", "StandingBy", "Subscribe",
     "Subscribed", "Suspicion", "TellGroup", "TellProcess", "UnwatchProcess", "WatchProcess",
 ]  # fmt: skip
 
@@ -173,6 +173,13 @@ class MemoryBroken(Message, frozen=True):
 
 
 # --- Rack MMU to agent, and back --------------------------------------------------------------------------
+
+
+class ProveDeath(Message, frozen=True):
+    """There is a hint that it has died. -> ProcessExited, as soon as the kernel says so, if it does."""
+
+    pid: int
+    incarnation: int
 
 
 class TellProcess(Message, frozen=True):

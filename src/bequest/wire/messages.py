@@ -344,8 +344,11 @@ class OpenSlab(Message, frozen=True):
 
 
 class SlabOpened(Message, frozen=True):
+    """``failed``: (offset, bytes) that have lost their memory, and read as zeros in the file; not to be mapped."""
+
     slab: int
     nbytes: int
+    failed: list[tuple[int, int]] = []
 
 
 # --- Rack MMU to memory element, and back -----------------------------------------------------------------
@@ -534,7 +537,7 @@ ElementToMmu = (
     | MemoryFailed
     | FailureMade
 )
-MmuToAgent = ExpectProcess | ForgetProcess | FenceProcess | TellProcess | TellGroup | GuardRange
+MmuToAgent = ExpectProcess | ForgetProcess | FenceProcess | ProveDeath | TellProcess | TellGroup | GuardRange
 AgentToMmu = (
     ProcessEnrolled | ProcessLost | ProcessExited | ProcessFenced | FenceFailed | CallContacts | RangeGuarded
 )
