@@ -30,7 +30,7 @@ from bequest.limits import (
 from bequest.protocol.outputs import (
     CloseFile,
     CopyFile,
-    CutFile,
+    LoseFile,
     MakeFile,
     Note,
     Output,
@@ -273,7 +273,7 @@ class MemoryElement:
             self._fail_whole(message.cause)
         elif (slab := self._slabs.get(message.slab)) is not None and slab.is_ready:
             slab.failed.append((message.offset, message.nbytes))
-            self._outputs.append(PunchFile(slab.file.id, message.offset, message.nbytes))
+            self._outputs.append(LoseFile(slab.file.id, (message.offset, message.nbytes)))
             report = wire.MemoryFailed(slab.id, message.offset, message.nbytes, message.cause)
             self._outputs.append(ToMmu(report))
         self._outputs.append(ToMmu(wire.FailureMade(message.job)))
@@ -286,7 +286,7 @@ class MemoryElement:
         for slab in self._slabs.values():
             if slab.is_ready:
                 slab.failed = [(0, slab.file.nbytes)]
-                self._outputs.append(CutFile(slab.file.id))
+                self._outputs.append(LoseFile(slab.file.id))
                 self._outputs.append(ToMmu(wire.MemoryFailed(slab.id, 0, slab.file.nbytes, cause)))
 
     def _made_too_late(self, file: int, slab: HeldSlab | None) -> None:

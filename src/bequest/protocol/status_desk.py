@@ -110,9 +110,11 @@ class StatusDesk:
     def _elements(self) -> wire.ElementList:
         state = self._state
         counts = dict.fromkeys(state.elements, 0)
+        failed = dict.fromkeys(state.elements, 0)
         for slab in state.ledger:
             if slab.state is not SlabState.GHOST:
                 counts[slab.element] += 1
+                failed[slab.element] += _failed_bytes(slab)
         return wire.ElementList(
             [
                 wire.ElementStatus(
@@ -124,10 +126,17 @@ class StatusDesk:
                     free=state.free_bytes(element.id),
                     slabs=counts[element.id],
                     usage=state.usage[element.id],
+                    state=self._health(element.id),
+                    failed=failed[element.id],
                 )
                 for element in state.elements.values()
             ]
         )
+
+    def _health(self, element: int) -> str:
+        if element in self._state.failed_elements:
+            return "failed"
+        return "silent" if element in self._state.silent_elements else "well"
 
     def _slabs(self, cursor: int) -> wire.SlabList:
         """In the order of slab ids; the cursor is the first id to report."""
@@ -170,6 +179,7 @@ class StatusDesk:
             largest_free_run=max(free_runs, default=0),
             owners=sorted(owners.items()),
             runs=runs[:SLAB_RUNS_MAX],
+            failed=_failed_bytes(slab),
         )
 
     # --- audit ---------------------------------------------------------------------------------------------
@@ -188,6 +198,15 @@ class StatusDesk:
         return wire.AuditReport(
             [line[:200] for line in findings[:AUDIT_FINDINGS_MAX]], len(state.groups), slabs
         )
+
+
+def _failed_bytes(slab: Slab) -> int:
+    """Runs may have failed twice."""
+    total = end = 0
+    for offset, nbytes in sorted(slab.failed):
+        total += max(0, offset + nbytes - max(offset, end))
+        end = max(end, offset + nbytes)
+    return total
 
 
 def _joined_runs(extents: list[tuple[int, int, int, int, int]]) -> list[wire.SlabRun]:

@@ -13,7 +13,7 @@ from bequest.protocol.memory_element import MemoryElement
 from bequest.protocol.outputs import (
     CloseFile,
     CopyFile,
-    CutFile,
+    LoseFile,
     MakeFile,
     Note,
     Output,
@@ -88,8 +88,8 @@ class ElementServer(Daemon):
                 case PunchFile(file, offset, nbytes):
                     job = partial(self._files.punch, self._fds[file], offset, nbytes)
                     self._workers.submit(_SLABS, job, self._logged)
-                case CutFile(file):
-                    self._files.cut(self._fds[file])  # not in a lane: nobody may read what is lost
+                case LoseFile(file, run):
+                    self._files.lose(self._fds[file], run)  # not in a lane: it is reported as lost next
                 case CopyFile():
                     self._copy(output)
                 case Note(text, trouble):

@@ -6,8 +6,8 @@
 
 None has a name, so nothing is left behind however the element ends. All pages are allocated when the file is made: a
 full disk, cgroup or pool is an error then, not a SIGBUS later. Memfds are sealed against growing. Against shrinking
-they are not: an element whose memory fails cuts its files to nothing, so that whoever touches them faults. A member that
-cuts a slab of its group so makes memory fail for its group, as it could have overwritten it, and for nobody else.
+they are not: an element whose memory fails cuts its files to nothing, so that whoever touches them faults. A member
+that cuts a slab of its group so makes memory fail for its group, which it could have overwritten, and for nobody else.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ __all__ = [
     "BreakMemory", "CallContacts", "Cleared", "DeathHint", "ElementBack", "ElementSilent", "FailMemory", "FailureMade",
     "GuardRange", "HandleFailures", "Handled", "MemoryBroken", "MemoryFailed", "Notice", "NoticeAttached",
     "NoticeCleared", "NoticeContact", "NoticeDied", "NoticeElement", "NoticeMemory", "NoticeSuspected",
-    "NoticesDropped", "Ping", "Pong", "ProveDeath", "RangeGuarded", "SetContacts", "StandBy", "StandDown", "StandingBy", "Subscribe",
+    "NoticesDropped", "Ping", "Pong", "ProveDeath", "RangeGuarded", "SetContacts", "StandBy", "StandDown", "StandingBy",
+    "Subscribe",
     "Subscribed", "Suspicion", "TellGroup", "TellProcess", "UnwatchProcess", "WatchProcess",
 ]  # fmt: skip
 

@@ -279,6 +279,8 @@ class ElementStatus(msgspec.Struct, frozen=True):
     free: int
     slabs: int
     usage: ElementUsage
+    state: str = "well"  # or failed (it has lost all of its memory), silent (it does not answer)
+    failed: int = 0  # bytes of its slabs that have lost their memory
 
 
 class ElementList(Message, frozen=True):
@@ -305,6 +307,7 @@ class SlabStatus(msgspec.Struct, frozen=True):
     largest_free_run: int
     owners: list[tuple[int, int]]  # (id, pages), ordered by id
     runs: list[SlabRun]  # neighbours of one owner joined; the first few only
+    failed: int = 0  # bytes that have lost their memory
 
 
 class SlabList(Message, frozen=True):
