@@ -110,12 +110,18 @@ struct TableHeader {
 // An intent makes a multi-step change of two descriptors restartable: it is armed before the
 // first step and disarmed after the last; whoever settles a dead process completes it if the
 // commit word has changed and undoes it if not.
+//
+// The Rack MMU, which steals from the living too, looks at it while its process goes on. So each arming has a
+// serial number: what was read between two looks at the same number belongs together.
 enum class IntentKind : uint32_t { kNone = 0, kSplit = 1, kMerge = 2 };
 struct Intent {
-    Shared<uint32_t> armed;           // an IntentKind
+    Shared<uint32_t> armed;           // serial number << 2 | IntentKind
     Guarded<uint32_t> left, right;    // descriptors
     Guarded<uint32_t> settled_state;  // the State that both sides have outside the change
     Guarded<uint64_t> before, after;  // left's owner word on either side of the commit
+
+    static IntentKind kind(uint32_t armed) { return static_cast<IntentKind>(armed & 3); }
+    IntentKind kind() const { return kind(armed.load()); }
 };
 
 // A robust futex: while its bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The kernel
@@ -142,7 +148,7 @@ struct Slot {               // one per id
     alignas(64) Shared<uint64_t> grants;
     Shared<uint64_t> granted_pages, accepts, allocs, frees;
     Shared<uint32_t> revocations;  // how often memory was taken from it: it must look what it still has
-    Shared<uint32_t> heir;         // who may empty its inbox now that it is dead; kNobody
+    Shared<uint32_t> heir;  // who may empty its inbox now that it is dead: incarnation << 10 | id, or 0
     alignas(64) Lifeline lifelines[kLifelineCount];
     Shared<uint32_t> watched;  // how many want it to beat
     Shared<uint32_t> beats;
@@ -162,15 +168,39 @@ struct SlabRecord {
 
 enum ExtentFlag : uint32_t { kNotStealable = 1 };
 
+// What a region is besides its pages: how many bytes of it the user asked for (an extent never has more of
+// them than its pages hold), and its flags.
+//
+//   63        27     26     25      0
+//   [  nbytes  ][ flags ][  stamp   ]
+//
+// Memory can be stolen from a process between any two of its steps, and that process may go on hours later.
+// So the details are written before the owner word that makes them count, never after it, and by a
+// compare-and-swap: the stamp is the epoch of the writer's word, so that a writer who comes too late finds
+// the stamp of the next one and changes nothing (Table::define).
+struct Details {
+    uint64_t bits = 0;
+
+    static constexpr unsigned kStampBits = 26, kFlagBits = 1, kBytesBits = 37;
+    static Details make(uint64_t nbytes, uint32_t flags, uint64_t epoch) {
+        return {(nbytes & ((1ull << kBytesBits) - 1)) << (kStampBits + kFlagBits) |
+                uint64_t{flags & 1} << kStampBits | (epoch & ((1ull << kStampBits) - 1))};
+    }
+    uint64_t nbytes() const { return bits >> (kStampBits + kFlagBits); }
+    uint32_t flags() const { return bits >> kStampBits & 1; }
+};
+
 struct Descriptor {  // an extent
     Shared<uint64_t> owner;
     Guarded<uint64_t> address;  // constant for as long as the descriptor is not empty
-    Guarded<uint64_t> nbytes;   // what the user asked for; never more than the pages hold
+    Shared<uint64_t> details;   // see Details
     Guarded<uint32_t> slab;
-    Shared<uint32_t> next;                              // in a return list: descriptor + 1
-    Shared<uint32_t> linked;                            // id + 1 of who put it on a return list, 0: on none
-    Guarded<uint32_t> flags;                            // ExtentFlag
-    Guarded<uint32_t> stolen_from, stolen_incarnation;  // its last owner, if it was stolen from that one
+    Shared<uint32_t> next;    // in a return list: descriptor + 1
+    Shared<uint32_t> linked;  // id + 1 of who put it on a return list, 0: on none
+    // The mark of a theft: from whom, and the epoch of the thief's word. It is good while the owner word has
+    // that epoch: whatever the thief does with the extent, adopting it first of all, wipes it.
+    Guarded<uint32_t> stolen_epoch;
+    Guarded<uint32_t> stolen_from, stolen_incarnation;
     uint32_t reserved[4];
 };
 

@@ -34,7 +34,7 @@ bool Steward::add_slab(const SlabSpec& spec) {
     if (!write_record(spec)) return pool_.give_back(*empty), false;
     Descriptor& d = table_.extent(*empty);
     d.address = spec.address;
-    d.nbytes = 0;
+    d.details.store(Details::make(0, 0, table_.owner(*empty).epoch()).bits);
     d.slab = spec.slab;
     const OwnerWord unused = table_.owner(*empty);
     if (unused.state() != State::kEmpty ||
@@ -71,7 +71,8 @@ bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addr
 bool Steward::take_slab(uint32_t slab) {
     const SlabRecord& record = table_.slab_record(slab);
     std::vector<Extent> extents = extents_of(slab);
-    if (extents.empty() || table_.slot(home_of(record.address)).intent.armed.load() != 0) return false;
+    if (extents.empty() || table_.slot(home_of(record.address)).intent.kind() != IntentKind::kNone)
+        return false;
     std::vector<Extent> taken;
     uint64_t pages = 0;
     bool all = true;
@@ -127,7 +128,7 @@ bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to) {
     const auto position = inbox.claim(kMmuId);
     if (!position) return false;
     const Extent in_flight{extent.descriptor, extent.word.next(State::kInFlight, to.id)};
-    table_.extent(extent.descriptor).nbytes = nbytes;
+    if (!table_.define(extent, nbytes, 0)) return inbox.abandon(*position, kMmuId), false;
     inbox.seal(*position, in_flight, to.incarnation, {to.sender, 0},
                to.tag);  // 0: not of this group, its name is not here
     if (!table_.change(extent.descriptor, extent.word, in_flight.word)) {  // the commit point
@@ -187,27 +188,17 @@ uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
 // --- deaths ------------------------------------------------------------------------------------------
 
 bool Steward::settle_intent(uint32_t dead) {
-    Intent& intent = table_.slot(dead).intent;
-    const auto kind = static_cast<IntentKind>(intent.armed.load());
-    if (kind == IntentKind::kNone) return false;
-    const bool committed = table_.owner(intent.left % kMaxExtents).bits == intent.after;
-    const uint32_t right = intent.right % kMaxExtents;
-    const OwnerWord now = table_.owner(right);
-    const State state = static_cast<State>(uint32_t{intent.settled_state});
-    if (now.state() == State::kEmbryo && now.id() == OwnerWord{intent.before}.id()) {
-        const bool sane = state == State::kFree || state == State::kOwned;  // a member wrote it
-        const bool keep = sane && (kind == IntentKind::kSplit) == committed;
-        if (!keep && committed)  // a merge that had not told how long it is now
-            table_.extent(intent.left % kMaxExtents).nbytes =
-                OwnerWord{intent.before}.pages() * kPageBytes + table_.extent(right).nbytes;
-        table_.change(right, now, keep ? now.next(state, now.id()) : now.next(State::kEmpty, kNobody));
-    }
-    intent.armed.store(static_cast<uint32_t>(IntentKind::kNone));
+    const auto change = change_of(dead);
+    if (!change) return false;
+    finish(*change, dead, true);
+    Shared<uint32_t>& armed = table_.slot(dead).intent.armed;
+    armed.store(armed.load() & ~3u);
     return true;
 }
 
 uint32_t Steward::settle(uint32_t dead) {
     uint32_t settled = settle_intent(dead);
+    if (table_.life(dead) == Life::kDead) settled_[dead % kIdCount] = table_.slot(dead).life.load();
     for (uint32_t id = 1; id < kIdCount; id++) {
         Slot& slot = table_.slot(id);
         if (slot.life.load() == 0) continue;  // vacated slots count: their next bearer gets the cells
@@ -261,7 +252,7 @@ OwnerWord Steward::as_settled(uint32_t descriptor) const {
     if (word.state() != State::kEmbryo) return word;
     for (uint32_t id = 1; id < kIdCount; id++) {
         const Intent& intent = table_.slot(id).intent;
-        const auto kind = static_cast<IntentKind>(intent.armed.load());
+        const IntentKind kind = intent.kind();
         if (kind == IntentKind::kNone || intent.right != descriptor) continue;
         const bool committed = table_.owner(intent.left % kMaxExtents).bits == intent.after;
         if ((kind == IntentKind::kSplit) == committed)

@@ -88,12 +88,14 @@ void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::st
     new (self) ProcessBase{table, region_type, std::move(member), static_cast<int64_t>(spin * 1e9)};
 }
 
-nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element) {
+nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element,
+                 bool stealable) {
     ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
     Member& member = process.usable();
     const uint64_t unit = huge ? kHugePageBytes : kPageBytes;
     const uint64_t pages = (nbytes + unit - 1) / unit * (unit / kPageBytes);
-    const auto extent = member.attachment.alloc({pages, huge, element}, nbytes);
+    const auto extent =
+        member.attachment.alloc({pages, huge, element}, nbytes, stealable ? 0 : kNotStealable);
     if (!extent) return nb::none();
     nb::object owner = nb::borrow(self);
     return wrap_region(owner, process.region_type,
@@ -108,15 +110,51 @@ std::string name_of(const Table& table, const Peer& peer) {
     return {slot.name, strnlen(slot.name, kNameBytesMax)};
 }
 
-nb::list take_waiting(const nb::object& owner, ProcessBase& process, uint32_t inbox, size_t limit) {
+nb::list as_regions(const nb::object& owner, ProcessBase& process, std::vector<Accepted> accepted) {
     nb::list regions;
     const Table table = process.member->attachment.table();
-    for (Accepted& a : process.usable().attachment.accept(inbox, limit)) {
+    for (Accepted& a : accepted) {
         auto holding = hold(process.member, a.extent);
         const uint64_t bytes = holding->nbytes();
         regions.append(
             wrap_region(owner, process.region_type,
                         {owner, std::move(holding), {0, bytes}, std::move(a.tag), name_of(table, a.sender)}));
+    }
+    return regions;
+}
+
+nb::list take_waiting(const nb::object& owner, ProcessBase& process, uint32_t inbox, size_t limit) {
+    return as_regions(owner, process, process.usable().attachment.accept(inbox, limit));
+}
+
+// What waits for a dead process whose heir this one is.
+nb::list inherit(nb::handle_t<ProcessBase> self, uint32_t dead, uint32_t incarnation, size_t limit) {
+    ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
+    if (dead == 0 || dead > kMaxProcessId) raise_error("ValueError", "%u is no process id", dead);
+    return as_regions(nb::borrow(self), process,
+                      process.usable().attachment.inherit({dead, incarnation}, limit));
+}
+
+bool holds(const Member& member, const Extent& extent) {
+    for (const Holding* holding : member.holdings)
+        for (const Extent& piece : holding->pieces())
+            if (piece.descriptor == extent.descriptor && piece.word == extent.word) return true;
+    return false;
+}
+
+// What the Rack MMU has stolen for this process from that life of a process, as regions sorted by address.
+nb::list adopt(nb::handle_t<ProcessBase> self, uint32_t victim, uint32_t incarnation) {
+    ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
+    nb::object owner = nb::borrow(self);
+    Member& member = process.usable();
+    const std::string from = name_of(member.attachment.table(), {victim % kIdCount, incarnation});
+    nb::list regions;
+    for (const Extent& e : member.attachment.adopt({victim, incarnation},
+                                                   [&](const Extent& held) { return holds(member, held); })) {
+        auto holding = hold(process.member, e);
+        const uint64_t bytes = holding->nbytes();
+        regions.append(
+            wrap_region(owner, process.region_type, {owner, std::move(holding), {0, bytes}, {}, from}));
     }
     return regions;
 }
@@ -327,7 +365,9 @@ void bind_process(nb::module_& m) {
                          AddressSpace& space = p.usable().attachment.space();
                          return nb::make_tuple(space.mappings_bound(), space.mappings_limit());
                      })
-        .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a)
+        .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a, "stealable"_a = true)
+        .def("_adopt", &adopt, "victim"_a, "incarnation"_a)
+        .def("_inherit", &inherit, "dead"_a, "incarnation"_a, "limit"_a)
         .def("_accept", &accept, "inbox"_a, "limit"_a, "timeout_ns"_a)
         .def("_grant", &grant, "regions"_a, "first"_a, "to"_a, "incarnation"_a, "tag"_a, "name"_a,
              "capacity"_a)

@@ -1,5 +1,7 @@
 // bequest._core.Table: the V2P table as the Rack MMU's daemon and the command line see it.
 #include <fcntl.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <sys/mman.h>
@@ -148,6 +150,47 @@ void bind_deaths(TableClass& table) {
             "id"_a);
 }
 
+nb::list as_tuples(const std::vector<PlacedExtent>& extents) {
+    nb::list tuples;
+    for (const auto& [address, extent] : extents)
+        tuples.append(nb::make_tuple(extent.descriptor, extent.word.bits, address, extent.word.pages()));
+    return tuples;
+}
+
+// Memory that is taken from one process for another.
+void bind_thefts(TableClass& table) {
+    using namespace nb::literals;
+    using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
+    table
+        .def(
+            "stealable",
+            [](TableFile& t, uint32_t victim, const std::optional<Ranges>& only) {
+                std::vector<AddressRange> ranges;
+                if (only)
+                    for (const auto& [address, nbytes] : *only) ranges.push_back({address, nbytes});
+                return as_tuples(t.steward().stealable(victim, only ? &ranges : nullptr));
+            },
+            "victim"_a, "only"_a = nb::none())
+        .def(
+            "steal",
+            [](TableFile& t, const std::vector<std::pair<uint32_t, uint64_t>>& extents, uint32_t victim,
+               uint32_t thief) {
+                std::vector<Extent> wanted;
+                for (const auto& [descriptor, word] : extents) wanted.push_back({descriptor, {word}});
+                return as_tuples(t.steward().steal(wanted, victim, thief));
+            },
+            "extents"_a, "victim"_a, "thief"_a)
+        .def(
+            "name_heir",
+            [](TableFile& t, uint32_t victim, uint32_t thief) {
+                return t.steward().name_heir(victim, thief);
+            },
+            "victim"_a, "thief"_a)
+        .def(
+            "revocations", [](TableFile& t, uint32_t id) { return t.table().slot(id).revocations.load(); },
+            "id"_a);
+}
+
 nb::list usage(TableFile& t) {
     std::map<uint32_t, Holdings> by_id;
     for (uint32_t i = 0; i < t.table().extent_limit(); i++) {
@@ -202,8 +245,9 @@ void bind_reports(TableClass& table) {
                 if (index >= kMaxExtents) raise_error("ValueError", "there is no descriptor %u", index);
                 const Descriptor& d = t.table().extent(index);
                 const OwnerWord word = t.table().owner(index);
-                return nb::make_tuple(uint64_t{d.address}, word.pages(), uint64_t{d.nbytes}, uint32_t{d.slab},
-                                      static_cast<uint32_t>(word.state()), word.id(), word.epoch());
+                return nb::make_tuple(uint64_t{d.address}, word.pages(), t.table().nbytes({index, word}),
+                                      uint32_t{d.slab}, static_cast<uint32_t>(word.state()), word.id(),
+                                      word.epoch());
             },
             "index"_a)
         .def(
@@ -262,6 +306,7 @@ void bind_table(nb::module_& m) {
     bind_lives(table);
     bind_slabs(table);
     bind_deaths(table);
+    bind_thefts(table);
     bind_reports(table);
 }
 

@@ -67,6 +67,28 @@ class Shard(Protocol):
 
     def holdings(self, id: int) -> tuple[int, int, int]: ...
 
+    def stealable(
+        self, victim: int, only: list[tuple[int, int]] | None = None
+    ) -> list[tuple[int, int, int, int]]:
+        """What may be stolen of a process: (descriptor, word, address, pages) of each extent, sorted by address.
+
+        ``only`` narrows it to the extents that touch one of these ranges (address, bytes). Extents are taken whole.
+        """
+
+    def steal(
+        self, extents: list[tuple[int, int]], victim: int, thief: int
+    ) -> list[tuple[int, int, int, int]]:
+        """Takes these (descriptor, word) from the victim for the thief; returns those it got, with their new words.
+
+        What was granted, freed, split or merged since its word was read is skipped: ask `stealable` again, until
+        nothing is left. A dead victim was settled before. One that lives was fenced off these pages before, and is
+        fenced off them once more after this and before the thief is told: it may have been opening pages while it was
+        fenced, and looks at its words only after that.
+        """
+
+    def name_heir(self, victim: int, thief: int) -> bool:
+        """Lets the thief empty the inbox of a dead process. False if another living process may do so already."""
+
     def usage(self) -> list[tuple[int, int, int, int]]: ...
 
     def slabs(self) -> list[tuple[int, int, int, int, bool, int]]: ...
