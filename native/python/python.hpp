@@ -61,5 +61,6 @@ std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Exten
 void bind_table(nb::module_& m);
 void bind_process(nb::module_& m);
 void bind_region(nb::module_& m);
+void bind_liveness(nb::module_& m);
 
 }  // namespace bequest

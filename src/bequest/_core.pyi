@@ -3,7 +3,7 @@
 Private to the package: `bequest.memory` and the daemons use it, and `bequest.memory` documents what users see.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 PAGE_BYTES: int
@@ -181,3 +181,25 @@ def copy_pages(
     source: int, source_offset: int, destination: int, destination_offset: int, nbytes: int
 ) -> None:
     """Copies pages between two slabs' files."""
+
+def open_fence() -> int:
+    """A userfaultfd of this process, by which another one can fence it. Raises OSError where that is forbidden."""
+
+def is_fence(fd: int) -> bool:
+    """Whether a descriptor is what `open_fence` makes; harmless whatever it is."""
+
+def is_gone(fd: int) -> bool:
+    """Whether no thread is left in the address space behind a fence."""
+
+def wait_until_gone(fd: int, seconds: float) -> bool: ...
+def write_protect(fd: int, os_pid: int, ranges: Sequence[tuple[int, int]]) -> None:
+    """From its return on no store reaches these (address, bytes). Raises OSError, with some protected perhaps."""
+
+def guard_missing(fd: int, os_pid: int, ranges: Sequence[tuple[int, int]]) -> None:
+    """From its return on pages that are not in their file fault instead of being filled with zeros."""
+
+def ptrace_close(os_pid: int, pidfd: int, ranges: Sequence[tuple[int, int]], seconds: float) -> None:
+    """Has the process close these pages itself. Raises OSError, TimeoutError if it cannot be stopped in time."""
+
+def allow_tracer(os_pid: int) -> bool:
+    """Lets that process, and its descendants, trace this one, where Yama asks."""

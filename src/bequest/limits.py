@@ -105,6 +105,15 @@ STANDBYS_MAX = 64  # of one process
 GUARD_TIMEOUT = 10.0  # agents and an element have this long to make memory fail that was asked to
 FAILED_RUNS_MAX = 256  # runs of failed pages named in one notice; beyond that, one run around them all
 
+# --- agents ------------------------------------------------------------------------------------------------
+FENCE_RANGES_MAX = 4096  # in one message: 64 KiB of its packet
+FENCE_LANES = 8  # fences at a time; a victim that is busy in the kernel holds up one lane
+DEATH_PATIENCE = (
+    0.25  # after a hint of a death: proof comes within 1 ms, or 20 ms on a busy machine, or never
+)
+PTRACE_TIMEOUT = 0.5  # for a thread of a process to stop
+KILL_TIMEOUT = 10.0  # from SIGKILL to proof: a thread that waits for a disk dies when the disk has answered
+
 # --- the supervisor ----------------------------------------------------------------------------------------
 STOP_TIMEOUT = 3.0  # from SIGTERM to SIGKILL for a daemon that does not end
 GENERATIONS_PER_MINUTE = 5  # a rack that dies more often is not started again

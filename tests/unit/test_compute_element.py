@@ -1,13 +1,13 @@
-"""An agent: who may enrol, and what it tells of the end of processes."""
+"""An agent: who may enrol, what it tells of the end of processes, and whom it fences and guards."""
 
 from __future__ import annotations
 
 from bequest.protocol.compute_element import ComputeElement
-from bequest.protocol.outputs import Reply, ToMmu, Unwatch, Watch
+from bequest.protocol.outputs import Confirm, Fence, Guard, Reply, ToMmu, Unwatch, Watch
 from bequest.wire import messages as wire
 
 TICKET = b"t" * 16
-EXPECT = wire.ExpectProcess(3, 8, 4711, TICKET)
+EXPECT = wire.ExpectProcess(3, 8, 4711, TICKET, "a", 2)
 
 
 def enrolled() -> ComputeElement:
@@ -47,3 +47,73 @@ def test_a_detached_process_is_watched_no_more() -> None:
     assert agent.mmu_message(wire.ForgetProcess(3, 8), 0) == [Unwatch(1)]
     assert agent.client_gone(1) == []
     assert agent.exited(1) == []
+
+
+def test_a_hint_of_a_death_is_looked_into() -> None:
+    agent = enrolled()
+    assert agent.mmu_message(wire.ProveDeath(3, 7), 0) == []
+    assert agent.mmu_message(wire.ProveDeath(3, 8), 0) == [Confirm(1)]
+    assert agent.exited(1) == [Unwatch(1), ToMmu(wire.ProcessExited(3, 8))]
+    assert agent.mmu_message(wire.ProveDeath(3, 8), 0) == []
+
+
+RANGES = [(0x2010_0000_0000, 4096)]
+FENCE = wire.FenceProcess(5, 3, 8, "ptrace", RANGES, hinted=True)
+
+
+def test_a_live_process_is_fenced_and_goes_on() -> None:
+    agent = enrolled()
+    assert agent.mmu_message(FENCE, 0) == [Fence(5, 1, "ptrace", RANGES, True)]
+    assert agent.fenced(5, "protected") == [ToMmu(wire.ProcessFenced(5, "protected"))]
+    assert agent.mmu_message(wire.ForgetProcess(3, 8), 0) == [Unwatch(1)]
+
+
+def test_a_process_that_has_gone_is_told_of_before_the_answer() -> None:
+    for how in ("dead", "killed"):
+        agent = enrolled()
+        agent.mmu_message(FENCE, 0)
+        gone = ToMmu(wire.ProcessExited(3, 8))
+        assert agent.fenced(5, how) == [Unwatch(1), gone, ToMmu(wire.ProcessFenced(5, how))]
+        assert agent.exited(1) == []  # the pidfd, later
+
+
+def test_the_end_of_a_process_or_of_its_enrolment_leaves_no_fence_unanswered() -> None:
+    agent = enrolled()
+    agent.mmu_message(FENCE, 0)
+    agent.exited(1)
+    assert agent.fenced(5, "dead") == [ToMmu(wire.ProcessFenced(5, "dead"))]
+    again = wire.FenceProcess(6, 3, 8, "protect", RANGES)
+    assert agent.mmu_message(again, 0) == [ToMmu(wire.ProcessFenced(6, "dead"))]
+    agent = enrolled()
+    agent.mmu_message(FENCE, 0)
+    agent.mmu_message(wire.ForgetProcess(3, 8), 0)
+    assert agent.fence_failed(5, "why") == [ToMmu(wire.FenceFailed(5, "why"))]
+
+
+def test_what_has_not_enrolled_cannot_be_fenced() -> None:
+    agent = ComputeElement()
+    agent.mmu_message(EXPECT, 0)
+    (answer,) = agent.mmu_message(FENCE, 0)
+    assert isinstance(answer, ToMmu) and isinstance(answer.message, wire.FenceFailed)
+    (answer,) = enrolled().mmu_message(wire.FenceProcess(5, 3, 9, "protect", RANGES), 0)
+    assert isinstance(answer, ToMmu) and isinstance(answer.message, wire.FenceFailed)
+
+
+def test_a_range_is_guarded_in_all_processes_of_its_group() -> None:
+    agent = enrolled()
+    agent.mmu_message(wire.ExpectProcess(4, 1, 4712, b"u" * 16, "b", 2), 0)
+    agent.client_message(2, 4712, wire.Enrol(b"u" * 16), 0)
+    agent.mmu_message(wire.ExpectProcess(5, 1, 4713, b"v" * 16, "c", 9), 0)
+    agent.client_message(3, 4713, wire.Enrol(b"v" * 16), 0)
+    guards = agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)
+    assert guards == [Guard(7, 1, 4096, 8192), Guard(7, 2, 4096, 8192)]
+    assert agent.guarded(7, 1, failed=False) == []
+    assert agent.guarded(7, 2, failed=True) == [ToMmu(wire.RangeGuarded(7, ["b"]))]
+    assert agent.mmu_message(wire.GuardRange(8, 77, 0, 4096), 0) == [ToMmu(wire.RangeGuarded(8))]
+
+
+def test_a_process_that_went_while_it_was_to_be_guarded_needs_no_guard() -> None:
+    agent = enrolled()
+    agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)
+    agent.exited(1)
+    assert agent.guarded(7, 1, failed=True) == [ToMmu(wire.RangeGuarded(7))]

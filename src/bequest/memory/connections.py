@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import TypeVar
 
-from bequest._core import Table
+from bequest._core import Table, allow_tracer, open_fence
 from bequest.errors import BequestError, RackFault
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
@@ -35,7 +35,7 @@ class Connections:
             self.attached = expect(reply, wire.Attached)
             self.table = _open_table(fds)
             self._agent = Channel.connect(directory / self.attached.agent_path)
-            self._agent.request(wire.Enrol(self.attached.agent_ticket))
+            _enrol(self._agent, self.attached.agent_ticket)
         except BaseException:
             self.leave()
             raise
@@ -93,6 +93,20 @@ def expect(reply: wire.Message, kind: type[_Reply]) -> _Reply:
     if not isinstance(reply, kind):
         raise RackFault(f"the rack answered {type(reply).__name__} where {kind.__name__} was due")
     return reply
+
+
+def _enrol(agent: Channel, ticket: bytes) -> None:
+    """Has the agent watch this process, and puts into its hands what it can fence it by, should it ever hang."""
+    allow_tracer(agent.peer_pid)
+    try:
+        fence = [open_fence()]
+    except OSError:  # a sandbox forbids it: there remain ptrace and kill, as `bequest doctor` tells
+        fence = []
+    try:
+        agent.request(wire.Enrol(ticket), fds=fence)
+    finally:
+        for fd in fence:
+            os.close(fd)  # what holds for this process is not for it to lift
 
 
 def _open_table(fds: list[int]) -> Table:

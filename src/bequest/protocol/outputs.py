@@ -119,6 +119,31 @@ class Push(msgspec.Struct, frozen=True):
     notice: wire.Message
 
 
+class Confirm(msgspec.Struct, frozen=True):
+    """Tell `ComputeElement.exited` if this process is seen to have gone; wait a moment for it."""
+
+    peer: PeerId
+
+
+class Fence(msgspec.Struct, frozen=True):
+    """-> `ComputeElement.fenced` or `fence_failed`."""
+
+    job: int
+    peer: PeerId
+    reach: str
+    ranges: list[tuple[int, int]]
+    hinted: bool
+
+
+class Guard(msgspec.Struct, frozen=True):
+    """-> `ComputeElement.guarded`."""
+
+    job: int
+    peer: PeerId
+    address: int
+    nbytes: int
+
+
 Output = (
     Reply
     | Drop
@@ -136,4 +161,7 @@ Output = (
     | Watch
     | Unwatch
     | Push
+    | Confirm
+    | Fence
+    | Guard
 )

@@ -91,6 +91,7 @@ class Peer(msgspec.Struct, eq=False):
     silent_until: float | None  # when a client that has not said Hello is dropped; None: it has
     events: int = selectors.EVENT_READ
     is_owed_reply: bool = False
+    fds: list[int] = []  # that came with the message under way; who leaves them here does not want them
 
 
 class Link(msgspec.Struct, eq=False):
@@ -317,11 +318,17 @@ class Daemon(ABC):
     def _read(self, peer: Peer) -> None:
         """One packet only: the next may speak of what a link has yet to tell."""
         packet = receive_packet(peer.wire.socket, self._buffer)
-        packet.close_fds()  # no client has reason to send any
-        if not packet.data:
+        peer.fds = packet.fds
+        try:
+            self._obey(peer, packet.data)
+        finally:
+            packet.close_fds()
+
+    def _obey(self, peer: Peer, data: bytes) -> None:
+        if not data:
             self.drop(peer, "")
             return
-        message = self._decoder.decode(packet.data)
+        message = self._decoder.decode(data)
         peer.is_owed_reply = True
         if peer.silent_until is not None:
             self._greet(peer, message)

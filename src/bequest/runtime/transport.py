@@ -166,12 +166,12 @@ class Channel:
         return channel
 
     def request(
-        self, message: wire.Message, timeout: float = REQUEST_TIMEOUT
+        self, message: wire.Message, timeout: float = REQUEST_TIMEOUT, fds: Sequence[int] = ()
     ) -> tuple[wire.Message, list[int]]:
-        """The reply, and the file descriptors that came with it, which the caller owns."""
+        """The reply, and the file descriptors that came with it, which the caller owns. ``fds`` are sent along."""
         self._check_usable()
         with self._lock:
-            packet = self._exchange(encode(message), timeout)
+            packet = self._exchange(encode(message), timeout, fds)
         try:
             reply = self._decoder.decode(packet.data)
         except GarbledPacket as error:
@@ -199,6 +199,11 @@ class Channel:
         except (OSError, ValueError):
             return False
 
+    @property
+    def peer_pid(self) -> int:
+        """The process that made the daemon's socket: the rack's supervisor, whose descendants are the daemons."""
+        return peer_credentials(self._socket)[0]
+
     def fileno(self) -> int:
         """Readable when the daemon has gone, while no request is under way."""
         return self._socket.fileno()
@@ -217,13 +222,13 @@ class Channel:
         if self.is_closed:
             raise NotAttached("the connection to the rack has been closed")
 
-    def _exchange(self, data: bytes, timeout: float) -> Packet:
+    def _exchange(self, data: bytes, timeout: float, fds: Sequence[int]) -> Packet:
         try:
             self._socket.settimeout(timeout)
             if self._was_interrupted:
                 self._synchronise()
             self._was_interrupted = True
-            send_packet(self._socket, data)
+            send_packet(self._socket, data, fds)
             packet = self._receive()
             self._was_interrupted = False
             return packet

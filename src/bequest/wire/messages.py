@@ -327,7 +327,10 @@ class AuditReport(Message, frozen=True):
 
 
 class Enrol(Message, frozen=True):
-    """-> Enrolled. From now on the agent watches this process; the connection stays open for its life."""
+    """-> Enrolled. From now on the agent watches this process; the connection stays open for its life.
+
+    With the userfaultfd by which it can be fenced as file descriptor, or none where the kernel refuses that.
+    """
 
     ticket: bytes
 

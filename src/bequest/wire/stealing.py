@@ -142,7 +142,8 @@ class TheftList(Message, frozen=True):
 class FenceProcess(Message, frozen=True):
     """-> ProcessFenced or FenceFailed. No store of the process may reach ``ranges`` (address, bytes) from then on.
 
-    ``reach`` is how far the agent may go: protect, ptrace or kill.
+    ``reach`` is how far the agent may go: protect, ptrace or kill. If it is ``hinted`` that the process has died, the
+    agent waits a moment for proof of that first. At most `FENCE_RANGES_MAX` ranges of whole pages.
     """
 
     job: int
@@ -150,6 +151,7 @@ class FenceProcess(Message, frozen=True):
     incarnation: int
     reach: str
     ranges: list[tuple[int, int]]
+    hinted: bool = False
 
 
 class ProcessFenced(Message, frozen=True):

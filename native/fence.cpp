@@ -1,0 +1,135 @@
+#include "fence.hpp"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <system_error>
+
+#include "doorbell.hpp"
+#include "layout.hpp"
+#include "mappings.hpp"
+
+// Newer than Debian 12's headers.
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1  // Linux 5.11
+#endif
+#ifndef UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)  // Linux 5.19
+#endif
+
+namespace bequest {
+
+namespace {
+
+constexpr uint64_t kFeatures = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+// A second registration replaces the modes of the first, so both always go together: a guard must not lift a
+// fence.
+constexpr uint64_t kModes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+constexpr int64_t kFirstPause_ns = 10'000, kLongestPause_ns = 1'000'000;
+
+[[noreturn]] void fail(const char* what, int error) {
+    throw std::system_error(error, std::generic_category(), what);
+}
+
+// What is there already, under the same modes, stays as it is.
+int enrol_range(int uffd, const AddressRange& range) {
+    uffdio_register request{{range.address, range.nbytes}, kModes, 0};
+    return ioctl(uffd, UFFDIO_REGISTER, &request) == 0 ? 0 : errno;
+}
+
+int protect_range(int uffd, const AddressRange& range) {
+    uffdio_writeprotect request{{range.address, range.nbytes}, UFFDIO_WRITEPROTECT_MODE_WP};
+    for (;;) {
+        if (ioctl(uffd, UFFDIO_WRITEPROTECT, &request) == 0) return 0;
+        if (errno != EAGAIN && errno != EINTR) return errno;
+    }
+}
+
+int guard_range(int uffd, const AddressRange& range) { return enrol_range(uffd, range); }
+
+int fence_range(int uffd, const AddressRange& range) {
+    const int error = enrol_range(uffd, range);
+    return error ? error : protect_range(uffd, range);
+}
+
+// The usual case is one or two ioctls for a range. Where there is a gap in the mappings, each of those that
+// are there.
+void on_what_is_mapped(int uffd, pid_t os_pid, std::span<const AddressRange> ranges, const char* what,
+                       int (*act)(int, const AddressRange&)) {
+    for (const AddressRange& range : ranges) {
+        const int error = act(uffd, range);
+        if (error == 0) continue;
+        if (error == ESRCH) return;  // nobody is left
+        if (error != EINVAL && error != ENOMEM && error != ENOENT) fail(what, error);
+        for (const AddressRange& mapped : mappings_within(os_pid, range)) {
+            const int again = act(uffd, mapped);
+            if (again == ESRCH) return;
+            if (again != 0) fail(what, again);
+        }
+    }
+}
+
+}  // namespace
+
+int open_fence() {
+    const long fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+    if (fd < 0) fail("opening a userfaultfd", errno);
+    uffdio_api api{UFFD_API, kFeatures, 0};
+    if (ioctl(static_cast<int>(fd), UFFDIO_API, &api) != 0) {
+        const int error = errno;
+        ::close(static_cast<int>(fd));
+        fail("asking a userfaultfd for SIGBUS and for write protection of shared memory", error);
+    }
+    return static_cast<int>(fd);
+}
+
+bool is_fence(int fd) {
+    char path[64], text[512];
+    std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    const ssize_t length = readlink(path, text, sizeof text);
+    constexpr char kName[] = "anon_inode:[userfaultfd]";  // a file's link is an absolute path
+    if (length != sizeof kName - 1 || std::memcmp(text, kName, sizeof kName - 1) != 0) return false;
+    std::snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+    std::FILE* about = std::fopen(path, "re");
+    if (!about) return false;
+    unsigned long long version = 0, features = 0;
+    bool found = false;
+    while (!found && std::fgets(text, sizeof text, about))
+        found = std::sscanf(text, "API: %llx:%llx:", &version, &features) == 2;
+    std::fclose(about);
+    return found && version == UFFD_API && (features & kFeatures) == kFeatures;
+}
+
+bool is_gone(int uffd) {
+    const AddressRange somewhere{kWindowBase, kPageBytes};
+    uffdio_writeprotect request{{somewhere.address, somewhere.nbytes}, UFFDIO_WRITEPROTECT_MODE_WP};
+    return ioctl(uffd, UFFDIO_WRITEPROTECT, &request) != 0 && errno == ESRCH;
+}
+
+bool wait_until_gone(int uffd, int64_t timeout_ns) {
+    const int64_t deadline = monotonic_ns() + timeout_ns;
+    for (int64_t pause = kFirstPause_ns;; pause = std::min(2 * pause, kLongestPause_ns)) {
+        if (is_gone(uffd)) return true;
+        const int64_t left = deadline - monotonic_ns();
+        if (left <= 0) return false;
+        const timespec rest{0, std::min(pause, left)};
+        nanosleep(&rest, nullptr);
+    }
+}
+
+void write_protect(int uffd, pid_t os_pid, std::span<const AddressRange> ranges) {
+    on_what_is_mapped(uffd, os_pid, ranges, "write-protecting through a userfaultfd", fence_range);
+}
+
+void guard_missing(int uffd, pid_t os_pid, std::span<const AddressRange> ranges) {
+    on_what_is_mapped(uffd, os_pid, ranges, "guarding pages through a userfaultfd", guard_range);
+}
+
+}  // namespace bequest
