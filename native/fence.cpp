@@ -39,12 +39,12 @@ constexpr int64_t kFirstPause_ns = 10'000, kLongestPause_ns = 1'000'000;
 }
 
 // What is there already, under the same modes, stays as it is.
-int enrol_range(int uffd, const AddressRange& range) {
+int enrol_range(int uffd, const PageRun& range) {
     uffdio_register request{{range.address, range.nbytes}, kModes, 0};
     return ioctl(uffd, UFFDIO_REGISTER, &request) == 0 ? 0 : errno;
 }
 
-int protect_range(int uffd, const AddressRange& range) {
+int protect_range(int uffd, const PageRun& range) {
     uffdio_writeprotect request{{range.address, range.nbytes}, UFFDIO_WRITEPROTECT_MODE_WP};
     for (;;) {
         if (ioctl(uffd, UFFDIO_WRITEPROTECT, &request) == 0) return 0;
@@ -52,23 +52,23 @@ int protect_range(int uffd, const AddressRange& range) {
     }
 }
 
-int guard_range(int uffd, const AddressRange& range) { return enrol_range(uffd, range); }
+int guard_range(int uffd, const PageRun& range) { return enrol_range(uffd, range); }
 
-int fence_range(int uffd, const AddressRange& range) {
+int fence_range(int uffd, const PageRun& range) {
     const int error = enrol_range(uffd, range);
     return error ? error : protect_range(uffd, range);
 }
 
 // The usual case is one or two ioctls for a range. Where there is a gap in the mappings, each of those that
 // are there.
-void on_what_is_mapped(int uffd, pid_t os_pid, std::span<const AddressRange> ranges, const char* what,
-                       int (*act)(int, const AddressRange&)) {
-    for (const AddressRange& range : ranges) {
+void on_what_is_mapped(int uffd, pid_t os_pid, std::span<const PageRun> ranges, const char* what,
+                       int (*act)(int, const PageRun&)) {
+    for (const PageRun& range : ranges) {
         const int error = act(uffd, range);
         if (error == 0) continue;
         if (error == ESRCH) return;  // nobody is left
         if (error != EINVAL && error != ENOMEM && error != ENOENT) fail(what, error);
-        for (const AddressRange& mapped : mappings_within(os_pid, range)) {
+        for (const PageRun& mapped : mappings_within(os_pid, range)) {
             const int again = act(uffd, mapped);
             if (again == ESRCH) return;
             if (again != 0) fail(what, again);
@@ -108,7 +108,7 @@ bool is_fence(int fd) {
 }
 
 bool is_gone(int uffd) {
-    const AddressRange somewhere{kWindowBase, kPageBytes};
+    const PageRun somewhere{kWindowBase, kPageBytes};
     uffdio_writeprotect request{{somewhere.address, somewhere.nbytes}, UFFDIO_WRITEPROTECT_MODE_WP};
     return ioctl(uffd, UFFDIO_WRITEPROTECT, &request) != 0 && errno == ESRCH;
 }
@@ -124,11 +124,11 @@ bool wait_until_gone(int uffd, int64_t timeout_ns) {
     }
 }
 
-void write_protect(int uffd, pid_t os_pid, std::span<const AddressRange> ranges) {
+void write_protect(int uffd, pid_t os_pid, std::span<const PageRun> ranges) {
     on_what_is_mapped(uffd, os_pid, ranges, "write-protecting through a userfaultfd", fence_range);
 }
 
-void guard_missing(int uffd, pid_t os_pid, std::span<const AddressRange> ranges) {
+void guard_missing(int uffd, pid_t os_pid, std::span<const PageRun> ranges) {
     on_what_is_mapped(uffd, os_pid, ranges, "guarding pages through a userfaultfd", guard_range);
 }
 

@@ -30,7 +30,7 @@
 
 namespace bequest {
 
-struct AddressRange {
+struct PageRun {
     uint64_t address, nbytes;
 };
 
@@ -48,7 +48,7 @@ bool wait_until_gone(int uffd, int64_t timeout_ns);
 
 // Of each range what is mapped; `os_pid` is whose address space it is, to look what that is. Throws
 // std::system_error, with some ranges perhaps protected already.
-void write_protect(int uffd, pid_t os_pid, std::span<const AddressRange> ranges);
-void guard_missing(int uffd, pid_t os_pid, std::span<const AddressRange> ranges);
+void write_protect(int uffd, pid_t os_pid, std::span<const PageRun> ranges);
+void guard_missing(int uffd, pid_t os_pid, std::span<const PageRun> ranges);
 
 }  // namespace bequest

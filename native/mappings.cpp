@@ -29,9 +29,9 @@ void each_mapping(pid_t os_pid, const Look& look) {
 
 }  // namespace
 
-std::vector<AddressRange> mappings_within(pid_t os_pid, const AddressRange& range) {
+std::vector<PageRun> mappings_within(pid_t os_pid, const PageRun& range) {
     const uint64_t limit = range.address + range.nbytes;
-    std::vector<AddressRange> found;
+    std::vector<PageRun> found;
     each_mapping(os_pid, [&](uint64_t start, uint64_t end, const char*) {
         start = std::max(start, range.address);
         end = std::min(end, limit);
@@ -41,8 +41,8 @@ std::vector<AddressRange> mappings_within(pid_t os_pid, const AddressRange& rang
     return found;
 }
 
-std::optional<AddressRange> vdso_of(pid_t os_pid) {
-    std::optional<AddressRange> found;
+std::optional<PageRun> vdso_of(pid_t os_pid) {
+    std::optional<PageRun> found;
     each_mapping(os_pid, [&](uint64_t start, uint64_t end, const char* line) {
         if (std::strstr(line, "[vdso]")) found = {start, end - start};
         return !found;

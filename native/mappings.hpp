@@ -11,9 +11,9 @@
 namespace bequest {
 
 // The parts of the range that something is mapped at, in order. Throws std::system_error if one may not look.
-std::vector<AddressRange> mappings_within(pid_t os_pid, const AddressRange& range);
+std::vector<PageRun> mappings_within(pid_t os_pid, const PageRun& range);
 
 // The kernel's own code page in that process, which holds system calls.
-std::optional<AddressRange> vdso_of(pid_t os_pid);
+std::optional<PageRun> vdso_of(pid_t os_pid);
 
 }  // namespace bequest

@@ -75,7 +75,7 @@ public:
     }
 
     // Has the thread make a system call; its result.
-    int64_t call(uint64_t instruction, uint64_t number, const AddressRange& range, uint64_t argument) {
+    int64_t call(uint64_t instruction, uint64_t number, const PageRun& range, uint64_t argument) {
         user_regs_struct set = found_;
         set.rip = instruction;
         set.rax = number;
@@ -235,26 +235,26 @@ Tracee stop_any_thread(pid_t os_pid, int pidfd, int64_t deadline) {
     fail("stopping a thread of the process", error);
 }
 
-void close_range(Tracee& tracee, uint64_t instruction, const AddressRange& range) {
+void close_range(Tracee& tracee, uint64_t instruction, const PageRun& range) {
     const int64_t result = tracee.call(instruction, SYS_mprotect, range, PROT_NONE);
     if (result < 0) fail("mprotect in the process's name", static_cast<int>(-result));
 }
 
-void close_ranges(Tracee& tracee, pid_t os_pid, std::span<const AddressRange> ranges) {
+void close_ranges(Tracee& tracee, pid_t os_pid, std::span<const PageRun> ranges) {
     tracee.borrow();
     const uint64_t instruction = tracee.find_system_call(os_pid);
-    for (const AddressRange& range : ranges) {
+    for (const PageRun& range : ranges) {
         try {
             close_range(tracee, instruction, range);
         } catch (const std::system_error& trouble) {
             if (trouble.code().value() != ENOMEM) throw;  // else there is a gap: one by one what is mapped
-            for (const AddressRange& mapped : mappings_within(os_pid, range))
+            for (const PageRun& mapped : mappings_within(os_pid, range))
                 close_range(tracee, instruction, mapped);
         }
     }
 }
 
-void trace(pid_t os_pid, int pidfd, std::span<const AddressRange> ranges, int64_t timeout_ns) {
+void trace(pid_t os_pid, int pidfd, std::span<const PageRun> ranges, int64_t timeout_ns) {
     Tracee tracee = stop_any_thread(os_pid, pidfd, monotonic_ns() + timeout_ns);
     try {
         close_ranges(tracee, os_pid, ranges);
@@ -267,7 +267,7 @@ void trace(pid_t os_pid, int pidfd, std::span<const AddressRange> ranges, int64_
 
 }  // namespace
 
-void ptrace_close(pid_t os_pid, int pidfd, std::span<const AddressRange> ranges, int64_t timeout_ns) {
+void ptrace_close(pid_t os_pid, int pidfd, std::span<const PageRun> ranges, int64_t timeout_ns) {
     std::exception_ptr trouble;
     std::thread tracer([&] {
         try {
@@ -286,7 +286,7 @@ void ptrace_close(pid_t os_pid, int pidfd, std::span<const AddressRange> ranges,
 
 namespace bequest {
 
-void ptrace_close(pid_t, int, std::span<const AddressRange>, int64_t) {
+void ptrace_close(pid_t, int, std::span<const PageRun>, int64_t) {
     throw std::system_error(ENOSYS, std::generic_category(),
                             "fencing by ptrace is written for x86-64 only; on this processor there remain "
                             "userfaultfd and killing");

@@ -22,6 +22,6 @@ namespace bequest {
 
 // Throws std::system_error: EPERM where tracing is not allowed, ETIMEDOUT if no thread could be stopped in
 // time, ENOSYS on processors for which it is not written, ESRCH if the process is gone (its pidfd says so).
-void ptrace_close(pid_t os_pid, int pidfd, std::span<const AddressRange> ranges, int64_t timeout_ns);
+void ptrace_close(pid_t os_pid, int pidfd, std::span<const PageRun> ranges, int64_t timeout_ns);
 
 }  // namespace bequest

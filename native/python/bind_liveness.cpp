@@ -19,8 +19,8 @@ namespace {
 using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
 
 // Whole pages of the window, or a caller's mistake would reach other memory of the victim.
-std::vector<AddressRange> checked(const Ranges& ranges) {
-    std::vector<AddressRange> wanted;
+std::vector<PageRun> checked(const Ranges& ranges) {
+    std::vector<PageRun> wanted;
     for (const auto& [address, nbytes] : ranges) {
         const bool fits = in_window(address) && nbytes > 0 && nbytes <= kWindowBase + kWindowBytes - address;
         if (!fits || address % kPageBytes || nbytes % kPageBytes)
