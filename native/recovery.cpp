@@ -187,6 +187,35 @@ uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
 
 // --- deaths ------------------------------------------------------------------------------------------
 
+// Its intent and cells are settled like any process's. Beyond that, slabs are its doing: extents without a record
+// are what is left of one that was taken, a record without extents is the beginning of one. What it had made its own
+// in a slab that is there is for the books to explain. Its empty descriptors are anybody's.
+uint32_t Steward::recover() {
+    uint32_t ended = settle(kMmuId);
+    for (uint32_t i = 0; i < kBlockCount; i++) {
+        uint64_t ours = kMmuId;
+        table_.block(i).compare_exchange_strong(ours, kNobody);
+    }
+    std::unordered_map<uint32_t, bool> has_extents;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const OwnerWord word = table_.owner(i);
+        if (word.state() == State::kEmpty) continue;
+        const uint32_t slab = table_.extent(i).slab;
+        if (table_.has_slab(slab))
+            has_extents[slab] = true;
+        else if (word.id() == kMmuId)
+            ended += table_.change(i, word, word.next(State::kEmpty, kNobody));
+    }
+    for (uint32_t index = 0; index < table_.slab_limit(); index++) {
+        SlabRecord& record = table_.slab_record(index);
+        const uint32_t id_plus_one = record.id_plus_one.load();
+        if (id_plus_one == 0 || has_extents.contains(id_plus_one - 1)) continue;
+        record.id_plus_one.store(0);
+        ended++;
+    }
+    return ended;
+}
+
 bool Steward::settle_intent(uint32_t dead) {
     const auto change = change_of(dead);
     if (!change) return false;

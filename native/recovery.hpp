@@ -56,6 +56,7 @@ public:
     uint64_t free_away(uint64_t address, uint64_t pages);
 
     // --- deaths ----------------------------------------------------------------------------------
+    uint32_t recover();  // its own predecessor's: a Rack MMU that was killed
     uint32_t settle(uint32_t dead);
     uint64_t release(uint32_t dead);
     Holdings holdings(uint32_t id) const;

@@ -48,6 +48,7 @@ void bind_lives(TableClass& table) {
                 t.table().admit(id, incarnation, os_pid, name.c_str());
             },
             "id"_a, "incarnation"_a, "os_pid"_a, "name"_a)
+        .def("recover", [](TableFile& t) { return t.steward().recover(); })
         .def(
             "mark_dead", [](TableFile& t, uint32_t id) { t.table().mark_dead(id); }, "id"_a)
         .def(

@@ -61,6 +61,7 @@ HELLO_TIMEOUT = 10.0  # a client that connects and says nothing is dropped
 
 # --- clients -----------------------------------------------------------------------------------------------
 CONNECT_TIMEOUT = 10.0
+RESTART_TIMEOUT = 20.0  # a daemon that is started anew answers again within this, or the rack counts as ended
 REQUEST_TIMEOUT = 600.0  # first touch of 64 GiB takes minutes on a small machine
 EMBEDDED_START_TIMEOUT = 30.0
 
@@ -71,6 +72,7 @@ TICKET_BYTES = 16
 ORPHAN_KEEP = 60.0  # a dead process's memory waits this long for somebody to take it
 ID_REST = 1.0  # an id rests this long after its bearer has gone, so that late messages find nobody
 SWEEP_INTERVAL = 1.0
+COME_BACK_TIMEOUT = 30.0  # who was attaching when the Rack MMU was killed has this long to ask again
 EMBEDDED_LINGER = 1.0  # an embedded rack outlives its last client by this
 EMBEDDED_FIRST_CLIENT = 15.0  # and waits this long for its first
 AUDIT_FINDINGS_MAX = 200

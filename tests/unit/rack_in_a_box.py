@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from bequest.protocol.books import Change
-from bequest.protocol.outputs import DropTable, Output, Reply, StopRack, ToAgent, ToElement
+from bequest.protocol.outputs import AwaitExit, DropTable, GoOn, Output, Reply, StopRack, ToAgent, ToElement
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
 from bequest.sim.fake_shard import FakeShard
@@ -48,6 +48,9 @@ class Box:
         self.refusing: Callable[[wire.ReserveSlab], bool] = lambda message: False
         self.stopped: str | None = None
         self.written: dict[str, dict[object, object]] = {}  # by book and key
+        self.absent: dict[int, int] = {}  # clients that have not come back, and their os pids
+        self._answers: list[tuple[int, wire.Message]] = []
+        self._depth = 0
         self._last_peer = 0
 
     # --- acts ---------------------------------------------------------------------------------------------------
@@ -129,6 +132,14 @@ class Box:
         assert written == everything, "a row was changed in a way that its book did not note"
 
     def do(self, outputs: list[Output]) -> None:
+        """Carries them out; elements answer when all of it, also what was put off, has been done."""
+        self._depth += 1
+        self._carry_out(outputs)
+        self._depth -= 1
+        while self._depth == 0 and self._answers:
+            self.do(self.mmu.element_message(*self._answers.pop(0)))
+
+    def _carry_out(self, outputs: list[Output]) -> None:
         self.write_down()
         for output in outputs:
             match output:
@@ -144,6 +155,10 @@ class Box:
                         self._obey(element, message)
                 case DropTable(group):
                     del self.shards[group]
+                case GoOn():
+                    self._carry_out(self.mmu.go_on())
+                case AwaitExit(client, os_pid):
+                    self.absent[client] = os_pid
                 case StopRack(reason):
                     self.stopped = reason
 
@@ -160,7 +175,9 @@ class Box:
                 answer = wire.PagesCopied(job)
             case _:
                 return
-        self.do(self.mmu.element_message(element, answer))
+        self._answers.append((element, answer))
+        if self._depth == 0:
+            self.do([])
 
     def _make_shard(self, group: int) -> FakeShard:
         self.shards[group] = FakeShard(group)

@@ -31,11 +31,12 @@ class Group(Row):
     name: str
     ticket: bytes
     secret_digest: bytes | None = None
+    nonce: bytes = b""  # of the request that made it
     creator: PeerId | None = None
     uid: int | None = None  # of a user's default group
     shard: Shard = msgspec.field(default_factory=_not_opened_yet)
 
-    transient = ("creator", "shard")
+    transient = ("shard",)
 
     @property
     def is_default(self) -> bool:
@@ -58,11 +59,17 @@ class Groups:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def create(self, name: str, creator: PeerId) -> tuple[Group, bytes]:
-        """A new group and its secret, which is not to be had again."""
-        if any(group.name == name for group in self):
+    def create(self, name: str, creator: PeerId, nonce: bytes = b"") -> tuple[Group, bytes]:
+        """A new group and its secret, which is not to be had again.
+
+        If the same request has made it before, its secret is another from now on: nobody has seen the first.
+        """
+        group = next((group for group in self if group.name == name), None)
+        if group is None:
+            group = self._add(name)
+            group.nonce = nonce
+        elif not nonce or group.nonce != nonce:
             raise Refusal("name-taken", f"there is a group {name!r} in this rack already")
-        group = self._add(name)
         secret = self._fresh_bytes(SECRET_BYTES)
         group.secret_digest = sha256(secret).digest()
         group.creator = creator
@@ -86,6 +93,11 @@ class Groups:
         if found is None:
             raise Refusal("secret", "no group of this rack has this secret; ask the group's creator for it")
         return found
+
+    def open_tables(self) -> None:
+        """Of the groups that were in the books of a run before."""
+        for group in self:
+            group.shard = self._make_shard(group.id)
 
     def forget(self, group: GroupId) -> None:
         self._groups.remove(group)

@@ -47,6 +47,20 @@ class DropTable(msgspec.Struct, frozen=True):
     group: int
 
 
+class GoOn(msgspec.Struct, frozen=True):
+    """The last of its input's outputs: there is more to do, now that what was decided has been written down.
+
+    The Rack MMU: call `RackMmu.go_on`, before any other input.
+    """
+
+
+class AwaitExit(msgspec.Struct, frozen=True):
+    """Tell `RackMmu.absent_client_exited` when this process, the one behind a former connection, has gone."""
+
+    client: PeerId
+    os_pid: int
+
+
 class StopRack(msgspec.Struct, frozen=True):
     reason: str
 
@@ -151,6 +165,8 @@ Output = (
     | ToAgent
     | ToMmu
     | DropTable
+    | GoOn
+    | AwaitExit
     | StopRack
     | Note
     | MakeFile

@@ -37,7 +37,7 @@ class Kind(Enum):
 
 TRANSITIONS: dict[State, tuple[State, ...]] = {
     State.ATTACHED: (State.LOST, State.ORPHANED, State.GONE),
-    State.LOST: (State.ORPHANED,),
+    State.LOST: (State.ORPHANED, State.GONE),
     State.ORPHANED: (State.GONE,),
     State.GONE: (),
 }
@@ -54,6 +54,8 @@ class Member(Row):
     os_pid: int = 0
     compute: str = ""
     peer: PeerId | None = None
+    nonce: bytes = b""  # of the request that attached it
+    ticket: bytes = b""  # shown to its agent, and to come back after a restart
     enrolled: bool = False
     pending: int = 0  # operations under way that will still speak of this id
     free_at: float | None = None  # when an orphan's memory is freed
@@ -134,6 +136,11 @@ class ProcessTable:
         incarnation = self._books.counter("incarnation").next()
         return self._members.put(number, Member(kind, number, incarnation, name, group))
 
+    def enter_gone(self, kind: Kind, number: ProcessId, incarnation: int, group: GroupId) -> None:
+        """One that was admitted to a table, and then nobody was told of it, nor was it written down."""
+        self._books.counter("incarnation").pass_by(incarnation)
+        self._members.put(number, Member(kind, number, incarnation, "", group, state=State.GONE))
+
     def forget(self, member: Member, now: float) -> None:
         assert member.state is State.GONE and member.pending == 0, member
         self._members.remove(member.id)
@@ -144,6 +151,18 @@ class ProcessTable:
             if member.name == name and member.kind is Kind.PROCESS and member.is_attached:
                 return member
         return None
+
+    def admitted_by(self, nonce: bytes) -> Member | None:
+        """Whom this very request has attached before."""
+        for member in self._members:
+            if nonce and member.nonce == nonce and member.is_attached:
+                return member
+        return None
+
+    def restored(self) -> None:
+        """The books have been filled with what a run before wrote down."""
+        for kind, pool in self._pools.items():
+            pool.restored([member.id for member in self._members if member.kind is kind])
 
     def departed(self, name: str) -> Member | None:
         """A process that bore this name and is still remembered."""

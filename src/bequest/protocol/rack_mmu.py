@@ -11,12 +11,15 @@ and runs on might still write. Orphaned memory is kept for a while and then free
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hmac
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from bequest import ids
 from bequest.errors import BadName
-from bequest.limits import EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
+from bequest.limits import COME_BACK_TIMEOUT, EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
+from bequest.protocol.announcer import Announcer
 from bequest.protocol.books import Change
 from bequest.protocol.cross_grant import CrossGrants
 from bequest.protocol.groups import Group
@@ -27,8 +30,9 @@ from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import MmuConfig, RackState, Session
 from bequest.protocol.refusal import Refusal
+from bequest.protocol.restorer import Restorer
 from bequest.protocol.shard import ShardMaker
-from bequest.protocol.slab_request import SlabRequest
+from bequest.protocol.slab_request import SlabRequests
 from bequest.protocol.slab_supply import SlabSupply
 from bequest.protocol.standby_desk import StandbyDesk
 from bequest.protocol.status_desk import StatusDesk
@@ -42,13 +46,16 @@ class RackMmu:
         self._config = config
         self._state = RackState(config, make_shard, fresh_bytes)
         self._supply = SlabSupply(self._state)
+        self._slab_requests = SlabRequests(self._state, self._supply)
         self._grants = CrossGrants(self._state, self._supply)
         self._mailboxes = Mailboxes(self._state)
         self._failures = MemoryFailures(self._state)
         self._standbys = StandbyDesk(self._state, self._check_capability)
+        self._announcer = Announcer(self._state, self._supply, self._grants)
         self._status = StatusDesk(self._state, now)
         self._next_sweep = now + SWEEP_INTERVAL
         self._stop_at = None if config.linger is None else now + EMBEDDED_FIRST_CLIENT
+        self._come_back_by = now
         # Each answers its request, at once or later, exactly once; `Refusal` is the answer no.
         self._requests: dict[type[wire.Message], Callable[[Session, Any, float], None]] = {
             wire.CreateGroup: self._create_group,
@@ -65,40 +72,94 @@ class RackMmu:
             wire.BreakMemory: self._break_memory,
             wire.Status: self._report,
             wire.Shutdown: self._shutdown,
+            wire.Resume: self._resume,
+            wire.ComeBack: self._come_back,
         }
+
+    @classmethod
+    def restore(
+        cls,
+        config: MmuConfig,
+        make_shard: ShardMaker,
+        fresh_bytes: Callable[[int], bytes],
+        rows: Iterable[Change],
+        now: float,
+    ) -> tuple[RackMmu, list[Output]]:
+        """The machine of a run before, from what it wrote down; ``make_shard`` opens the tables that it had.
+
+        The outputs are to be carried out like any others. Elements and agents are to be linked afterwards.
+        """
+        mmu = cls(config, make_shard, fresh_bytes, now)
+        state = mmu._state
+        state.books.apply(rows)
+        Restorer(state, mmu._supply, mmu._slab_requests, mmu._grants, mmu._mailboxes, now).restore()
+        mmu._stop_at = None
+        mmu._come_back_by = now + COME_BACK_TIMEOUT
+        mmu._linger(now)
+        state.outputs += state.clients.absent()
+        state.later(partial(mmu._tidy, now))
+        return mmu, state.take_outputs()
 
     # --- inputs --------------------------------------------------------------------------------------------
 
     def client_opened(self, peer: PeerId, uid: int, os_pid: int) -> list[Output]:
-        self._state.sessions[peer] = Session(peer, uid, os_pid)
+        self._state.clients.opened(peer, uid, os_pid)
         self._stop_at = None
-        return self._take_outputs()
+        return self._state.take_outputs()
 
     def client_message(self, peer: PeerId, message: wire.Message, now: float) -> list[Output]:
         session = self._state.sessions[peer]
         try:
-            self._requests[type(message)](session, message, now)
+            request = self._opened(session, message)
+            if request is not None:
+                self._requests[type(request)](session, request, now)
         except Refusal as refusal:
             self._state.refuse(peer, refusal)
-        return self._take_outputs()
+        return self._state.take_outputs()
+
+    def _opened(self, session: Session, message: wire.Message) -> wire.Message | None:
+        """The request in its envelope, unless it was carried out before or is under way."""
+        if not isinstance(message, wire.Once):
+            return message
+        if message.number < 1 or session.process is None:
+            raise Refusal("not-attached", "only an attached process can number its requests, from 1")
+        answer = self._state.clients.answered(session, message.number)
+        if answer is not None:
+            self._state.reply(session.peer, answer)
+            return None
+        session.number = message.number
+        return None if self._state.clients.is_under_way(session) else message.request
 
     def client_gone(self, peer: PeerId, now: float) -> list[Output]:
-        session = self._state.sessions.pop(peer)
-        self._standbys.client_gone(peer)
-        self._mailboxes.close_all(session)
+        session = self._state.clients.gone(peer)
         process = self._process_of(session)
-        if process is not None and process.is_attached:
-            if process.enrolled:
-                self._lost(process)
-            else:
-                self._exited(process, now)
+        if process is not None:
+            self._mailboxes.close_all(process.id)
+            if process.is_attached:
+                if process.enrolled:
+                    self._lost(process)
+                else:
+                    self._exited(process, now)
+        self._creator_gone(peer)
+        self._linger(now)
+        self._state.later(lambda: self._tidy(now))
+        return self._state.take_outputs()
+
+    def absent_client_exited(self, client: PeerId, now: float) -> list[Output]:
+        """A client of a run before, which has not come back, will not: its process has ended."""
+        self._state.clients.exited(client)
+        self._creator_gone(client)
+        self._linger(now)
+        return self._state.take_outputs()
+
+    def _creator_gone(self, client: PeerId) -> None:
         for group in self._state.groups:
-            if group.creator == peer:
+            if group.creator == client:
                 group.creator = None
-        if self._config.linger is not None and not self._state.sessions:
+
+    def _linger(self, now: float) -> None:
+        if self._config.linger is not None and not self._state.clients.has_any():
             self._stop_at = now + self._config.linger
-        self._tidy(now)
-        return self._take_outputs()
 
     def element_message(self, element: int, message: wire.Message) -> list[Output]:
         match message:
@@ -120,7 +181,17 @@ class RackMmu:
                 self._failures.made(job)
             case _:
                 raise AssertionError(f"a memory element says {message}")
-        return self._take_outputs()
+        return self._state.take_outputs()
+
+    def element_linked(self, element: int) -> list[Output]:
+        """There is a link to this memory element, the first or a new one: says all that it has to know."""
+        self._announcer.to_element(element)
+        return self._state.take_outputs()
+
+    def agent_linked(self, compute: str) -> list[Output]:
+        """Likewise for an agent."""
+        self._announcer.to_agent(compute)
+        return self._state.take_outputs()
 
     def agent_message(self, message: wire.Message, now: float) -> list[Output]:
         match message:
@@ -142,7 +213,7 @@ class RackMmu:
                 self._failures.guarded(message)
             case _:
                 raise AssertionError(f"an agent says {message}")
-        return self._take_outputs()
+        return self._state.take_outputs()
 
     def monitor_message(self, message: wire.Message) -> list[Output]:
         """The rack monitor's word moves nothing: a hint of a death has to be proved by the agent."""
@@ -161,7 +232,7 @@ class RackMmu:
                 self._failures.silent(element, False)
             case _:
                 raise AssertionError(f"the rack monitor says {message}")
-        return self._take_outputs()
+        return self._state.take_outputs()
 
     def tick(self, now: float) -> list[Output]:
         self._failures.tick(now)
@@ -171,11 +242,16 @@ class RackMmu:
         if self._stop_at is not None and now >= self._stop_at:
             self._stop_at = None
             self._state.outputs.append(StopRack("the last process that used this embedded rack has gone"))
-        return self._take_outputs()
+        return self._state.take_outputs()
 
     def next_deadline(self) -> float:
         stop_at = float("inf") if self._stop_at is None else self._stop_at
         return min(self._next_sweep, stop_at, self._failures.next_deadline())
+
+    def go_on(self) -> list[Output]:
+        """What was put off until the changes have been written down; asked for by the output `GoOn`."""
+        self._state.go_on()
+        return self._state.take_outputs()
 
     def take_changes(self) -> list[Change]:
         """What the last inputs changed in the books: to be written down before their outputs are carried out."""
@@ -185,15 +261,11 @@ class RackMmu:
         """All that the books hold, to begin a fresh journal with."""
         return self._state.books.everything()
 
-    def _take_outputs(self) -> list[Output]:
-        outputs, self._state.outputs = self._state.outputs, []
-        return outputs
-
     # --- groups, attaching, detaching ----------------------------------------------------------------------
 
     def _create_group(self, session: Session, message: wire.CreateGroup, now: float) -> None:
         name = _checked(message.name, "group's name")
-        group, secret = self._state.groups.create(name, session.peer)
+        group, secret = self._state.groups.create(name, session.peer, message.nonce)
         self._state.announce_group(group)
         self._state.reply(session.peer, wire.GroupCreated(name, secret))
 
@@ -202,21 +274,57 @@ class RackMmu:
         name = _checked(message.name, "process's name")
         if session.process is not None:
             raise Refusal("not-attached", "this connection has a process attached already; use another one")
+        before = state.processes.admitted_by(message.nonce)
+        if before is not None and before.os_pid == session.os_pid:
+            self._hand_over(before, session)
+            return
         if state.processes.attached(name) is not None:
             raise Refusal("name-taken", f"a process {name!r} is attached to this rack already")
         compute = self._compute(message.compute)
         group = self._group_for(session, message.secret)
         process = state.processes.admit(Kind.PROCESS, name, group.id, now)
-        process.os_pid, process.compute, process.peer = session.os_pid, compute, session.peer
+        process.os_pid, process.compute, process.nonce = session.os_pid, compute, message.nonce
+        process.ticket = state.fresh_bytes(TICKET_BYTES)
         group.shard.admit(process.id, process.incarnation, process.os_pid, name)
-        session.process = process.id
-        ticket = state.fresh_bytes(TICKET_BYTES)
-        expect = wire.ExpectProcess(process.id, process.incarnation, process.os_pid, ticket, name, group.id)
-        state.outputs.append(ToAgent(compute, expect))
         self._standbys.attached(process)
-        state.reply(session.peer, self._attached(process, group, ticket), table=group.id)
+        self._hand_over(process, session)
 
-    def _attached(self, process: Member, group: Group, agent_ticket: bytes) -> wire.Attached:
+    def _hand_over(self, process: Member, session: Session) -> None:
+        """The process is attached through this connection."""
+        process.peer = session.peer
+        self._state.clients.resumed(session, process.id)
+        self._state.clients.attached(session, process.id, process.incarnation)
+        expect = self._announcer.expectation(process)
+        self._state.outputs.append(ToAgent(process.compute, expect))
+        group = self._state.groups[process.group]
+        self._state.reply(session.peer, self._attached(process, group), table=group.id)
+
+    def _resume(self, session: Session, message: wire.Resume, now: float) -> None:
+        process = self._state.processes.exact(message.pid, message.incarnation)
+        if (
+            process is None
+            or session.process is not None
+            or process.state not in (State.ATTACHED, State.LOST)
+            or process.os_pid != session.os_pid
+            or not hmac.compare_digest(process.ticket, message.ticket)
+        ):
+            raise Refusal("not-attached", f"process {message.pid} is not attached any more")
+        before = None if process.peer is None else self._state.sessions.get(process.peer)
+        if before is not None:
+            self._state.clients.detached(before)
+        process.peer = session.peer
+        self._state.clients.resumed(session, process.id)
+        self._state.clients.attached(session, process.id, process.incarnation)
+        self._state.reply(session.peer, wire.Resumed(process.id))
+
+    def _come_back(self, session: Session, message: wire.ComeBack, now: float) -> None:
+        if self._state.clients.came_back(session, message.client):
+            for group in self._state.groups:
+                if group.creator == message.client:
+                    group.creator = session.peer
+        self._state.reply(session.peer, wire.Done())
+
+    def _attached(self, process: Member, group: Group) -> wire.Attached:
         config = self._config
         return wire.Attached(
             pid=process.id,
@@ -225,7 +333,7 @@ class RackMmu:
             group_name=group.name,
             compute=process.compute,
             agent_path=config.agent_paths[config.computes.index(process.compute)],
-            agent_ticket=agent_ticket,
+            agent_ticket=process.ticket,
             elements=[wire.ElementAddress(e.id, e.name, e.kind, e.path) for e in config.elements],
             element_ticket=group.ticket,
         )
@@ -247,22 +355,29 @@ class RackMmu:
         return name
 
     def _detach(self, session: Session, message: wire.Detach, now: float) -> None:
-        process = self._attached_process(session)
-        self._mailboxes.close_all(session)
-        session.process = None
+        process = self._process_of(session)
+        if process is None or process.state not in (State.ATTACHED, State.LOST):
+            raise Refusal("not-attached", "no process is attached through this connection")
+        self._mailboxes.close_all(process.id)
+        self._standbys.gone(process)
+        self._state.clients.detached(session)
         process.peer = None
         self._forget_at_agent(process)
-        shard = self._state.groups[process.group].shard
+        process.become(State.GONE)
+        self._state.later(partial(self._finish_detach, process, session.peer, now))
+
+    def _finish_detach(self, process: Member, peer: PeerId, now: float) -> None:
+        shard = self._state.shard_of(process.group)
         shard.mark_dead(process.id)
         shard.settle(process.id)
-        self._free_all(process)
+        shard.release(process.id)
         self._tidy(now)
-        self._state.reply(session.peer, wire.Done())
+        self._state.later(lambda: self._state.reply(peer, wire.Done()))
 
     # --- memory --------------------------------------------------------------------------------------------
 
     def _need_slab(self, session: Session, message: wire.NeedSlab, now: float) -> None:
-        SlabRequest(self._state, self._supply, session, self._attached_process(session), message).start()
+        self._slab_requests.start(session, self._attached_process(session), message)
 
     def _cross_grant(self, session: Session, message: wire.CrossGrant, now: float) -> None:
         self._grants.start(session, self._attached_process(session), message)
@@ -276,7 +391,7 @@ class RackMmu:
         self._standbys.stand_by(session, self._attached_process(session), message)
 
     def _stand_down(self, session: Session, message: wire.StandDown, now: float) -> None:
-        self._standbys.stand_down(session, message.standby)
+        self._standbys.stand_down(session, self._attached_process(session), message.standby)
 
     def _check_capability(
         self, session: Session, thief: Member, name: str, victim: Member | None, capability: bytes
@@ -322,13 +437,13 @@ class RackMmu:
     def _open_mailbox(self, session: Session, message: wire.OpenMailbox, now: float) -> None:
         name = None if message.name is None else _checked(message.name, "mailbox's name")
         opener = self._attached_process(session)
-        mailbox = self._mailboxes.open(session, opener, name, message.create, now)
+        mailbox = self._mailboxes.open(opener, name, message.create, now)
         self._state.reply(session.peer, wire.MailboxOpened(mailbox.id, mailbox.incarnation, mailbox.name))
 
     def _close_mailbox(self, session: Session, message: wire.CloseMailbox, now: float) -> None:
-        self._mailboxes.close(session, message.id)
-        self._tidy(now)
-        self._state.reply(session.peer, wire.Done())
+        self._mailboxes.close(self._attached_process(session).id, message.id)
+        self._state.later(lambda: self._tidy(now))
+        self._state.later(lambda: self._state.reply(session.peer, wire.Done()))
 
     # --- the rack ------------------------------------------------------------------------------------------
 
@@ -344,25 +459,30 @@ class RackMmu:
 
     # --- ends of processes ---------------------------------------------------------------------------------
 
+    # An end is written down before the table shows it: what a table shows cannot be taken back, and would not say why.
+
     def _lost(self, process: Member) -> None:
         process.become(State.LOST)
-        self._state.groups[process.group].shard.mark_dead(process.id)
+        self._standbys.gone(process)
+        shard = self._state.shard_of(process.group)
+        self._state.later(partial(shard.mark_dead, process.id))
 
     def _exited(self, process: Member, now: float) -> None:
-        shard = self._state.groups[process.group].shard
-        if process.is_attached:
-            shard.mark_dead(process.id)
-        settled = shard.settle(process.id)
         process.become(State.ORPHANED)
         process.free_at = now + self._config.orphan_keep
-        session = None if process.peer is None else self._state.sessions.get(process.peer)
-        if session is not None:
-            self._mailboxes.close_all(session)
+        self._mailboxes.close_all(process.id)
+        self._standbys.gone(process)
+        if not process.enrolled:
+            self._forget_at_agent(process)
+        self._state.later(partial(self._settle, process))
+
+    def _settle(self, process: Member) -> None:
+        shard = self._state.shard_of(process.group)
+        shard.mark_dead(process.id)
+        settled = shard.settle(process.id)
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
         self._tell_group(process, wire.NoticeDied(process.name, process.id, process.incarnation))
-        if not process.enrolled:
-            self._forget_at_agent(process)
 
     def _forget_at_agent(self, process: Member) -> None:
         forget = wire.ForgetProcess(process.id, process.incarnation)
@@ -371,7 +491,7 @@ class RackMmu:
     def _free_all(self, process: Member) -> None:
         process.become(State.GONE)
         process.free_at = None
-        self._state.groups[process.group].shard.release(process.id)
+        self._state.later(partial(self._state.shard_of(process.group).release, process.id))
 
     def _tidy(self, now: float) -> None:
         """Frees orphans whose time is up, idle slabs that nobody at home can use, and ids that nothing bears."""
@@ -379,6 +499,16 @@ class RackMmu:
             if member.state is State.ORPHANED and member.free_at is not None and now >= member.free_at:
                 self._free_all(member)
                 self._forget_at_agent(member)
+            elif self._never_came(member, now):
+                self._exited(member, now)
+        self._state.later(partial(self._clear_up, now))
+
+    def _never_came(self, member: Member, now: float) -> bool:
+        """It was attaching when the Rack MMU was started anew, and has not been heard of since."""
+        is_nobody = member.peer is None and not member.enrolled
+        return now >= self._come_back_by and is_nobody and member.kind is Kind.PROCESS and member.is_attached
+
+    def _clear_up(self, now: float) -> None:
         self._supply.sweep()
         for group in self._state.groups:
             self._forget_the_gone(group, now)
@@ -393,6 +523,7 @@ class RackMmu:
             elif member.pending == 0 and member.id not in held and not self._state.plan.in_use(member.id):
                 group.shard.vacate(member.id)
                 self._state.processes.forget(member, now)
+                self._state.clients.forget_answers_of(member.id)
 
     # --- within --------------------------------------------------------------------------------------------
 

@@ -11,13 +11,16 @@ from bequest.ids import GroupId
 from bequest.limits import HUGE_PAGE_BYTES, ORPHAN_KEEP
 from bequest.protocol.address_plan import AddressPlan
 from bequest.protocol.books import Books, Row
+from bequest.protocol.clients import Caller, Clients, Session
 from bequest.protocol.groups import Group, Groups
-from bequest.protocol.outputs import DropTable, Output, PeerId, Reply, ToElement
+from bequest.protocol.outputs import DropTable, GoOn, Output, PeerId, Reply, ToElement
 from bequest.protocol.process_table import ProcessTable
 from bequest.protocol.refusal import Refusal
-from bequest.protocol.shard import ShardMaker
+from bequest.protocol.shard import Shard, ShardMaker
 from bequest.protocol.slab_ledger import SlabLedger
 from bequest.wire import messages as wire
+
+__all__ = ["ElementInfo", "MmuConfig", "RackState", "Session"]
 
 
 class ElementInfo(msgspec.Struct, frozen=True):
@@ -49,16 +52,6 @@ class FailedElement(Row):
     cause: str
 
 
-class Session(msgspec.Struct):
-    """A client's connection, after its Hello."""
-
-    peer: PeerId
-    uid: int
-    os_pid: int
-    process: int | None = None
-    mailboxes: dict[int, int] = msgspec.field(default_factory=dict)  # id -> how often opened
-
-
 class RackState:
     def __init__(
         self, config: MmuConfig, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes]
@@ -76,15 +69,49 @@ class RackState:
             int, float
         ] = {}  # which do not answer, and for how long when that was seen
         self.plan = AddressPlan()
-        self.sessions: dict[PeerId, Session] = {}
+        self.clients = Clients(self.books)
         self.outputs: list[Output] = []
+        self._later: list[Callable[[], object]] = []
+
+    @property
+    def sessions(self) -> dict[PeerId, Session]:
+        return self.clients.sessions
 
     # --- outputs -------------------------------------------------------------------------------------------
 
+    def take_outputs(self) -> list[Output]:
+        outputs, self.outputs = self.outputs, []
+        return [*outputs, GoOn()] if self._later else outputs
+
+    def later(self, act: Callable[[], object]) -> None:
+        """Does this when what has been decided is written down: for what a table alone could not explain later."""
+        self._later.append(act)
+
+    def go_on(self) -> None:
+        acts, self._later = self._later, []
+        for act in acts:
+            act()
+
     def reply(self, peer: PeerId, message: wire.Message, table: GroupId | None = None) -> None:
         """Answers, unless the client has gone meanwhile."""
-        if peer in self.sessions:
+        session = self.sessions.get(peer)
+        if session is not None:
+            if session.number:
+                self.clients.note_answer(self.clients.caller(session), message)
+                session.number = 0
             self.outputs.append(Reply(peer, message, table))
+
+    def answer(self, caller: Caller, message: wire.Message) -> None:
+        """Answers a request that may be older than the client's connection, or than this run of the daemon."""
+        if not caller.number:
+            self.reply(caller.peer, message)
+            return
+        self.clients.note_answer(caller, message)
+        process = self.processes.exact(caller.process, caller.incarnation)
+        session = None if process is None or process.peer is None else self.sessions.get(process.peer)
+        if session is not None and session.number == caller.number:
+            session.number = 0
+            self.outputs.append(Reply(session.peer, message))
 
     def refuse(self, peer: PeerId, refusal: Refusal) -> None:
         self.reply(peer, refusal.reply())
@@ -107,6 +134,9 @@ class RackState:
         for element in self.elements:
             self.tell_element(element, wire.ForgetGroup(group.id))
         self.outputs.append(DropTable(group.id))
+
+    def shard_of(self, group: GroupId) -> Shard:
+        return self.groups[group].shard
 
     # --- memory --------------------------------------------------------------------------------------------
 

@@ -14,6 +14,12 @@ LIFE_EMPTY, LIFE_LIVE, LIFE_DEAD = 0, 1, 2
 class Shard(Protocol):
     def admit(self, id: int, incarnation: int, os_pid: int, name: str) -> None: ...
 
+    def life(self, id: int) -> tuple[int, int, int, str]:
+        """LIFE_EMPTY, LIFE_LIVE or LIFE_DEAD; incarnation; operating-system pid; name."""
+
+    def recover(self) -> int:
+        """Ends what a Rack MMU that was killed was doing here; how many steps that took."""
+
     def mark_dead(self, id: int) -> None: ...
 
     def vacate(self, id: int) -> None: ...

@@ -83,11 +83,20 @@ class SlabLedger:
     ) -> Slab:
         slab = Slab(self._fresh_id(), group, element, address, pages, huge, parent)
         self._slabs.put(slab.id, slab)
-        self._places[slab.id % MAX_SLABS] = slab.id
-        if parent is not None:
-            self._copies.setdefault(parent, {})[slab.id] = slab
-        self._used[element] += slab.nbytes
+        self._enter(slab)
         return slab
+
+    def _enter(self, slab: Slab) -> None:
+        self._places[slab.id % MAX_SLABS] = slab.id
+        if slab.parent is not None:
+            self._copies.setdefault(slab.parent, {})[slab.id] = slab
+        if slab.state is not SlabState.GHOST:
+            self._used[slab.element] += slab.nbytes
+
+    def restored(self) -> None:
+        """The book has been filled with what a run before wrote down."""
+        for slab in self._slabs:
+            self._enter(slab)
 
     def lose_memory(self, slab: Slab) -> None:
         assert slab.state is not SlabState.GHOST

@@ -62,15 +62,28 @@ class SlabSupply:
         except OverflowError as error:
             raise Refusal("memory", str(error), self._state.free_memory()) from error
         self._waiters[slab.id] = waiter
-        self._state.tell_element(element, wire.ReserveSlab(slab.id, group, slab.nbytes, huge))
+        self.ask_for(slab)
         return slab
 
+    def ask_for(self, slab: Slab) -> None:
+        """Tells the element; again on a new link to it, for it may not have heard."""
+        message = wire.ReserveSlab(slab.id, slab.group, slab.nbytes, slab.huge)
+        self._state.tell_element(slab.element, message)
+
+    def wait_for(self, slab: Slab, waiter: SlabWaiter) -> None:
+        """In place of the waiter that a run before had."""
+        self._waiters[slab.id] = waiter
+
     def reserved(self, number: SlabId) -> None:
-        self._waiters.pop(number).slab_reserved(self._state.ledger[number])
+        waiter = self._waiters.pop(number, None)
+        if waiter is not None:  # else it was said before, to a run of the daemon that had not written it down
+            waiter.slab_reserved(self._state.ledger[number])
 
     def refused(self, number: SlabId, message: str) -> None:
+        waiter = self._waiters.pop(number, None)
+        if waiter is None:
+            return
         slab = self._state.ledger[number]
-        waiter = self._waiters.pop(number)
         self._end(slab)
         waiter.slab_refused(slab, message)
 

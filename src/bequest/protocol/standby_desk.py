@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
 from bequest.limits import STANDBYS_MAX
-from bequest.protocol.outputs import PeerId, ToAgent
+from bequest.protocol.books import Row
+from bequest.protocol.outputs import ToAgent
 from bequest.protocol.process_table import Member
 from bequest.protocol.rack_state import RackState, Session
 from bequest.protocol.refusal import Refusal
@@ -23,9 +22,8 @@ from bequest.wire import messages as wire
 CapabilityCheck = Callable[[Session, Member, str, Member | None, bytes], None]
 
 
-class Standby(msgspec.Struct):
+class Standby(Row):
     id: int
-    peer: PeerId
     process: int
     incarnation: int
     group: int
@@ -36,11 +34,10 @@ class StandbyDesk:
     def __init__(self, state: RackState, check: CapabilityCheck) -> None:
         self._state = state
         self._check = check
-        self._standbys: dict[int, Standby] = {}
-        self._last_id = 0
+        self._standbys = state.books.open("standbys", Standby, int)
 
     def stand_by(self, session: Session, process: Member, message: wire.StandBy) -> None:
-        mine = [standby for standby in self._standbys.values() if standby.peer == session.peer]
+        mine = [standby for standby in self._standbys if _is_of(standby, process)]
         if len(mine) >= STANDBYS_MAX:
             raise Refusal("config", f"one process stands by for {STANDBYS_MAX} others at most")
         victim = self._state.processes.attached(message.victim)
@@ -50,27 +47,26 @@ class StandbyDesk:
             )
         if message.capability is not None:
             self._check(session, process, message.victim, victim, message.capability)
-        self._last_id += 1
-        standby = Standby(
-            self._last_id, session.peer, process.id, process.incarnation, process.group, message.victim
-        )
-        self._standbys[standby.id] = standby
+        number = self._state.books.counter("standby").next()
+        standby = Standby(number, process.id, process.incarnation, process.group, message.victim)
+        self._standbys.put(standby.id, standby)
         if victim is None:
             self._state.reply(session.peer, wire.StandingBy(standby.id))
         else:
             self._watch(victim)
             self._state.reply(session.peer, wire.StandingBy(standby.id, victim.id, victim.incarnation))
 
-    def stand_down(self, session: Session, number: int) -> None:
+    def stand_down(self, session: Session, process: Member, number: int) -> None:
         standby = self._standbys.get(number)
-        if standby is None or standby.peer != session.peer:
+        if standby is None or not _is_of(standby, process):
             raise Refusal("unknown", f"this process has no standby {number}")
         self._drop(standby)
         self._state.reply(session.peer, wire.Done())
 
-    def client_gone(self, peer: PeerId) -> None:
-        for standby in list(self._standbys.values()):
-            if standby.peer == peer:
+    def gone(self, process: Member) -> None:
+        """It stands by for nobody any more."""
+        for standby in self._standbys:
+            if _is_of(standby, process):
                 self._drop(standby)
 
     def attached(self, process: Member) -> None:
@@ -88,15 +84,19 @@ class StandbyDesk:
     def _for(self, process: Member) -> list[Standby]:
         return [
             standby
-            for standby in self._standbys.values()
+            for standby in self._standbys
             if standby.victim == process.name and standby.group == process.group
         ]
 
     def _drop(self, standby: Standby) -> None:
-        del self._standbys[standby.id]
+        self._standbys.remove(standby.id)
         victim = self._state.processes.attached(standby.victim)
         if victim is not None and victim.group == standby.group:
             self._watch(victim)
 
     def _watch(self, victim: Member) -> None:
         self._state.groups[victim.group].shard.watch(victim.id, len(self._for(victim)))
+
+
+def _is_of(standby: Standby, process: Member) -> bool:
+    return (standby.process, standby.incarnation) == (process.id, process.incarnation)

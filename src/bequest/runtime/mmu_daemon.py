@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from bequest._core import Table
-from bequest.protocol.outputs import Drop, DropTable, Note, Output, Reply, StopRack, ToAgent, ToElement
+from bequest.protocol.outputs import Drop, DropTable, GoOn, Note, Output, Reply, StopRack, ToAgent, ToElement
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import MmuConfig
 from bequest.runtime.loop import Daemon, Link, Peer, log
@@ -26,7 +26,7 @@ class MmuDaemon(Daemon):
         element_links: Sequence[socket.socket],
         agent_links: Sequence[socket.socket],
     ) -> None:
-        super().__init__(config.name, config.generation, config.uid, listener, wire.ClientToMmu, life)
+        super().__init__(config.name, config.generation, config.uid, listener, wire.MmuSocket, life)
         self._tables: dict[int, Table] = {}
         self._machine = RackMmu(config, self._make_table, os.urandom, time.monotonic())
         self._elements = {
@@ -82,6 +82,8 @@ class MmuDaemon(Daemon):
                     self.send_to_link(self._agents[compute], message)
                 case DropTable(group):
                     del self._tables[group]
+                case GoOn():
+                    self._carry_out(self._machine.go_on())
                 case Drop(peer, reason):
                     self.drop(self._peers[peer], reason)
                 case StopRack(reason):

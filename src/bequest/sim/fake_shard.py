@@ -105,6 +105,13 @@ class FakeShard:
         self.lives[id] = (1, incarnation)
         self.inboxes[id] = []
 
+    def life(self, id: int) -> tuple[int, int, int, str]:
+        life, incarnation = self.lives.get(id, (0, 0))
+        return life, incarnation, 0, ""
+
+    def recover(self) -> int:
+        return 0  # a step of this table is never half done
+
     def mark_dead(self, id: int) -> None:
         self.lives[id] = (2, self.lives[id][1])
 

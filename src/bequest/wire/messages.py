@@ -16,6 +16,9 @@ import msgspec
 
 from bequest.wire.failures import *
 from bequest.wire.message import Message as Message
+from bequest.wire.resuming import ComeBack as ComeBack
+from bequest.wire.resuming import Resume as Resume
+from bequest.wire.resuming import Resumed as Resumed
 from bequest.wire.stealing import FenceFailed as FenceFailed
 from bequest.wire.stealing import FenceProcess as FenceProcess
 from bequest.wire.stealing import Found as Found
@@ -46,6 +49,7 @@ class Welcome(Message, frozen=True):
     rack: str
     role: str
     generation: int = 0
+    client: int = 0  # this connection's number: never another's, in any run of the daemon
 
 
 class Sync(Message, frozen=True):
@@ -78,12 +82,15 @@ class CreateGroup(Message, frozen=True):
 
     ``policy`` says who may steal in it (never, member, standby, quorum), ``fence`` how far a victim's agent may go to
     keep it from its memory (protect, ptrace, kill). ``verifier`` is the SHA-256 of the capability that a thief shows.
+    A client that repeats the request, because it lost the reply, repeats ``nonce``: it gets the same group, and a new
+    secret, for nobody has seen the first.
     """
 
     name: str
     policy: str = "member"
     fence: str = "ptrace"
     verifier: bytes | None = None
+    nonce: bytes = b""
 
 
 class GroupCreated(Message, frozen=True):
@@ -95,13 +102,14 @@ class Attach(Message, frozen=True):
     """-> Attached, with the group's table as file descriptor. One process per connection.
 
     Without a secret: the default group of the connection's user. Without a compute element: the rack places it.
-    ``heir`` as in NameHeir.
+    ``heir`` as in NameHeir. A client that repeats the request, because it lost the reply, repeats ``nonce``.
     """
 
     name: str
     secret: bytes | None = None
     compute: str | None = None
     heir: str | None = None
+    nonce: bytes = b""
 
 
 class ElementAddress(msgspec.Struct, frozen=True):
@@ -360,6 +368,19 @@ class SlabOpened(Message, frozen=True):
 # --- Rack MMU to memory element, and back -----------------------------------------------------------------
 
 
+class AnnouncementEnds(Message, frozen=True):
+    """The Rack MMU has said it all; also to agents."""
+
+
+class AdoptSlab(Message, frozen=True):
+    """-> nothing if the element has it, else SlabLost."""
+
+    slab: int
+    group: int
+    nbytes: int
+    huge: bool
+
+
 class AdmitGroup(Message, frozen=True):
     group: int
     ticket: bytes
@@ -499,7 +520,22 @@ ClientToMmu = (
     | StandBy
     | StandDown
     | BreakMemory
+    | Resume
+    | ComeBack
 )
+
+
+class Once(Message, frozen=True):
+    """-> the reply to ``request``, which is carried out once, however often it comes under this number.
+
+    Numbers are the attached process's own, and grow. A number that was answered gets the same answer again.
+    """
+
+    number: int
+    request: ClientToMmu
+
+
+MmuSocket = ClientToMmu | Once
 ClientToAgent = Hello | Sync | Enrol | Subscribe | SetContacts | HandleFailures | Handled
 ClientToElement = Hello | Sync | OpenSlab
 DaemonToClient = (
@@ -523,6 +559,7 @@ DaemonToClient = (
     | Found
     | NameList
     | TheftList
+    | Resumed
     | Enrolled
     | SlabOpened
     | StandingBy
