@@ -40,7 +40,8 @@ class Box:
         self.now = 100.0
         self.shards: dict[int, FakeShard] = {}
         self.config = config(**changes)
-        self.mmu = RackMmu(self.config, self._make_shard, random.Random(7).randbytes, self.now)
+        self._fresh_bytes = random.Random(7).randbytes
+        self.mmu = RackMmu(self.config, self._make_shard, self._fresh_bytes, self.now)
         self.replies: dict[int, list[wire.Message]] = {}
         self.to_agents: list[wire.Message] = []
         self.to_elements: list[wire.Message] = []
@@ -55,10 +56,10 @@ class Box:
 
     # --- acts ---------------------------------------------------------------------------------------------------
 
-    def client(self, uid: int = 1000) -> int:
+    def client(self, uid: int = 1000, os_pid: int | None = None) -> int:
         self._last_peer += 1
         self.replies[self._last_peer] = []
-        self.do(self.mmu.client_opened(self._last_peer, uid, 5000 + self._last_peer))
+        self.do(self.mmu.client_opened(self._last_peer, uid, os_pid or 5000 + self._last_peer))
         return self._last_peer
 
     def ask(self, peer: int, message: wire.Message) -> wire.Message | None:
@@ -142,25 +143,28 @@ class Box:
     def _carry_out(self, outputs: list[Output]) -> None:
         self.write_down()
         for output in outputs:
-            match output:
-                case Reply(peer, message):
-                    self.replies[peer].append(message)
-                case ToAgent(_, message):
-                    self.to_agents.append(message)
-                case ToElement(element, message):
-                    self.to_elements.append(message)
-                    if self.held is not None:
-                        self.held.append((element, message))
-                    else:
-                        self._obey(element, message)
-                case DropTable(group):
-                    del self.shards[group]
-                case GoOn():
-                    self._carry_out(self.mmu.go_on())
-                case AwaitExit(client, os_pid):
-                    self.absent[client] = os_pid
-                case StopRack(reason):
-                    self.stopped = reason
+            self._carry_out_one(output)
+
+    def _carry_out_one(self, output: Output) -> None:
+        match output:
+            case Reply(peer, message):
+                self.replies[peer].append(message)
+            case ToAgent(_, message):
+                self.to_agents.append(message)
+            case ToElement(element, message):
+                self.to_elements.append(message)
+                if self.held is not None:
+                    self.held.append((element, message))
+                else:
+                    self._obey(element, message)
+            case DropTable(group):
+                del self.shards[group]
+            case GoOn():
+                self._carry_out(self.mmu.go_on())
+            case AwaitExit(client, os_pid):
+                self.absent[client] = os_pid
+            case StopRack(reason):
+                self.stopped = reason
 
     def _obey(self, element: int, message: wire.Message) -> None:
         answer: wire.Message
