@@ -99,6 +99,25 @@ def test_a_part_that_comes_back_fills_the_hole_it_left() -> None:
     world.box.check()
 
 
+def test_what_has_been_round_three_groups_may_come_by_again() -> None:
+    """The hole that it left in a copy stays one: its home is in another group, and could not use free pages there."""
+    world = TwoGroups()
+    third_peer, third = world.box.attach("third", uid=7)
+    elsewhere = world.box.shards[third.group]
+    world.grant(world.source.own(world.giver.pid, world.address, 10))
+    world.target.accept(world.taker.pid)
+    part = world.target._carve(OWNED, world.taker.pid, world.address, 4)
+    onward = wire.CrossGrant(part, world.target.word(part), third.pid, third.incarnation)
+    assert isinstance(world.box.ask(world.taker_peer, onward), wire.CrossGranted)
+    part = elsewhere.accept(third.pid)
+    home = wire.CrossGrant(part, elsewhere.word(part), world.giver.pid, world.giver.incarnation)
+    assert isinstance(world.box.ask(third_peer, home), wire.CrossGranted)
+    world.box.pass_time(2)
+    assert elsewhere.records == {}
+    assert world.grant(world.source.accept(world.giver.pid)) == wire.CrossGranted(4 * PAGE)
+    world.box.check()
+
+
 def test_a_copy_outlives_the_slab_it_came_from() -> None:
     world = TwoGroups(orphan_keep=1.0)
     part = world.source.own(world.giver.pid, world.address, 4)

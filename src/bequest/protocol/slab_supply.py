@@ -176,7 +176,8 @@ class SlabSupply:
         parent = state.ledger[ghost.parent]
         if parent.state is SlabState.GHOST:
             self._dissolve(parent)
-        elif parent.state is SlabState.LIVE and not ghost.is_stillborn:
+        elif parent.state is SlabState.LIVE and not ghost.is_stillborn and self._home_may_touch(parent):
+            # Elsewhere nobody can use what is free; a hole can be filled again by a grant.
             still_away = [copy.run for copy in state.ledger.copies_of(parent)]
             for start, end in without(ghost.run, still_away):
                 state.groups[parent.group].shard.free_away(start, (end - start) // PAGE_BYTES)

@@ -1,0 +1,316 @@
+"""The rack's daemons without sockets: the machines of `bequest.protocol`, driven as `bequest.runtime` drives them.
+
+What can go wrong between real daemons is kept, and nothing else. Links are ordered and lose nothing while both ends
+live. A daemon gets its turn late, and then does all that has come meanwhile, links first, of each client one packet:
+what one daemon told another before it answered a client is known before the client acts on it. A client that is owed a
+reply is not read, so that its end is noticed only after it was answered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bequest.limits import MIB
+from bequest.protocol.compute_element import ComputeElement
+from bequest.protocol.memory_element import MemoryElement
+from bequest.protocol.outputs import (
+    CloseFile,
+    CopyFile,
+    DropTable,
+    MakeFile,
+    Note,
+    Output,
+    PunchFile,
+    Reply,
+    StopRack,
+    ToAgent,
+    ToElement,
+    ToMmu,
+    Unwatch,
+    Watch,
+)
+from bequest.protocol.process_table import IdPool, Kind
+from bequest.protocol.rack_mmu import RackMmu
+from bequest.protocol.rack_state import ElementInfo
+from bequest.sim.connection import Connection
+from bequest.sim.file import SimFile
+from bequest.sim.shared_table import SharedTable
+from bequest.wire import messages as wire
+
+if TYPE_CHECKING:
+    from bequest.sim.world import World
+
+
+class Daemon:
+    """What all of them share: turns, links, clients."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.links: dict[str, deque[wire.Message]] = {}
+        self.peers: dict[int, Connection] = {}
+        self._last_peer = 0
+        self._woken = False
+        self._others: list[Callable[[], None]] = []  # pidfds and workers that have something
+        self._next_tick = float("inf")
+
+    # --- what comes ------------------------------------------------------------------------------------------
+
+    def connect(self, connection: Connection) -> None:
+        self._last_peer += 1
+        connection.peer = self._last_peer
+        self.peers[connection.peer] = connection
+        self.wake()
+
+    def tell(self, sender: str, message: wire.Message) -> None:
+        self.links.setdefault(sender, deque()).append(message)
+        self.wake()
+
+    def call(self, what: Callable[[], None]) -> None:
+        self._others.append(what)
+        self.wake()
+
+    def wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self.world.events.after(self.world.delay(), self._turn)
+
+    # --- a turn ----------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._woken = False
+        peers = [connection for connection in self.peers.values() if connection.is_readable]
+        self.world.random.shuffle(peers)
+        others, self._others = self._others, []
+        for sender in list(self.links):
+            while self.links[sender]:
+                message = self.links[sender].popleft()
+                self.world.trace(self.name, sender, message)
+                self.link_message(sender, message)
+        for connection in peers:
+            self._read(connection)
+        for call in others:
+            call()
+        self.tick(self.world.events.now)
+        self._plan_tick()
+        if self._others or any(self.links.values()) or any(peer.is_readable for peer in self.peers.values()):
+            self.wake()
+        self.world.turn_ended(self)
+
+    def _read(self, connection: Connection) -> None:
+        message = connection.read()
+        if message is None:
+            del self.peers[connection.peer]
+            if connection.has_greeted:
+                self.world.trace(self.name, connection.who, "(gone)")
+                self.peer_gone(connection)
+            return
+        if not connection.has_greeted:
+            connection.has_greeted = True
+            self.peer_opened(connection)
+            return
+        connection.is_owed_reply = True
+        self.world.trace(self.name, connection.who, message)
+        self.peer_message(connection, message)
+
+    def _plan_tick(self) -> None:
+        deadline = self.next_deadline()
+        if deadline < self._next_tick or self._next_tick <= self.world.events.now:
+            self._next_tick = deadline
+            if deadline != float("inf"):
+                self.world.events.after(max(0.0, deadline - self.world.events.now), self.wake)
+
+    def reply(self, peer: int, message: wire.Message, file: object = None) -> None:
+        connection = self.peers.get(peer)
+        if connection is not None:
+            self.world.trace(connection.who, self.name, message)
+            connection.answer(message, file)
+
+    # --- for the subclass ------------------------------------------------------------------------------------
+
+    def peer_opened(self, connection: Connection) -> None: ...
+
+    def peer_gone(self, connection: Connection) -> None: ...
+
+    def peer_message(self, connection: Connection, message: wire.Message) -> None:
+        raise AssertionError(f"{self.name} serves no clients")
+
+    def link_message(self, sender: str, message: wire.Message) -> None:
+        raise AssertionError(f"{self.name} has no links")
+
+    def tick(self, now: float) -> None: ...
+
+    def next_deadline(self) -> float:
+        return float("inf")
+
+
+class Mmu(Daemon):
+    def __init__(self, world: World) -> None:
+        super().__init__(world, "mmu")
+        self.tables: dict[int, SharedTable] = {}
+        self.machine = RackMmu(world.config, self._make_table, world.fresh_bytes, world.events.now)
+        self.machine._state.processes._pools[Kind.PROCESS] = IdPool(1, world.options.ids)
+
+    def peer_opened(self, connection: Connection) -> None:
+        self._carry_out(self.machine.client_opened(connection.peer, connection.uid, connection.os_pid))
+
+    def peer_gone(self, connection: Connection) -> None:
+        self._carry_out(self.machine.client_gone(connection.peer, self.world.events.now))
+
+    def peer_message(self, connection: Connection, message: wire.Message) -> None:
+        self._carry_out(self.machine.client_message(connection.peer, message, self.world.events.now))
+
+    def link_message(self, sender: str, message: wire.Message) -> None:
+        if sender in self.world.agents:
+            self._carry_out(self.machine.agent_message(message, self.world.events.now))
+        else:
+            self._carry_out(self.machine.element_message(self.world.elements[sender].info.id, message))
+
+    def tick(self, now: float) -> None:
+        self._carry_out(self.machine.tick(now))
+
+    def next_deadline(self) -> float:
+        return self.machine.next_deadline()
+
+    def _make_table(self, group: int) -> SharedTable:
+        self.tables[group] = SharedTable(group, self.world.options.inbox_cells)
+        return self.tables[group]
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Reply(peer, message, table):
+                    self.reply(peer, message, None if table is None else self.tables[table])
+                case ToElement(element, message):
+                    self.world.element(element).tell(self.name, message)
+                case ToAgent(compute, message):
+                    self.world.agents[f"agent-{compute}"].tell(self.name, message)
+                case DropTable(group):
+                    del self.tables[group]
+                case Note(text):
+                    self.world.trace("log", self.name, text)
+                case StopRack(reason):
+                    raise AssertionError(f"the rack would stop: {reason}")
+                case _:
+                    raise AssertionError(f"the Rack MMU wants {output}")
+
+
+class Element(Daemon):
+    """Its workers take their time; jobs of one lane are done in order."""
+
+    def __init__(self, world: World, info: ElementInfo) -> None:
+        super().__init__(world, info.path)
+        self.info = info
+        self.files: dict[int, SimFile] = {}
+        self.machine = MemoryElement(info.size, world.events.now)
+        self._lanes = {"slabs": 0.0, "pool": 0.0}  # when the last job of the lane will have been done
+
+    def peer_message(self, connection: Connection, message: wire.Message) -> None:
+        self._carry_out(self.machine.client_message(connection.peer, message))
+
+    def link_message(self, sender: str, message: wire.Message) -> None:
+        self._carry_out(self.machine.mmu_message(message, self.world.events.now))
+
+    def tick(self, now: float) -> None:
+        self._carry_out(self.machine.tick(now))
+
+    def next_deadline(self) -> float:
+        return self.machine.next_deadline()
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Reply(peer, message, file=file):
+                    self.reply(peer, message, None if file is None else self.files[file])
+                case ToMmu(message):
+                    self.world.mmu.tell(self.name, message)
+                case MakeFile(file, nbytes, _, urgent):
+                    self._submit("slabs" if urgent else "pool", nbytes, self._maker(file, nbytes))
+                case CloseFile(file):
+                    closing = self.files.pop(file)
+                    self._submit("slabs", closing.nbytes, closing.close)
+                case PunchFile(file, offset, nbytes):
+                    self.files[file].punch(offset, nbytes)
+                case CopyFile():
+                    self._submit("slabs", output.nbytes, self._copier(output))
+                case Note(text):
+                    self.world.trace("log", self.name, text)
+                case _:
+                    raise AssertionError(f"the memory element wants {output}")
+
+    def _submit(self, lane: str, nbytes: int, job: Callable[[], None]) -> None:
+        now = self.world.events.now
+        self._lanes[lane] = max(now, self._lanes[lane]) + self.world.delay() * (1 + nbytes / MIB)
+        self.world.events.after(self._lanes[lane] - now, job)
+
+    def _maker(self, file: int, nbytes: int) -> Callable[[], None]:
+        def make() -> None:
+            if self.world.is_unlucky(self.world.options.element_trouble):
+                self.call(
+                    lambda: self._carry_out(self.machine.file_failed(file, "no room", self.world.events.now))
+                )
+                return
+            made = SimFile(self.name, file, nbytes)
+            self.call(lambda: self._made(made))
+
+        return make
+
+    def _made(self, file: SimFile) -> None:
+        self.files[file.number] = file
+        self._carry_out(self.machine.file_made(file.number, 0, self.world.events.now))
+
+    def _copier(self, copy: CopyFile) -> Callable[[], None]:
+        source, target = self.files[copy.source], self.files[copy.target]
+
+        def work() -> None:
+            if self.world.is_unlucky(self.world.options.element_trouble):
+                self.call(lambda: self._carry_out(self.machine.copy_failed(copy.job, "no luck")))
+                return
+            source.copy(copy.source_offset, target, copy.target_offset, copy.nbytes)
+            self.call(lambda: self._carry_out(self.machine.copy_done(copy.job)))
+
+        return work
+
+
+class Agent(Daemon):
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self.machine = ComputeElement()
+        self._watched: dict[int, int] = {}  # peer -> os pid
+
+    def peer_message(self, connection: Connection, message: wire.Message) -> None:
+        self._carry_out(self.machine.client_message(connection.peer, connection.os_pid, message))
+
+    def peer_gone(self, connection: Connection) -> None:
+        self._carry_out(self.machine.client_gone(connection.peer))
+
+    def link_message(self, sender: str, message: wire.Message) -> None:
+        self._carry_out(self.machine.mmu_message(message))
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Reply(peer, message):
+                    self.reply(peer, message)
+                case ToMmu(message):
+                    self.world.mmu.tell(self.name, message)
+                case Watch(peer, os_pid):
+                    self._watch(peer, os_pid)
+                case Unwatch(peer):
+                    self._watched.pop(peer, None)
+                case _:
+                    raise AssertionError(f"the agent wants {output}")
+
+    def _watch(self, peer: int, os_pid: int) -> None:
+        process = self.world.processes[os_pid]
+        if process.has_exited:
+            self._carry_out(self.machine.exited(peer))
+            return
+        self._watched[peer] = os_pid
+        process.when_exited.append(lambda: self.call(lambda: self._exited(peer)))
+
+    def _exited(self, peer: int) -> None:
+        if peer in self._watched:
+            self._carry_out(self.machine.exited(peer))
