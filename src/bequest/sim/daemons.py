@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bequest.limits import MIB
@@ -17,12 +18,17 @@ from bequest.protocol.compute_element import ComputeElement
 from bequest.protocol.memory_element import MemoryElement
 from bequest.protocol.outputs import (
     CloseFile,
+    Confirm,
     CopyFile,
     DropTable,
+    Fence,
+    Guard,
+    LoseFile,
     MakeFile,
     Note,
     Output,
     PunchFile,
+    Push,
     Reply,
     StopRack,
     ToAgent,
@@ -31,7 +37,7 @@ from bequest.protocol.outputs import (
     Unwatch,
     Watch,
 )
-from bequest.protocol.process_table import IdPool, Kind
+from bequest.protocol.process_table import Kind
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import ElementInfo
 from bequest.sim.connection import Connection
@@ -40,6 +46,7 @@ from bequest.sim.shared_table import SharedTable
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
+    from bequest.sim.os_process import OsProcess
     from bequest.sim.world import World
 
 
@@ -151,7 +158,8 @@ class Mmu(Daemon):
         super().__init__(world, "mmu")
         self.tables: dict[int, SharedTable] = {}
         self.machine = RackMmu(world.config, self._make_table, world.fresh_bytes, world.events.now)
-        self.machine._state.processes._pools[Kind.PROCESS] = IdPool(1, world.options.ids)
+        processes = self.machine._state.processes
+        processes._pools[Kind.PROCESS]._fresh = deque(range(1, world.options.ids + 1))
 
     def peer_opened(self, connection: Connection) -> None:
         self._carry_out(self.machine.client_opened(connection.peer, connection.uid, connection.os_pid))
@@ -233,6 +241,9 @@ class Element(Daemon):
                     self._submit("slabs", closing.nbytes, closing.close)
                 case PunchFile(file, offset, nbytes):
                     self.files[file].punch(offset, nbytes)
+                case LoseFile(file, run):
+                    offset, nbytes = run or (0, self.files[file].nbytes)
+                    self.files[file].punch(offset, nbytes)
                 case CopyFile():
                     self._submit("slabs", output.nbytes, self._copier(output))
                 case Note(text):
@@ -281,13 +292,21 @@ class Agent(Daemon):
         self._watched: dict[int, int] = {}  # peer -> os pid
 
     def peer_message(self, connection: Connection, message: wire.Message) -> None:
-        self._carry_out(self.machine.client_message(connection.peer, connection.os_pid, message))
+        self._carry_out(
+            self.machine.client_message(connection.peer, connection.os_pid, message, self.world.events.now)
+        )
 
     def peer_gone(self, connection: Connection) -> None:
         self._carry_out(self.machine.client_gone(connection.peer))
 
     def link_message(self, sender: str, message: wire.Message) -> None:
-        self._carry_out(self.machine.mmu_message(message))
+        self._carry_out(self.machine.mmu_message(message, self.world.events.now))
+
+    def tick(self, now: float) -> None:
+        self._carry_out(self.machine.tick(now))
+
+    def next_deadline(self) -> float:
+        return self.machine.next_deadline()
 
     def _carry_out(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -300,6 +319,15 @@ class Agent(Daemon):
                     self._watch(peer, os_pid)
                 case Unwatch(peer):
                     self._watched.pop(peer, None)
+                case Push(peer, notice):
+                    if peer in self.peers:
+                        self.world.trace(self.peers[peer].who, self.name, notice)
+                case Confirm(peer):
+                    self.world.events.after(self.world.delay(), partial(self._confirm, peer))
+                case Fence():
+                    self.world.events.after(self.world.delay(), partial(self._fence, output))
+                case Guard(job, peer):
+                    self.call(partial(self._guarded, job, peer))
                 case _:
                     raise AssertionError(f"the agent wants {output}")
 
@@ -309,8 +337,37 @@ class Agent(Daemon):
             self._carry_out(self.machine.exited(peer))
             return
         self._watched[peer] = os_pid
-        process.when_exited.append(lambda: self.call(lambda: self._exited(peer)))
+        process.when_exited.append(lambda: self.call(partial(self._exited, peer)))
 
     def _exited(self, peer: int) -> None:
         if peer in self._watched:
             self._carry_out(self.machine.exited(peer))
+
+    def _confirm(self, peer: int) -> None:
+        if peer in self._watched and not self.world.processes[self._watched[peer]].is_alive:
+            self.call(partial(self._exited, peer))
+
+    def _fence(self, order: Fence) -> None:
+        """A worker's job: the ladder of `bequest.runtime.fencing`, where each rung may turn out not to hold."""
+        process = self.world.processes[self._watched[order.peer]] if order.peer in self._watched else None
+        reaches = ("protect", "ptrace", "kill")[: ("protect", "ptrace", "kill").index(order.reach) + 1]
+        if process is None or not process.is_alive:
+            how = "dead"
+        else:
+            holding = [rung for rung in reaches if rung == "kill" or not self.world.is_unlucky(0.2)]
+            if not holding:
+                self.call(lambda: self._carry_out(self.machine.fence_failed(order.job, "no rung holds")))
+                return
+            how = {"protect": "protected", "ptrace": "ptraced", "kill": "killed"}[holding[0]]
+            self._keep_off(process, how, order.ranges)
+        self.call(lambda: self._carry_out(self.machine.fenced(order.job, how)))
+
+    def _keep_off(self, process: OsProcess, how: str, ranges: list[tuple[int, int]]) -> None:
+        self.world.trace("fence", repr(process), how)
+        if how == "killed":
+            process.kill()
+        for address, nbytes in ranges:
+            process.close(address, address + nbytes)
+
+    def _guarded(self, job: int, peer: int) -> None:
+        self._carry_out(self.machine.guarded(job, peer, False))
