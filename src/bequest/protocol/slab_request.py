@@ -102,9 +102,8 @@ class SlabRequest:
         if not process.is_attached:
             self._requests.wanted.remove(slab.id)
             self._supply.retire(slab)
-            self._state.refuse(
-                self._peer, Refusal("not-attached", f"{process.name!r} has been given up meanwhile")
-            )
+            refusal = Refusal("not-attached", f"{process.name!r} has been given up meanwhile")
+            self._state.answer(self._wanted.caller, refusal.reply())
             return
         shard = self._state.shard_of(slab.group)
         if shard.add_slab(slab.id, slab.address, slab.pages, slab.element, slab.huge, slab.home):

@@ -22,6 +22,7 @@ from bequest.protocol.outputs import (
     CopyFile,
     DropTable,
     Fence,
+    GoOn,
     Guard,
     LoseFile,
     MakeFile,
@@ -197,6 +198,8 @@ class Mmu(Daemon):
                     self.world.agents[f"agent-{compute}"].tell(self.name, message)
                 case DropTable(group):
                     del self.tables[group]
+                case GoOn():
+                    self._carry_out(self.machine.go_on())
                 case Note(text):
                     self.world.trace("log", self.name, text)
                 case StopRack(reason):
