@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cerrno>
+#include <system_error>
 
 #include "doorbell.hpp"
 
 namespace bequest {
 
 namespace {
+constexpr int kMappingTriesMax = 100;
+
 // Any number of increments may be lost to a race between threads of one process; none is, because
 // the binding serialises them. Readers elsewhere see a recent value.
 void count(Shared<uint64_t>& counter, uint64_t by = 1) {
@@ -29,6 +33,7 @@ Attachment::Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> s
 uint64_t Attachment::nbytes(const Extent& e) const { return table_.nbytes(e); }
 
 void Attachment::ensure_mapped(const Extent& e) {
+    if (has_scratch()) space_->retire_scratch();
     const uint32_t slab = table_.extent(e.descriptor).slab;
     const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
     if (space_->is_mapped(slab, start, bytes)) return;
@@ -45,8 +50,25 @@ void Attachment::ensure_mapped(const Extent& e) {
 }
 
 void Attachment::open_pages(const Extent& e) {
-    ensure_mapped(e);
-    space_->open(address(e), e.word.pages() * kPageBytes);
+    const uint64_t start = address(e);
+    open_mapped({e}, {{start, start + e.word.pages() * kPageBytes}});
+}
+
+// While a slab's file is asked for, another thread may find that memory was stolen and forget all mappings
+// but those of what is held.
+void Attachment::open_mapped(const std::vector<Extent>& extents, const std::vector<Range>& ranges) {
+    for (const Extent& e : extents) ensure_mapped(e);
+    int tries = 0;
+    for (size_t opened = 0; opened < ranges.size();) {
+        if (space_->open(ranges[opened].start, ranges[opened].end - ranges[opened].start)) {
+            opened++;
+            continue;
+        }
+        if (++tries == kMappingTriesMax)
+            throw std::system_error(ESTALE, std::generic_category(), "mapping memory that changes under us");
+        for (const Extent& e : extents) ensure_mapped(e);
+        opened = 0;
+    }
 }
 
 void Attachment::close_pages(const Extent& e) { space_->close(address(e), e.word.pages() * kPageBytes); }
@@ -57,7 +79,10 @@ void Attachment::reopen(const Extent& e) {
     const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
     if (!still_ours(e)) return;
     ensure_mapped(e);
-    space_->open(start, bytes);
+    while (!space_->open(start, bytes)) {  // as in open_mapped
+        if (!still_ours(e)) return;
+        ensure_mapped(e);
+    }
     if (!still_ours(e)) space_->close(start, bytes);
 }
 
@@ -98,6 +123,13 @@ bool Attachment::free(Extent e) {
     if (!at_home) close_pages(e);
     if (!table_.free(id_, e)) return false;
     if (at_home) arena_.put(e);
+    count(table_.slot(id_).frees);
+    return true;
+}
+
+// To the Rack MMU, like memory that is away: it is in nobody's arena, and goes when its slab goes.
+bool Attachment::free_failed(Extent e) {
+    if (!table_.change(e, State::kOwned, kMmuId)) return false;
     count(table_.slot(id_).frees);
     return true;
 }
@@ -251,8 +283,7 @@ bool Attachment::is_for_us(const Delivery& delivery, const Peer& addressee) {
 // All of them, or none.
 void Attachment::open_all(const std::vector<Extent>& extents, const std::vector<Range>& ranges) {
     try {
-        for (const Extent& e : extents) ensure_mapped(e);
-        for (const Range& r : ranges) space_->open(r.start, r.end - r.start);
+        open_mapped(extents, ranges);
     } catch (...) {
         for (const Range& r : ranges)
             if (space_->is_open(r.start, r.end - r.start)) space_->close(r.start, r.end - r.start);

@@ -45,6 +45,7 @@ public:
 
     std::optional<Extent> alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags = 0);
     bool free(Extent extent);
+    bool free_failed(Extent extent);  // its memory is gone: nobody is given it again
     std::optional<Extent> split(Extent& left, uint64_t pages);
     bool merge(Extent& left, Extent& right);
 
@@ -78,12 +79,11 @@ public:
     const Arena& arena() const { return arena_; }
 
 private:
-    struct Range {
-        uint64_t start, end;
-    };
+    using Range = AddressSpace::Range;
     std::vector<Range> neighbours_joined(const std::vector<Extent>& extents, size_t count) const;
     void put_home(Extent extent);  // of an extent that has never left
     void ensure_mapped(const Extent& extent);
+    void open_mapped(const std::vector<Extent>& extents, const std::vector<Range>& ranges);
     size_t take_back(const Inbox& inbox, std::vector<Extent>& extents, size_t committed,
                      const std::vector<uint64_t>& cells);
     std::vector<Accepted> accept(uint32_t inbox, uint32_t incarnation, size_t limit);

@@ -4,79 +4,15 @@
 // of everything below.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <unistd.h>
 
 #include <cstring>
 
 #include "../doorbell.hpp"
-#include "python.hpp"
+#include "seats.hpp"
 
 namespace bequest {
 
 namespace {
-
-// One window per operating-system process, and one rack in it. Handles that outlive their attachment keep
-// the window, but not the rack from changing.
-class Seats {
-public:
-    std::shared_ptr<AddressSpace> space(const std::string& rack) {
-        auto space = owner_ == getpid() ? space_.lock() : nullptr;
-        if (space && rack_ != rack) {
-            if (is_anyone_attached())
-                raise_error(
-                    "NotAttached",
-                    "this process is attached to the rack %s already; detach from it first (one rack at "
-                    "a time: both would use the same addresses)",
-                    rack_.c_str());
-            space->forget_everything();
-            space = nullptr;
-        }
-        if (!space) {
-            space = std::make_shared<AddressSpace>();
-            space_ = space;
-            rack_ = rack;
-            owner_ = getpid();
-            members_.clear();
-        }
-        return space;
-    }
-    void add(const std::shared_ptr<Member>& member) {
-        std::erase_if(members_, [](const std::weak_ptr<Member>& gone) { return gone.expired(); });
-        members_.push_back(member);
-    }
-
-    // The last to leave drops the window whole; before that, what was its own is closed.
-    void leave(Member& member) {
-        if (!is_anyone_attached()) {
-            member.attachment.space().forget_everything();
-            space_.reset();
-            return;
-        }
-        std::vector<Extent> extents = member.attachment.arena().runs();
-        for (const Holding* holding : member.holdings)
-            extents.insert(extents.end(), holding->pieces().begin(), holding->pieces().end());
-        member.attachment.close_pages(extents);
-    }
-
-private:
-    bool is_anyone_attached() const {
-        for (const auto& reference : members_) {
-            const auto member = reference.lock();
-            if (member && member->usable) return true;
-        }
-        return false;
-    }
-
-    std::weak_ptr<AddressSpace> space_;
-    std::string rack_;
-    pid_t owner_ = 0;
-    std::vector<std::weak_ptr<Member>> members_;
-};
-
-Seats& seats() {
-    static Seats seats;
-    return seats;
-}
 
 void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::string& rack,
           const nb::object& open_slab, const nb::object& region_type, double spin) {
@@ -85,6 +21,7 @@ void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::st
     auto open = [open_slab](uint32_t slab) { return nb::cast<int>(open_slab(slab)); };
     auto member = std::make_shared<Member>(file->table(), id, seats().space(rack), std::move(open));
     seats().add(member);
+    catch_faults();
     new (self) ProcessBase{table, region_type, std::move(member), static_cast<int64_t>(spin * 1e9)};
 }
 
@@ -113,12 +50,17 @@ std::string name_of(const Table& table, const Peer& peer) {
 nb::list as_regions(const nb::object& owner, ProcessBase& process, std::vector<Accepted> accepted) {
     nb::list regions;
     const Table table = process.member->attachment.table();
-    for (Accepted& a : accepted) {
-        auto holding = hold(process.member, a.extent);
-        const uint64_t bytes = holding->nbytes();
-        regions.append(
-            wrap_region(owner, process.region_type,
-                        {owner, std::move(holding), {0, bytes}, std::move(a.tag), name_of(table, a.sender)}));
+    // All are held before a first Python object is made: that may run other code of the program, which may
+    // find that memory was stolen and forget all mappings but those of what is held.
+    std::vector<std::shared_ptr<Holding>> holdings;
+    holdings.reserve(accepted.size());
+    for (const Accepted& a : accepted) holdings.push_back(hold(process.member, a.extent));
+    for (size_t i = 0; i < accepted.size(); i++) {
+        Accepted& a = accepted[i];
+        const uint64_t bytes = holdings[i]->nbytes();
+        regions.append(wrap_region(
+            owner, process.region_type,
+            {owner, std::move(holdings[i]), {0, bytes}, std::move(a.tag), name_of(table, a.sender)}));
     }
     return regions;
 }
@@ -137,8 +79,8 @@ nb::list inherit(nb::handle_t<ProcessBase> self, uint32_t dead, uint32_t incarna
 
 bool holds(const Member& member, const Extent& extent) {
     for (const Holding* holding : member.holdings)
-        for (const Extent& piece : holding->pieces())
-            if (piece.descriptor == extent.descriptor && piece.word == extent.word) return true;
+        for (const PlacedExtent& piece : holding->pieces())
+            if (piece.extent.descriptor == extent.descriptor && piece.extent.word == extent.word) return true;
     return false;
 }
 
@@ -148,10 +90,12 @@ nb::list adopt(nb::handle_t<ProcessBase> self, uint32_t victim, uint32_t incarna
     nb::object owner = nb::borrow(self);
     Member& member = process.usable();
     const std::string from = name_of(member.attachment.table(), {victim % kIdCount, incarnation});
+    std::vector<std::shared_ptr<Holding>> holdings;  // all of them before a Python object is made, as above
+    for (const Extent& e : member.attachment.adopt(
+             {victim, incarnation}, [&](const Extent& held) { return holds(member, held); }))
+        holdings.push_back(hold(process.member, e));
     nb::list regions;
-    for (const Extent& e : member.attachment.adopt({victim, incarnation},
-                                                   [&](const Extent& held) { return holds(member, held); })) {
-        auto holding = hold(process.member, e);
+    for (std::shared_ptr<Holding>& holding : holdings) {
         const uint64_t bytes = holding->nbytes();
         regions.append(
             wrap_region(owner, process.region_type, {owner, std::move(holding), {0, bytes}, {}, from}));
@@ -247,7 +191,8 @@ GrantResult grant_regions(Member& member, const std::vector<RegionBase*>& region
         extents.push_back(*extent);
     }
     const auto put_back = [&](size_t from) {
-        for (size_t i = from; i < extents.size(); i++) regions[i]->holding->put_in(extents[i]);
+        for (size_t i = from; i < extents.size(); i++)
+            regions[i]->holding->put_in(extents[i], regions[i]->span.start);
     };
     if (extents.size() < regions.size()) {
         put_back(0);
@@ -302,7 +247,7 @@ nb::object surrender(ProcessBase& process, RegionBase& region) {
     try {
         attachment.close_pages(*extent);
     } catch (...) {
-        region.holding->put_in(*extent);
+        region.holding->put_in(*extent, region.span.start);
         throw;
     }
     return nb::make_tuple(extent->descriptor, extent->word.bits);
@@ -314,7 +259,7 @@ void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor) {
     const Extent extent{descriptor, attachment.table().owner(descriptor)};
     if (!extent.word.is(State::kOwned, attachment.id())) return;
     attachment.open_pages(extent);
-    region.holding->put_in(extent);
+    region.holding->put_in(extent, region.span.start);
 }
 
 nb::object find(ProcessBase& process, const std::string& name) {
@@ -337,6 +282,7 @@ size_t live_views(ProcessBase& process) {
 void leave(ProcessBase& process, bool forked) {
     Member& member = *process.member;
     if (!member.usable) return;
+    if (!forked) look_around(member);
     member.usable = false;
     if (!forked) seats().leave(member);
     for (Holding* holding : member.holdings) holding->forget();
@@ -344,11 +290,17 @@ void leave(ProcessBase& process, bool forked) {
 
 }  // namespace
 
+Seats& seats() {
+    static Seats seats;
+    return seats;
+}
+
 Member& ProcessBase::usable() const {
     if (!member->usable)
         raise_error("NotAttached",
                     "this process is not attached to the rack: it has detached, or is the "
                     "child of a fork; attach it under a name of its own");
+    look_around(*member);
     return *member;
 }
 

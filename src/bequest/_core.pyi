@@ -175,6 +175,12 @@ class ProcessBase:
     def _is_live(self, id: int, incarnation: int) -> bool: ...
     def _leave(self, forked: bool) -> None: ...
 
+def take_fault() -> tuple[str, int, RegionBase | None, str, int] | None:
+    """What the calling thread's last touch of lost memory was: (message, address, region, cause, nbytes)."""
+
+def pass_raw_memory_signals(raw: bool) -> None:
+    """Hands SIGBUS on instead of raising exceptions."""
+
 def warm(fd: int, offset: int, nbytes: int, huge: bool) -> int:
     """Makes a range of a slab's file present, on 2 MiB pages if `huge`; returns the bytes that are."""
 

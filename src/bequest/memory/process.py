@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bequest._core import ANY_ELEMENT, ProcessBase
+from bequest._core import ANY_ELEMENT, ProcessBase, pass_raw_memory_signals
 from bequest.errors import (
     BadConfig,
     BadName,
@@ -336,6 +336,16 @@ class Process(ProcessBase):
     async def accept_async(self, timeout: float | None = None) -> Region:
         """`accept`, for asyncio."""
         return await self.inbox.accept_async(timeout)
+
+    # --- losses ------------------------------------------------------------------------------------------------------
+
+    def raw_memory_signals(self, raw: bool) -> None:
+        """Whether touching lost memory gives this program the raw SIGBUS (paper, section 3.2) instead of an exception.
+
+        The signal goes to whoever has a handler for it, in C or by `signal.signal`, and kills a program that has
+        none. When the handler runs there is scratch memory under the address, so it may simply return.
+        """
+        pass_raw_memory_signals(raw)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
