@@ -11,6 +11,7 @@
 #include <map>
 #include <system_error>
 
+#include "../liveness.hpp"
 #include "python.hpp"
 
 namespace bequest {
@@ -109,8 +110,10 @@ void bind_slabs(TableClass& table) {
             "slab"_a)
         .def(
             "watch",
-            [](TableFile& t, uint32_t id, uint32_t watchers) { t.table().slot(id).watched.store(watchers); },
+            [](TableFile& t, uint32_t id, uint32_t watchers) { set_watchers(t.table().slot(id), watchers); },
             "id"_a, "watchers"_a)
+        .def(
+            "beats", [](TableFile& t, uint32_t id) { return t.table().slot(id).beats.load(); }, "id"_a)
         .def(
             "restore",
             [](TableFile& t, uint32_t descriptor, uint64_t word) {

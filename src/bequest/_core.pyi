@@ -95,6 +95,9 @@ class Table:
 
     def inbox_depth(self, id: int) -> int: ...
     def counters(self, id: int) -> dict[str, int]: ...
+    def beats(self, id: int) -> int:
+        """How often the process has shown a sign of life while it was watched."""
+
     def audit(self) -> list[str]: ...
 
 class RegionBase:
@@ -210,3 +213,30 @@ def ptrace_close(os_pid: int, pidfd: int, ranges: Sequence[tuple[int, int]], sec
 
 def allow_tracer(os_pid: int) -> bool:
     """Lets that process, and its descendants, trace this one, where Yama asks."""
+
+LIFELINE_OF_MONITOR: int
+LIFELINE_OF_STANDBYS: int
+BEAT_INTERVAL: float
+
+class Lifeline:
+    """Keeps this process's robust futexes, and beats while it is watched (native/liveness.hpp)."""
+
+    def __init__(self, table: Table, id: int) -> None: ...
+    def leave(self) -> None:
+        """In good order: nobody takes it for a death. Does nothing the second time, or in the child of a fork."""
+
+class DeathWatch:
+    """Waits on many processes' lifelines (native/liveness.hpp); for a selector: readable while there are hints."""
+
+    def __init__(self, use: int) -> None:
+        """``use`` is LIFELINE_OF_MONITOR or LIFELINE_OF_STANDBYS."""
+
+    def fileno(self) -> int: ...
+    def add(self, key: int, table: Table, id: int) -> None:
+        """``key`` is the caller's own number for it; it is told of once, and then watched no more."""
+
+    def remove(self, key: int) -> None: ...
+    def drain(self) -> list[tuple[int, bool]]:
+        """(key, True for a hint of its death or False if it has left in good order), without waiting."""
+
+    def close(self) -> None: ...

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bequest._core import ANY_ELEMENT, ProcessBase, pass_raw_memory_signals
+from bequest._core import ANY_ELEMENT, Lifeline, ProcessBase, pass_raw_memory_signals
 from bequest.errors import (
     BadConfig,
     BadName,
@@ -82,9 +82,11 @@ class Process(ProcessBase):
         links = Connections(directory, name, secret, compute)
         try:
             super().__init__(links.table, links.attached.pid, links.rack, links.open_slab, Region, spin)
+            self._lifeline = Lifeline(links.table, links.attached.pid)
         except BaseException:
             links.leave()
             raise
+        self._lifeline = Lifeline(links.table, links.attached.pid)
         self.name = name
         self.group = links.attached.group_name
         self.compute = links.attached.compute
@@ -362,6 +364,7 @@ class Process(ProcessBase):
                 f"{self.name!r} cannot detach while {views} view{'s' if views > 1 else ''} of its regions "
                 f"live; release them first (del the arrays, memoryview.release())"
             )
+        self._lifeline.leave()
         self._leave(forked=False)
         self.inbox.close()
         self._links.leave()
