@@ -177,6 +177,8 @@ class Box:
                 answer = wire.SlabRegrouped(slab)
             case wire.CopyPages(job):
                 answer = wire.PagesCopied(job)
+            case wire.PunchPages(job):
+                answer = wire.PagesPunched(job)
             case _:
                 return
         self._answers.append((element, answer))

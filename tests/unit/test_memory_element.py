@@ -178,8 +178,8 @@ def test_copies_and_holes() -> None:
     assert source is not None and target is not None
     driver.others.clear()
     driver.tell(wire.CopyPages(7, 1, 4096, 2, 8192, 100))
-    driver.tell(wire.PunchPages(1, 0, 4096))
-    assert driver.others == [CopyFile(7, source, 4096, target, 8192, 100), PunchFile(source, 0, 4096)]
+    driver.tell(wire.PunchPages(8, 1, 0, 4096))
+    assert driver.others == [CopyFile(7, source, 4096, target, 8192, 100), PunchFile(8, source, 0, 4096)]
     driver.do(driver.element.copy_done(7))
     driver.do(driver.element.copy_failed(8, "broken"))
     assert driver.to_mmu[-2:] == [wire.PagesCopied(7), wire.CopyFailed(8, "broken")]

@@ -7,12 +7,11 @@ lets go of the rest when the announcement ends.
 
 from __future__ import annotations
 
-from bequest.limits import MMU_ID, PAGE_BYTES
 from bequest.protocol.cross_grant import CrossGrants
 from bequest.protocol.outputs import ToAgent
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import RackState
-from bequest.protocol.slab_ledger import Slab, SlabState
+from bequest.protocol.slab_ledger import SlabState
 from bequest.protocol.slab_supply import SlabSupply
 from bequest.wire import messages as wire
 
@@ -35,9 +34,6 @@ class Announcer:
             elif slab.state is SlabState.RESERVING:
                 self._supply.ask_for(slab)
         state.tell_element(element, wire.AnnouncementEnds())
-        for slab in slabs:
-            if slab.state is SlabState.LIVE and (slab.parent is not None or state.ledger.copies_of(slab)):
-                self._punch_holes(slab)
         self._grants.outstanding(element)
 
     def to_agent(self, compute: str) -> None:
@@ -55,12 +51,3 @@ class Announcer:
         return wire.ExpectProcess(
             member.id, member.incarnation, member.os_pid, member.ticket, member.name, member.group
         )
-
-    def _punch_holes(self, slab: Slab) -> None:
-        """What has gone to another group has no memory here any more; to be said once too often does no harm."""
-        under_way = self._grants.runs_under_way(slab.id)
-        for address, pages, _, owner, _ in self._state.shard_of(slab.group).slab_extents(slab.id):
-            end = address + pages * PAGE_BYTES
-            if owner == MMU_ID and not any(start < end and address < stop for start, stop in under_way):
-                punch = wire.PunchPages(slab.id, address - slab.address, pages * PAGE_BYTES)
-                self._state.tell_element(slab.element, punch)

@@ -14,6 +14,9 @@ commit point: one table operation, after which it is on its way to the receiver.
 
 A grant is in the book from before it is withdrawn until it has ended, so that a Rack MMU that is started anew goes on
 with it: backwards if it had failed, forwards if not. Whether it was delivered, the receiver's table tells.
+
+After a copy, the memory of the source pages is given back, and the grant has ended only when that is done: until then
+neither slab goes and nothing comes back into the hole, for what is written there could still be punched out.
 """
 
 from __future__ import annotations
@@ -84,6 +87,7 @@ class CrossGrant(Row):
     way: Way = Way.COPY
     target: SlabId | None = None
     trouble: wire.Failed | None = None  # what will be answered, if it goes back
+    is_delivered: bool = False  # and answered; what is left is to punch the source
 
 
 class CopyWaiter:
@@ -108,6 +112,8 @@ class CrossGrants:
         self._grants = state.books.open("cross grants", CrossGrant, int)
         self._copying: dict[int, CrossGrant] = {}  # by job
         self._moving: dict[SlabId, CrossGrant] = {}
+        self._punching: dict[int, CrossGrant] = {}  # by job
+        self._waiting: list[CrossGrant] = []  # for the hole that they fill to have been punched
 
     # --- start ---------------------------------------------------------------------------------------------
 
@@ -210,6 +216,9 @@ class CrossGrants:
     def copy(self, grant: CrossGrant) -> None:
         """Under a number of its own each time: what an element says of an earlier copy does not count any more."""
         assert grant.target is not None
+        if any(self._would_punch(other, grant) for other in self._punching.values()):
+            self._waiting.append(grant)
+            return
         job = self.state.books.counter("copy job").next()
         self._copying[job] = grant
         extent, source, target = grant.extent, self._source(grant), self.state.ledger[grant.target]
@@ -273,8 +282,7 @@ class CrossGrants:
 
     def _conclude(self, grant: CrossGrant) -> None:
         """It is the receiver's. What is left may have been done by a run before."""
-        extent, source = grant.extent, self._source(grant)
-        copied = 0
+        source = self._source(grant)
         if grant.way is Way.MOVE:
             shard = self._source_shard(grant)
             if _has_slab(shard, source.id) and not shard.take_slab(source.id):
@@ -282,13 +290,41 @@ class CrossGrants:
                     f"slab {source.id} is away as a whole, and yet its table will not let it go"
                 )
             source.group = self._receiver_of(grant).group
+            self._end(grant, wire.CrossGranted(0))
         else:
             assert grant.target is not None
             self.state.ledger[grant.target].state = SlabState.LIVE
-            copied = extent.content_bytes
-            left = wire.PunchPages(source.id, extent.address - source.address, extent.pages * PAGE_BYTES)
-            self.state.tell_element(source.element, left)
-        self._end(grant, wire.CrossGranted(copied))
+            self._deliver_in_part(grant)
+
+    def _deliver_in_part(self, grant: CrossGrant) -> None:
+        grant.is_delivered = True
+        self._hold_copy(grant, 1)
+        self._punch(grant)
+        self.state.answer(grant.caller, wire.CrossGranted(grant.extent.content_bytes))
+
+    def _punch(self, grant: CrossGrant) -> None:
+        job = self.state.books.counter("copy job").next()
+        self._punching[job] = grant
+        extent, source = grant.extent, self._source(grant)
+        offset = extent.address - source.address
+        left = wire.PunchPages(job, source.id, offset, extent.pages * PAGE_BYTES)
+        self.state.tell_element(source.element, left)
+
+    def punched(self, job: int) -> None:
+        grant = self._punching.pop(job, None)
+        if grant is None:
+            return
+        self._hold_copy(grant, -1)
+        self._hold(grant, -1)
+        self._grants.remove(grant.number)
+        waiting, self._waiting = self._waiting, []
+        for other in waiting:
+            self.copy(other)
+
+    def _would_punch(self, punching: CrossGrant, grant: CrossGrant) -> bool:
+        """Whether the former's hole is where the latter copies to."""
+        hole, run = punching.extent.run, grant.extent.run
+        return punching.source == grant.target and hole[0] < run[1] and run[0] < hole[1]
 
     def fail(self, grant: CrossGrant, refusal: Refusal) -> None:
         grant.trouble = refusal.reply()
@@ -326,12 +362,17 @@ class CrossGrants:
         """First of all: what is under way is not idle."""
         for grant in self._grants:
             self._hold(grant, 1)
-            self.state.clients.await_answer(grant.caller)
+            if grant.is_delivered:
+                self._hold_copy(grant, 1)
+            else:
+                self.state.clients.await_answer(grant.caller)
 
     def restore(self) -> None:
         """Goes on with what a run before has begun."""
-        for grant in self._grants:
-            if self._was_delivered(grant):
+        for grant in sorted(self._grants, key=lambda grant: not grant.is_delivered):
+            if grant.is_delivered:
+                self._punch(grant)
+            elif self._was_delivered(grant):
                 self._conclude(grant)
             elif grant.trouble is not None:
                 self._go_back(grant)
@@ -352,6 +393,12 @@ class CrossGrants:
                 self.copy(grant)
             else:
                 self._copying[job] = grant
+        punching, self._punching = self._punching, {}
+        for job, grant in punching.items():
+            if self._source(grant).element == element:
+                self._punch(grant)
+            else:
+                self._punching[job] = grant
 
     def runs_under_way(self, slab: SlabId) -> list[Run]:
         """Pages of this slab that are away because of a grant that has not ended."""
@@ -408,6 +455,11 @@ class CrossGrants:
         self._source(grant).pins += step
         if grant.way is Way.COPY_INTO_HOLE and grant.target is not None:
             self.state.ledger[grant.target].pins += step
+
+    def _hold_copy(self, grant: CrossGrant, step: int) -> None:
+        """While the source is punched, its copy stays too: the addresses would come home with it."""
+        assert grant.target is not None
+        self.state.ledger[grant.target].pins += step
 
 
 def _has_slab(shard: Shard, slab: SlabId) -> bool:

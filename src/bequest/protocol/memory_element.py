@@ -122,8 +122,8 @@ class MemoryElement:
                 self._copy(message)
             case wire.FailMemory():
                 self._fail(message)
-            case wire.PunchPages(slab, offset, nbytes):
-                self._outputs.append(PunchFile(self._slabs[slab].file.id, offset, nbytes))
+            case wire.PunchPages(job, slab, offset, nbytes):
+                self._outputs.append(PunchFile(job, self._slabs[slab].file.id, offset, nbytes))
             case wire.AdmitGroup(group, ticket):
                 self._tickets[ticket] = group
             case wire.ForgetGroup(group):
@@ -181,6 +181,9 @@ class MemoryElement:
 
     def copy_failed(self, job: int, message: str) -> list[Output]:
         return [ToMmu(wire.CopyFailed(job, message))]
+
+    def punch_done(self, job: int) -> list[Output]:
+        return [ToMmu(wire.PagesPunched(job))]
 
     def tick(self, now: float) -> list[Output]:
         if now >= self._next_tick:

@@ -96,6 +96,9 @@ class LoseFile(msgspec.Struct, frozen=True):
 
 
 class PunchFile(msgspec.Struct, frozen=True):
+    """-> `MemoryElement.punch_done`."""
+
+    job: int
     file: int
     offset: int
     nbytes: int

@@ -173,6 +173,8 @@ class RackMmu:
                 self._grants.copied(job)
             case wire.CopyFailed(job, text):
                 self._grants.copy_failed(job, text)
+            case wire.PagesPunched(job):
+                self._grants.punched(job)
             case wire.ElementReport(usage):
                 self._state.usage[element] = usage
             case wire.MemoryFailed():

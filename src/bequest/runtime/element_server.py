@@ -85,9 +85,9 @@ class ElementServer(Daemon):
                     self._workers.submit(
                         _SLABS, partial(self._files.discard, self._fds.pop(file)), self._logged
                     )
-                case PunchFile(file, offset, nbytes):
-                    job = partial(self._files.punch, self._fds[file], offset, nbytes)
-                    self._workers.submit(_SLABS, job, self._logged)
+                case PunchFile(job, file, offset, nbytes):
+                    punch = partial(self._files.punch, self._fds[file], offset, nbytes)
+                    self._workers.submit(_SLABS, punch, partial(self._punched, job))
                 case LoseFile(file, run):
                     self._files.lose(self._fds[file], run)  # not in a lane: it is reported as lost next
                 case CopyFile():
@@ -117,6 +117,10 @@ class ElementServer(Daemon):
             self._carry_out(self._machine.copy_failed(job, str(outcome)))
         else:
             self._carry_out(self._machine.copy_done(job))
+
+    def _punched(self, job: int, outcome: Any) -> None:
+        self._logged(outcome)
+        self._carry_out(self._machine.punch_done(job))
 
     def _logged(self, outcome: Any) -> None:
         if isinstance(outcome, Exception):

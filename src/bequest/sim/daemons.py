@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bequest.limits import MIB
+from bequest.limits import MIB, PAGE_BYTES
 from bequest.protocol.compute_element import ComputeElement
 from bequest.protocol.memory_element import MemoryElement
 from bequest.protocol.outputs import (
@@ -49,6 +49,11 @@ from bequest.wire import messages as wire
 if TYPE_CHECKING:
     from bequest.sim.os_process import OsProcess
     from bequest.sim.world import World
+
+
+_LARGE = (
+    4 * PAGE_BYTES
+)  # copies beyond this have a lane of their own, as do real ones beyond the pool's classes
 
 
 class Daemon:
@@ -216,7 +221,11 @@ class Element(Daemon):
         self.info = info
         self.files: dict[int, SimFile] = {}
         self.machine = MemoryElement(info.size, world.events.now)
-        self._lanes = {"slabs": 0.0, "pool": 0.0}  # when the last job of the lane will have been done
+        self._lanes = {
+            "slabs": 0.0,
+            "large": 0.0,
+            "pool": 0.0,
+        }  # when the last job of the lane will have been done
 
     def peer_message(self, connection: Connection, message: wire.Message) -> None:
         self._carry_out(self.machine.client_message(connection.peer, message))
@@ -242,13 +251,14 @@ class Element(Daemon):
                 case CloseFile(file):
                     closing = self.files.pop(file)
                     self._submit("slabs", closing.nbytes, closing.close)
-                case PunchFile(file, offset, nbytes):
-                    self.files[file].punch(offset, nbytes)
+                case PunchFile():
+                    self._submit("slabs", output.nbytes, self._puncher(output))
                 case LoseFile(file, run):
                     offset, nbytes = run or (0, self.files[file].nbytes)
                     self.files[file].punch(offset, nbytes)
                 case CopyFile():
-                    self._submit("slabs", output.nbytes, self._copier(output))
+                    lane = "large" if output.nbytes > _LARGE else "slabs"
+                    self._submit(lane, output.nbytes, self._copier(output))
                 case Note(text):
                     self.world.trace("log", self.name, text)
                 case _:
@@ -274,6 +284,15 @@ class Element(Daemon):
     def _made(self, file: SimFile) -> None:
         self.files[file.number] = file
         self._carry_out(self.machine.file_made(file.number, 0, self.world.events.now))
+
+    def _puncher(self, punch: PunchFile) -> Callable[[], None]:
+        file = self.files[punch.file]
+
+        def work() -> None:
+            file.punch(punch.offset, punch.nbytes)
+            self.call(lambda: self._carry_out(self.machine.punch_done(punch.job)))
+
+        return work
 
     def _copier(self, copy: CopyFile) -> Callable[[], None]:
         source, target = self.files[copy.source], self.files[copy.target]

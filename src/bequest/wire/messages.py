@@ -450,11 +450,18 @@ class CopyFailed(Message, frozen=True):
 
 
 class PunchPages(Message, frozen=True):
-    """Gives the memory of pages back whose contents have gone elsewhere; the addresses stay."""
+    """-> PagesPunched. Gives the memory of pages back whose contents have gone elsewhere; the addresses stay."""
 
+    job: int
     slab: int
     offset: int
     nbytes: int
+
+
+class PagesPunched(Message, frozen=True):
+    """Also when it failed, which is logged: then their memory is not given back, and that is all."""
+
+    job: int
 
 
 class ElementReport(Message, frozen=True):
@@ -576,6 +583,7 @@ ElementToMmu = (
     | SlabRegrouped
     | PagesCopied
     | CopyFailed
+    | PagesPunched
     | ElementReport
     | MemoryFailed
     | FailureMade
