@@ -55,6 +55,18 @@ if TYPE_CHECKING:
         WrongCapability,
         WrongSecret,
     )
+    from bequest.memory.events import (
+        ContactCalled,
+        ElementBack,
+        ElementSilent,
+        Event,
+        Events,
+        EventsDropped,
+        MemoryFailed,
+        ProcessCleared,
+        ProcessDied,
+        ProcessSuspected,
+    )
     from bequest.memory.inbox import Inbox
     from bequest.memory.pickling import NotPickled, dumps, loads
     from bequest.memory.process import Process, current
@@ -72,10 +84,17 @@ __all__ = [
     "BadName",
     "BadSize",
     "BequestError",
+    "ContactCalled",
+    "ElementBack",
+    "ElementSilent",
+    "Event",
+    "Events",
+    "EventsDropped",
     "FenceFailed",
     "Group",
     "Inbox",
     "InboxFull",
+    "MemoryFailed",
     "MemoryFailure",
     "MemoryLost",
     "MemoryRevoked",
@@ -85,7 +104,10 @@ __all__ = [
     "NotOwner",
     "NotPickled",
     "Process",
+    "ProcessCleared",
     "ProcessDead",
+    "ProcessDied",
+    "ProcessSuspected",
     "Queue",
     "Rack",
     "RackFault",
@@ -108,6 +130,18 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bequest.memory.events": (
+        "ContactCalled",
+        "ElementBack",
+        "ElementSilent",
+        "Event",
+        "Events",
+        "EventsDropped",
+        "MemoryFailed",
+        "ProcessCleared",
+        "ProcessDied",
+        "ProcessSuspected",
+    ),
     "bequest.memory.inbox": ("Inbox",),
     "bequest.memory.pickling": ("NotPickled", "dumps", "loads"),
     "bequest.memory.process": ("Process", "current"),

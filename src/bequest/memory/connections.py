@@ -60,6 +60,26 @@ class Connections:
             raise RackFault(f"memory element {element.name} sent {len(fds)} descriptors for slab {slab}")
         return fds[0]
 
+    def ask_agent(self, message: wire.Message) -> wire.Message:
+        """A request to the agent, over the connection on which this process is enrolled."""
+        assert self._agent is not None
+        reply, _ = self._agent.request(message)
+        return reply
+
+    def subscribe(self) -> Channel:
+        """A second connection to the agent, over which it pushes notices from now on."""
+        channel = Channel.connect(self._directory / self.attached.agent_path)
+        try:
+            expect(channel.request(wire.Subscribe(self.attached.agent_ticket))[0], wire.Subscribed)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def rack_is_there(self) -> bool:
+        """Whether the rack's directory is: a rack that has ended has removed it."""
+        return self._directory.exists()
+
     def _element_of(self, slab: int) -> wire.ElementAddress:
         number = self.table.slab_element(slab)
         for element in self.attached.elements:

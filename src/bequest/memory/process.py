@@ -44,6 +44,7 @@ from bequest.limits import (
     TAG_BYTES_MAX,
 )
 from bequest.memory.connections import Connections, expect
+from bequest.memory.events import Events, Handler, Notices
 from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
 from bequest.memory.region import Region
 from bequest.protocol.placement import POLICIES
@@ -94,6 +95,7 @@ class Process(ProcessBase):
         self._peers: dict[str, Peer] = {}
         self._slab_bytes = 0  # asked for so far; slabs grow with it
         self.inbox = Inbox(self)
+        self._notices = Notices(name, links)
         _attached.append(weakref.ref(self))
         if len(_exit_calls) == 0:
             run_at_exit(_detach_at_exit)
@@ -349,6 +351,31 @@ class Process(ProcessBase):
         """
         pass_raw_memory_signals(raw)
 
+    # --- failures ----------------------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> Events:
+        """What happens to this process's memory and to processes of its group, from the first look at this on."""
+        self._notices.subscribe()
+        return self._notices.events
+
+    def on_memory_failure(self, handler: Handler | None) -> Handler | None:
+        """Has ``handler(event)`` called, in a thread of the library, when memory of this process is lost.
+
+        When it returns, the failure counts as handled. If it raises, that is logged and the emergency contacts are
+        called; so they are if it does not return within a second. None takes the handler away. May decorate a function.
+        """
+        self._notices.on_memory_failure(handler)
+        return handler
+
+    def emergency_contacts(self, names: Iterable[str]) -> None:
+        """Names the processes that are told when this one dies, or cannot handle a failure of its memory.
+
+        They hear it as `ContactCalled` among their events. The list replaces the one before. It is kept by the compute
+        element, not in rack memory, so no failure of memory affects it (paper, section 3.2).
+        """
+        self._notices.set_contacts(names)
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def detach(self) -> None:
@@ -367,6 +394,7 @@ class Process(ProcessBase):
         self._lifeline.leave()
         self._leave(forked=False)
         self.inbox.close()
+        self._notices.close()
         self._links.leave()
 
     def __enter__(self) -> Process:
@@ -431,6 +459,8 @@ def _leave_in_child() -> None:
         process = reference()
         if process is not None:
             process._leave(forked=True)
+            process._notices = Notices(process.name, process._links)  # its threads are not here
+            process._notices.close()
     _attached.clear()
     _exit_calls.clear()
 

@@ -18,7 +18,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -182,6 +182,21 @@ class Channel:
             packet.close_fds()
             raise from_failure(reply.kind, reply.message, reply.free)
         return reply, packet.fds
+
+    def next_notice(self) -> wire.Message:
+        """Waits for what the daemon says unasked, on a connection on which nothing is asked any more."""
+        try:
+            self._socket.settimeout(None)
+            packet = self._receive()
+            packet.close_fds()
+            return self._decoder.decode(packet.data)
+        except (OSError, GarbledPacket) as error:
+            raise RackGone(f"the daemon at {self._path} has gone: {error}") from error
+
+    def shut_down(self) -> None:
+        """Has whoever waits on this connection see its end."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def is_alive(self) -> bool:
         """False once the daemon has closed its end; costs one system call."""
