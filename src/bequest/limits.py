@@ -117,6 +117,19 @@ DEATH_PATIENCE = (
 PTRACE_TIMEOUT = 0.5  # for a thread of a process to stop
 KILL_TIMEOUT = 10.0  # from SIGKILL to proof: a thread that waits for a disk dies when the disk has answered
 
+# --- the rack monitor --------------------------------------------------------------------------------------
+BEAT_INTERVAL = 0.010  # of a process that somebody stands by for (native/liveness)
+POLL_INTERVAL = 0.005  # between looks at those who beat
+POLL_IDLE = 0.050  # between ticks while nobody does
+SUSPECT_TIMEOUT = 0.025  # of silence, on a machine without noise: three missed beats
+WATCH_GRACE = 0.100  # a process has this long to begin beating once somebody stands by for it
+PING_INTERVAL = 0.100  # of the other daemons
+PING_TIMEOUT = 0.300
+ASLEEP_TIMEOUT = 1.0  # silence of one whose threads are neither stopped nor runnable
+NOISE_HALF_LIFE = 2.0
+NOISE_FACTOR = 3  # the worst lateness seen lately counts so many times
+NOISE_MAX = 0.5
+
 # --- the supervisor ----------------------------------------------------------------------------------------
 STOP_TIMEOUT = 3.0  # from SIGTERM to SIGKILL for a daemon that does not end
 GENERATIONS_PER_MINUTE = 5  # a rack that dies more often is not started again

@@ -129,6 +129,23 @@ class Unwatch(msgspec.Struct, frozen=True):
     peer: PeerId
 
 
+# --- the rack monitor -------------------------------------------------------------------------------------
+
+
+class LookAt(msgspec.Struct, frozen=True):
+    """-> `RackMonitor.looked`: what the threads of this silent process, or daemon, look like."""
+
+    target: tuple[int, int] | int | str
+    os_pid: int
+
+
+class SendPing(msgspec.Struct, frozen=True):
+    """To a memory element (a number) or an agent (a name)."""
+
+    to: int | str
+    number: int
+
+
 class Push(msgspec.Struct, frozen=True):
     """A notice for a client that has subscribed. If it does not read, its oldest are dropped, and it is told so."""
 
@@ -180,6 +197,8 @@ Output = (
     | Watch
     | Unwatch
     | Push
+    | LookAt
+    | SendPing
     | Confirm
     | Fence
     | Guard
