@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from bequest.memory.process import Process, current
     from bequest.memory.rack import Group, Rack, connect
     from bequest.memory.region import Region
+    from bequest.memory.standby import Death, Standby
     from bequest.queue import Queue
 
 __version__ = "0.1.0"
@@ -85,6 +86,7 @@ __all__ = [
     "BadSize",
     "BequestError",
     "ContactCalled",
+    "Death",
     "ElementBack",
     "ElementSilent",
     "Event",
@@ -115,6 +117,7 @@ __all__ = [
     "RackMemoryError",
     "Region",
     "RegionMoved",
+    "Standby",
     "TagTooLong",
     "TooManyMappings",
     "UnknownName",
@@ -147,6 +150,7 @@ _HOMES = {
     "bequest.memory.process": ("Process", "current"),
     "bequest.memory.rack": ("Group", "Rack", "connect"),
     "bequest.memory.region": ("Region",),
+    "bequest.memory.standby": ("Death", "Standby"),
     "bequest.queue": ("Queue",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

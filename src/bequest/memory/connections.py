@@ -25,7 +25,7 @@ class Connections:
     """Made by attaching: raises `NameTaken`, `WrongSecret`, `BadName`, `RackGone`, and holds nothing if it does."""
 
     def __init__(self, directory: Path, name: str, secret: bytes | None, compute: str | None) -> None:
-        self._directory = directory
+        self.directory = directory
         self._elements: dict[int, Channel] = {}
         self._connecting = threading.Lock()
         self._agent: Channel | None = None
@@ -43,8 +43,8 @@ class Connections:
     @property
     def rack(self) -> str:
         """Which rack this is: racks that follow one another under a name in one directory are not the same."""
-        listening = os.stat(self._directory / "mmu.sock")
-        return f"{self._directory} #{listening.st_ino}.{listening.st_ctime_ns}"
+        listening = os.stat(self.directory / "mmu.sock")
+        return f"{self.directory} #{listening.st_ino}.{listening.st_ctime_ns}"
 
     def open_slab(self, slab: int) -> int:
         """A file descriptor of the slab's memory, for the native core to map and close."""
@@ -52,7 +52,7 @@ class Connections:
         with self._connecting:  # of two threads that need a new element, one connects
             channel = self._elements.get(element.id)
             if channel is None or channel.is_closed:
-                channel = self._elements[element.id] = Channel.connect(self._directory / element.path)
+                channel = self._elements[element.id] = Channel.connect(self.directory / element.path)
         _, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
         if len(fds) != 1:
             for fd in fds:
@@ -68,7 +68,7 @@ class Connections:
 
     def subscribe(self) -> Channel:
         """A second connection to the agent, over which it pushes notices from now on."""
-        channel = Channel.connect(self._directory / self.attached.agent_path)
+        channel = Channel.connect(self.directory / self.attached.agent_path)
         try:
             expect(channel.request(wire.Subscribe(self.attached.agent_ticket))[0], wire.Subscribed)
         except BaseException:
@@ -78,7 +78,7 @@ class Connections:
 
     def rack_is_there(self) -> bool:
         """Whether the rack's directory is: a rack that has ended has removed it."""
-        return self._directory.exists()
+        return self.directory.exists()
 
     def _element_of(self, slab: int) -> wire.ElementAddress:
         number = self.table.slab_element(slab)

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, TypeVar
 from bequest.errors import AcceptTimeout, BequestError, NotAttached
 from bequest.ids import check_name
 from bequest.limits import EVENTS_KEPT_MAX, RESUBSCRIBE_TIMEOUT
+from bequest.memory.connections import expect
+from bequest.memory.lifelines import Lifelines
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -239,6 +241,7 @@ class Notices:
         self._handler: Handler | None = None
         self._contacts: list[str] | None = None
         self._jobs: SimpleQueue[Callable[[], None] | None] | None = None
+        self.lifelines = Lifelines()
 
     # --- what a program asks for ----------------------------------------------------------------------------
 
@@ -272,6 +275,16 @@ class Notices:
         self._links.ask_agent(wire.SetContacts(contacts))
         self._contacts = contacts
 
+    def stand_by(self, request: wire.StandBy) -> wire.StandingBy:
+        """Asks the Rack MMU, which checks the capability."""
+        reply, _ = self._links.mmu.request(request)
+        return expect(reply, wire.StandingBy)
+
+    def stand_down(self, standby: int | None) -> None:
+        """Ends what `stand_by` began."""
+        if standby is not None:
+            self._links.mmu.request(wire.StandDown(standby))
+
     def run(self, job: Callable[[], None]) -> None:
         """In the library's thread for callbacks, one after another; what it raises is logged."""
         with self._lock:
@@ -287,6 +300,7 @@ class Notices:
         with self._lock:
             self._is_closed = True
             channel = self._channel
+        self.lifelines.close()
         if self._jobs is not None:
             self._jobs.put(None)
         if channel is not None:

@@ -47,6 +47,7 @@ from bequest.memory.connections import Connections, expect
 from bequest.memory.events import Events, Handler, Notices
 from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
 from bequest.memory.region import Region
+from bequest.memory.standby import Standby, Then
 from bequest.protocol.placement import POLICIES
 from bequest.wire import messages as wire
 
@@ -376,6 +377,18 @@ class Process(ProcessBase):
         """
         self._notices.set_contacts(names)
 
+    def standby(
+        self, *, for_: str, capability: bytes | None = None, then: Then, on_suspicion: Then | None = None
+    ) -> Standby:
+        """Stands by for the process named ``for_``, of the same group: ``then(death)`` runs as soon as it dies.
+
+        It runs in a thread of the library, within some milliseconds; `Death.steal` takes the dead one's memory.
+        ``capability`` is what stealing from it needs, and is checked now. ``on_suspicion(death)`` runs when the rack
+        monitor finds that the process hangs. The process need not be attached yet, and may be again later.
+        Raises `WrongCapability`, and `UnknownProcess` if a process of that name is in another group.
+        """
+        return Standby(self, check_name(for_), capability, then, on_suspicion, own_process=False)
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def detach(self) -> None:
@@ -452,6 +465,15 @@ def current() -> Process:
             return process
         _attached.pop()
     raise NotAttached("this program is not attached to a rack: use rack.attach(name) first")
+
+
+def attached_to(directory: Path) -> Process | None:
+    """The process that this program attached last to the rack there, if it has one."""
+    for reference in reversed(_attached):
+        process = reference()
+        if process is not None and process.attached and process._links.directory == directory:
+            return process
+    return None
 
 
 def _leave_in_child() -> None:

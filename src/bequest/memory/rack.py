@@ -8,6 +8,7 @@ known to the program's children through the environment, so that they find the s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from bequest.errors import RackGone, WrongSecret
 from bequest.ids import check_name
 from bequest.limits import SECRET_BYTES
 from bequest.memory.connections import expect
-from bequest.memory.process import DEFAULT_SPIN, Process
+from bequest.memory.process import DEFAULT_SPIN, Process, attached_to
+from bequest.memory.standby import Standby, Then
 from bequest.runtime import embedded
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
@@ -30,6 +32,7 @@ RACK_VARIABLE = "BEQUEST_RACK"
 COMPUTE_VARIABLE = "BEQUEST_COMPUTE"  # set by `bequest run`: the compute element that a program was placed on
 
 _starting = threading.Lock()
+_standbys = itertools.count(1)
 
 
 def _forget_in_child() -> None:
@@ -90,6 +93,30 @@ class Rack:
         reply, _ = self._mmu.request(wire.CreateGroup(name))
         created = expect(reply, wire.GroupCreated)
         return Group(created.name, created.secret)
+
+    def standby(
+        self,
+        *,
+        for_: str,
+        capability: bytes | None = None,
+        then: Then,
+        on_suspicion: Then | None = None,
+        group: Group | bytes | None = None,
+    ) -> Standby:
+        """`Process.standby`, by this program's attached process, or else by one that is attached for it.
+
+        ``group`` is the victim's; None is the user's default group. A process attached for it detaches on `cancel`.
+        """
+        process = None if group is not None else attached_to(self.directory)
+        if process is not None:
+            return process.standby(for_=for_, capability=capability, then=then, on_suspicion=on_suspicion)
+        check_name(for_)
+        process = self.attach(f"standby-{os.getpid()}-{next(_standbys)}", group=group)
+        try:
+            return Standby(process, for_, capability, then, on_suspicion, own_process=True)
+        except BaseException:
+            process.detach()
+            raise
 
     def request(self, message: wire.Message) -> wire.Message:
         """For the command line: any request that the Rack MMU answers without descriptors."""
