@@ -71,7 +71,11 @@ def compute(output: Output, element: str, rack_name: str | None) -> None:
         known = rack_report(rack).computes
         if element not in known:
             raise click.UsageError(f"this rack has no compute element {element!r}; it has {', '.join(known)}")
-        there = [p for p in processes(rack) if p.compute == element and p.state in ("attached", "lost") and p.os_pid]
+        there = [
+            p
+            for p in processes(rack)
+            if p.compute == element and p.state in ("attached", "lost") and p.os_pid
+        ]
         victims = sorted({p.os_pid for p in there if p.os_pid != os.getpid()})
         agent = _daemon(rack, "agent", element)
     killed = [pid for pid in (*victims, agent) if _send(pid, signal.SIGKILL)]
@@ -99,7 +103,9 @@ def process(output: Output, name: str, number: int, rack_name: str | None) -> No
     alive = [p for p in bearers if p.state in ("attached", "lost")]
     if not alive:
         states = ", ".join(p.state for p in bearers)
-        raise UnknownProcess(f"no process {name!r} runs in this rack" + (f" (it is {states})" if states else ""))
+        raise UnknownProcess(
+            f"no process {name!r} runs in this rack" + (f" (it is {states})" if states else "")
+        )
     _signal(output, "process", name, alive[0].os_pid, signal.Signals(number))
 
 
