@@ -240,7 +240,7 @@ class Notices:
         self._listeners: list[Callable[[Event | wire.NoticeAttached], None]] = []
         self._handler: Handler | None = None
         self._contacts: list[str] | None = None
-        self._jobs: SimpleQueue[Callable[[], None] | None] | None = None
+        self._jobs: SimpleQueue[Callable[[], object] | None] | None = None
         self.lifelines = Lifelines()
 
     # --- what a program asks for ----------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class Notices:
         if standby is not None:
             self._links.mmu.request(wire.StandDown(standby))
 
-    def run(self, job: Callable[[], None]) -> None:
+    def run(self, job: Callable[[], object]) -> None:
         """In the library's thread for callbacks, one after another; what it raises is logged."""
         with self._lock:
             if self._jobs is None:
@@ -372,7 +372,7 @@ class Notices:
             self._links.ask_agent(wire.Handled(failure, well))
 
 
-def _work(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+def _work(jobs: SimpleQueue[Callable[[], object] | None]) -> None:
     while (job := jobs.get()) is not None:
         try:
             job()

@@ -88,7 +88,6 @@ class Process(ProcessBase):
         except BaseException:
             links.leave()
             raise
-        self._lifeline = Lifeline(links.table, links.attached.pid)
         self.name = name
         self.group = links.attached.group_name
         self.compute = links.attached.compute
