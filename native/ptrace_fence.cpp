@@ -148,7 +148,7 @@ private:
         for (;;) {
             const pid_t got = waitpid(tid_, &status, __WALL | WNOHANG);
             if (got == tid_) return checked(status);
-            if (got < 0) fail("waiting for a thread to stop", errno);
+            if (got < 0 && errno != EINTR) fail("waiting for a thread to stop", ESRCH);
             if (monotonic_ns() >= deadline) return std::nullopt;
             const timespec pause{0, kPause_ns};
             nanosleep(&pause, nullptr);
@@ -159,7 +159,7 @@ private:
     int wait() const {
         int status;
         while (waitpid(tid_, &status, __WALL) != tid_)
-            if (errno != EINTR) fail("waiting for a thread to stop", errno);
+            if (errno != EINTR) fail("waiting for a thread to stop", ESRCH);
         return checked(status);
     }
 
@@ -220,6 +220,7 @@ bool has_ended(int pidfd) {
 }
 
 Tracee stop_any_thread(pid_t os_pid, int pidfd, int64_t deadline) {
+    if (has_ended(pidfd)) fail("tracing a process", ESRCH);
     int error = ETIMEDOUT;
     for (const pid_t tid : threads_of(os_pid)) {
         const int64_t left = deadline - monotonic_ns();
@@ -262,7 +263,11 @@ void trace(pid_t os_pid, int pidfd, std::span<const PageRun> ranges, int64_t tim
         tracee.release();
         throw;
     }
-    tracee.release();
+    try {
+        tracee.release();
+    } catch (const std::system_error& trouble) {  // what it did was done; another thread's fault has ended it since
+        if (trouble.code().value() != ESRCH) throw;
+    }
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ class Connections:
             self.attached = expect(reply, wire.Attached)
             self.table = _open_table(fds)
             self._agent = Channel.connect(directory / self.attached.agent_path)
-            _enrol(self._agent, self.attached.agent_ticket)
+            enrol(self._agent, self.attached.agent_ticket)
         except BaseException:
             self.leave()
             raise
@@ -115,7 +115,7 @@ def expect(reply: wire.Message, kind: type[_Reply]) -> _Reply:
     return reply
 
 
-def _enrol(agent: Channel, ticket: bytes) -> None:
+def enrol(agent: Channel, ticket: bytes) -> None:
     """Has the agent watch this process, and puts into its hands what it can fence it by, should it ever hang."""
     allow_tracer(agent.peer_pid)
     try:

@@ -82,7 +82,7 @@ def fence(target: Target, reach: str, ranges: Ranges, hinted: bool) -> str:
         try:
             return _RUNGS[rung](target, ranges)
         except OSError as error:
-            if is_gone(target):
+            if is_gone(target, DEATH_PATIENCE if isinstance(error, ProcessLookupError) else 0.0):
                 return "dead"
             troubles.append(f"{rung}: {error.strerror or error}")
     raise Unfenced("; ".join(troubles))
