@@ -265,7 +265,8 @@ void trace(pid_t os_pid, int pidfd, std::span<const PageRun> ranges, int64_t tim
     }
     try {
         tracee.release();
-    } catch (const std::system_error& trouble) {  // what it did was done; another thread's fault has ended it since
+    } catch (const std::system_error&
+                 trouble) {  // what it did was done; another thread's fault has ended it since
         if (trouble.code().value() != ESRCH) throw;
     }
 }

@@ -44,7 +44,9 @@ def protect(victim: Victim, offset: int, nbytes: int) -> None:
 def trace(victim: Victim, offset: int, nbytes: int) -> None:
     try:
         _core.ptrace_close(victim.pid, victim.pidfd, [(SLAB + offset, nbytes)], 5.0)
-    except ProcessLookupError:  # another thread ran into it, and that was the end, before this one could go on
+    except (
+        ProcessLookupError
+    ):  # another thread ran into it, and that was the end, before this one could go on
         assert _core.wait_until_gone(victim.fence, 10)
 
 

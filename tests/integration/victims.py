@@ -26,7 +26,9 @@ SLAB = _core.WINDOW_BASE + (1 << _core.PROCESS_SPACE_BITS)  # where process 1 al
 NONE, READ, WRITE = 0, 1, 2
 SHARED, PRIVATE, FIXED, ANONYMOUS, NORESERVE, NOREPLACE = 0x1, 0x2, 0x10, 0x20, 0x4000, 0x100000
 CLONE_VM = 0x100
-PR_SET_DUMPABLE = 4
+PR_SET_PDEATHSIG, PR_SET_PTRACER = 1, 0x59616D61
+PTRACE_SEIZE = 0x4206
+MADV_REMOVE = 9
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = libc.memset.restype = ctypes.c_void_p
@@ -37,6 +39,8 @@ libc.memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 libc.read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 libc.clone.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
@@ -169,8 +173,22 @@ def enrol(path: str, ticket: bytes, with_fence: bool) -> str:
     return "enrolled"
 
 
-def become_untraceable() -> None:
-    assert libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
+def be_traced_by_a_child() -> None:
+    """A debugger that was there first, so that nobody else can trace it."""
+    read_end, write_end = os.pipe()
+    parent = os.getpid()
+    libc.prctl(PR_SET_PTRACER, -1, 0, 0, 0)
+    if os.fork() == 0:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        seized = libc.ptrace(PTRACE_SEIZE, parent, None, None) == 0
+        os.write(write_end, bytes([seized]))
+        signal.pause()
+    assert os.read(read_end, 1) == b"\x01"
+
+
+def punch(offset: int, nbytes: int) -> None:
+    """As a memory element does."""
+    assert libc.madvise(SLAB + offset, nbytes, MADV_REMOVE) == 0
 
 
 _kept: list[Any] = []

@@ -31,6 +31,7 @@ from bequest.limits import (
     TABLE_VERSION,
     WIRE_VERSION,
 )
+from bequest.runtime.foreign import close_foreign
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, GarbledPacket, encode
 
@@ -51,7 +52,7 @@ class Packet:
 
     def close_fds(self) -> None:
         while self.fds:
-            os.close(self.fds.pop())
+            close_foreign([self.fds.pop()])
 
 
 def receive_packet(connection: socket.socket, buffer: bytearray) -> Packet:
