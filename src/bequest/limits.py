@@ -132,4 +132,16 @@ NOISE_MAX = 0.5
 
 # --- the supervisor ----------------------------------------------------------------------------------------
 STOP_TIMEOUT = 3.0  # from SIGTERM to SIGKILL for a daemon that does not end
-GENERATIONS_PER_MINUTE = 5  # a rack that dies more often is not started again
+SHORT_LIFE = 0.5  # a daemon that dies sooner may do so again, and again
+SHORT_LIVES_AT_ONCE = (
+    10  # so many in a row are followed by a successor at once: several kills, a race at a start
+)
+RESTART_PAUSE = 0.1  # then it rests, twice as long each time
+SHORT_LIVES_MAX = 16  # and then the rack ends: 6 s have not helped
+SAFE_ENTRIES_MAX = 1 << 17  # things that one daemon keeps: slabs (65536), and some more
+SAFE_KEY_CHARACTERS_MAX = 100
+SAFE_META_BYTES_MAX = (
+    512  # 64 MiB at most for one daemon; what is longer goes into a file, its descriptor here
+)
+SAFE_DESCRIPTORS_SPARE = 512  # of the supervisor's descriptors, those that are its own
+CONTROL_QUEUE_MAX = 1000  # packets waiting for a daemon that does not read what its supervisor says

@@ -75,8 +75,9 @@ def headline(report: RackReport, members: list[ProcessReport]) -> Text:
     if len(report.groups) > 1:
         parts.append(plural(len(report.groups), "group"))
     parts.append(f"up {format_seconds(report.uptime)}")
-    if report.generation > 1:
-        parts.append(f"generation {report.generation}")
+    restarts = sum(daemon.restarts for daemon in report.daemons)
+    if restarts:
+        parts.append(plural(restarts, "restart") + " of its daemons")
     return Text.assemble("Rack ", (report.name, "bold"), (f" · {' · '.join(parts)}", "dim"))
 
 
@@ -124,7 +125,9 @@ def described_rack(report: RackReport) -> dict[str, Any]:
     """The rack, as in every JSON document."""
     return {
         "name": report.name,
-        "generation": report.generation,
+        "daemons": [
+            {"kind": d.kind, "name": d.name, "pid": d.os_pid, "restarts": d.restarts} for d in report.daemons
+        ],
         "uptime_seconds": round(report.uptime, 3),
         "policy": report.policy,
         "orphan_keep_seconds": report.orphan_keep,

@@ -41,7 +41,10 @@ class Announcer:
             if (
                 member.kind is Kind.PROCESS
                 and member.compute == compute
-                and member.state in (State.ATTACHED, State.LOST)
+                and (
+                    member.state in (State.ATTACHED, State.LOST)
+                    or (member.state is State.ORPHANED and member.enrolled)
+                )
             ):
                 self._state.outputs.append(ToAgent(compute, self.expectation(member)))
         self._state.outputs.append(ToAgent(compute, wire.AnnouncementEnds()))

@@ -255,6 +255,14 @@ class CrossGrants:
         else:
             self._deliver(grant)
 
+    def slab_lost(self, slab: SlabId) -> None:
+        """The memory that was to move is gone; what was to be copied fails by itself."""
+        grant = self._moving.pop(slab, None)
+        if grant is not None:
+            if grant.trouble is None:
+                grant.trouble = wire.Failed("memory", "the memory element has lost this memory")
+            self.state.later(partial(self._restore, grant))
+
     # --- the end -------------------------------------------------------------------------------------------
 
     def _deliver(self, grant: CrossGrant) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from bequest.wire import messages as wire
 
 PeerId = int
+ProcessKey = tuple[int, int]  # id and incarnation
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -84,6 +85,22 @@ class MakeFile(msgspec.Struct, frozen=True):
     urgent: bool
 
 
+class KeptFile(msgspec.Struct, frozen=True):
+    """What lies in the safe beside a slab's file."""
+
+    slab: int
+    nbytes: int
+    huge: bool
+    huge_bytes: int
+
+
+class KeepFile(msgspec.Struct, frozen=True):
+    """-> `MemoryElement.file_kept`. From then on the file survives the server, until it is closed."""
+
+    file: int
+    about: KeptFile
+
+
 class CloseFile(msgspec.Struct, frozen=True):
     file: int
 
@@ -118,15 +135,26 @@ class CopyFile(msgspec.Struct, frozen=True):
 # --- agents -----------------------------------------------------------------------------------------------
 
 
-class Watch(msgspec.Struct, frozen=True):
-    """Tell `ComputeElement.exited` when this operating-system process, the one behind the peer, has gone."""
+class WatchedProcess(msgspec.Struct, frozen=True):
+    """What lies in the safe beside the descriptors of an enrolled process."""
 
-    peer: PeerId
+    pid: int
+    incarnation: int
     os_pid: int
+    ticket: bytes
+    name: str
+    group: int
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """-> `ComputeElement.watched`, then `exited` when the operating-system process behind the peer has gone."""
+
+    process: WatchedProcess
+    peer: PeerId
 
 
 class Unwatch(msgspec.Struct, frozen=True):
-    peer: PeerId
+    process: ProcessKey
 
 
 # --- the rack monitor -------------------------------------------------------------------------------------
@@ -156,14 +184,14 @@ class Push(msgspec.Struct, frozen=True):
 class Confirm(msgspec.Struct, frozen=True):
     """Tell `ComputeElement.exited` if this process is seen to have gone; wait a moment for it."""
 
-    peer: PeerId
+    process: ProcessKey
 
 
 class Fence(msgspec.Struct, frozen=True):
     """-> `ComputeElement.fenced` or `fence_failed`."""
 
     job: int
-    peer: PeerId
+    process: ProcessKey
     reach: str
     ranges: list[tuple[int, int]]
     hinted: bool
@@ -173,7 +201,7 @@ class Guard(msgspec.Struct, frozen=True):
     """-> `ComputeElement.guarded`."""
 
     job: int
-    peer: PeerId
+    process: ProcessKey
     address: int
     nbytes: int
 
@@ -190,6 +218,7 @@ Output = (
     | StopRack
     | Note
     | MakeFile
+    | KeepFile
     | CloseFile
     | LoseFile
     | PunchFile

@@ -177,6 +177,8 @@ class RackMmu:
                 self._grants.punched(job)
             case wire.ElementReport(usage):
                 self._state.usage[element] = usage
+            case wire.SlabLost(slab):
+                self._slab_lost(element, slab)
             case wire.MemoryFailed():
                 self._failures.failed(element, message)
             case wire.FailureMade(job):
@@ -184,6 +186,10 @@ class RackMmu:
             case _:
                 raise AssertionError(f"a memory element says {message}")
         return self._state.take_outputs()
+
+    def daemon_runs(self, report: wire.DaemonReport) -> None:
+        """For the report: this daemon runs, for the first time or again."""
+        self._state.daemons[report.kind, report.name] = report
 
     def element_linked(self, element: int) -> list[Output]:
         """There is a link to this memory element, the first or a new one: says all that it has to know."""
@@ -489,6 +495,12 @@ class RackMmu:
     def _forget_at_agent(self, process: Member) -> None:
         forget = wire.ForgetProcess(process.id, process.incarnation)
         self._state.outputs.append(ToAgent(process.compute, forget))
+
+    def _slab_lost(self, element: int, slab: int) -> None:
+        """An element that was started anew does not have it: its memory is gone, whoever owns it."""
+        name = self._state.elements[element].name
+        self._state.outputs.append(Note(f"memory element {name!r} has lost slab {slab}", trouble=True))
+        self._grants.slab_lost(slab)
 
     def _free_all(self, process: Member) -> None:
         process.become(State.GONE)

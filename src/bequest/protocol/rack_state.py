@@ -42,7 +42,6 @@ class MmuConfig(msgspec.Struct, frozen=True):
     policy: str = "best-fit"
     orphan_keep: float = ORPHAN_KEEP
     linger: float | None = None  # an embedded rack ends so long after its last client
-    generation: int = 1
 
 
 class FailedElement(Row):
@@ -70,6 +69,7 @@ class RackState:
         ] = {}  # which do not answer, and for how long when that was seen
         self.plan = AddressPlan()
         self.clients = Clients(self.books)
+        self.daemons: dict[tuple[str, str], wire.DaemonReport] = {}  # by kind and name
         self.outputs: list[Output] = []
         self._later: list[Callable[[], object]] = []
 

@@ -54,7 +54,7 @@ class StatusDesk:
         return wire.RackReport(
             name=config.name,
             uid=config.uid,
-            generation=config.generation,
+            daemons=list(state.daemons.values()),
             uptime=now - self._started,
             policy=config.policy,
             orphan_keep=config.orphan_keep,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
 
 from bequest._core import Table
 from bequest.protocol.outputs import Drop, DropTable, GoOn, Note, Output, Reply, StopRack, ToAgent, ToElement
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import MmuConfig
 from bequest.runtime.loop import Daemon, Link, Peer, log
+from bequest.runtime.safe import Tether
 from bequest.wire import messages as wire
 
 
@@ -22,22 +22,23 @@ class MmuDaemon(Daemon):
         self,
         config: MmuConfig,
         listener: socket.socket,
-        life: int,
-        element_links: Sequence[socket.socket],
-        agent_links: Sequence[socket.socket],
+        tether: Tether,
     ) -> None:
-        super().__init__(config.name, config.generation, config.uid, listener, wire.MmuSocket, life)
+        super().__init__(config.name, config.uid, listener, wire.MmuSocket, tether)
         self._tables: dict[int, Table] = {}
         self._machine = RackMmu(config, self._make_table, os.urandom, time.monotonic())
         self._elements = {
-            element.id: self.add_link(f"memory element {element.name}", end, wire.ElementToMmu)
-            for element, end in zip(config.elements, element_links, strict=True)
+            element.id: self.add_link(
+                "element", element.name, f"memory element {element.name}", wire.ElementToMmu
+            )
+            for element in config.elements
         }
         self._element_ids = {link.name: element for element, link in self._elements.items()}
         self._agents = {
-            compute: self.add_link(f"agent {compute}", end, wire.AgentToMmu)
-            for compute, end in zip(config.computes, agent_links, strict=True)
+            compute: self.add_link("agent", compute, f"agent {compute}", wire.AgentToMmu)
+            for compute in config.computes
         }
+        self._machine.daemon_runs(wire.DaemonReport("mmu", "mmu", os.getpid(), self.restarts))
 
     # --- inputs --------------------------------------------------------------------------------------------
 
@@ -57,11 +58,17 @@ class MmuDaemon(Daemon):
         self._carry_out(self._machine.client_gone(peer.id, time.monotonic()))
 
     def link_message(self, link: Link, message: wire.Message) -> None:
-        element = self._element_ids.get(link.name)
-        if element is None:
-            self._carry_out(self._machine.agent_message(message, time.monotonic()))
+        if link.kind == "element":
+            self._carry_out(self._machine.element_message(self._element_ids[link.name], message))
         else:
-            self._carry_out(self._machine.element_message(element, message))
+            self._carry_out(self._machine.agent_message(message, time.monotonic()))
+
+    def link_restored(self, link: Link) -> None:
+        self._machine.daemon_runs(wire.DaemonReport(link.kind, link.name, link.os_pid, link.restarts))
+        if link.kind == "element":
+            self._carry_out(self._machine.element_linked(self._element_ids[link.name]))
+        elif link.kind == "agent":
+            self._carry_out(self._machine.agent_linked(link.name))
 
     def tick(self, now: float) -> None:
         self._carry_out(self._machine.tick(now))
@@ -87,6 +94,7 @@ class MmuDaemon(Daemon):
                 case Drop(peer, reason):
                     self.drop(self._peers[peer], reason)
                 case StopRack(reason):
+                    self.ends_rack = True
                     self.stop(reason)
                 case Note(text, trouble):
                     (log.warning if trouble else log.info)("%s", text)

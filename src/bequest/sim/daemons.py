@@ -24,10 +24,12 @@ from bequest.protocol.outputs import (
     Fence,
     GoOn,
     Guard,
+    KeepFile,
     LoseFile,
     MakeFile,
     Note,
     Output,
+    ProcessKey,
     PunchFile,
     Push,
     Reply,
@@ -167,6 +169,14 @@ class Mmu(Daemon):
         processes = self.machine._state.processes
         processes._pools[Kind.PROCESS]._fresh = deque(range(1, world.options.ids + 1))
 
+    def link(self) -> None:
+        """All of them have just been started."""
+        for element in self.world.elements.values():
+            element.machine.linked()
+            self._carry_out(self.machine.element_linked(element.info.id))
+        for compute in self.world.config.computes:
+            self._carry_out(self.machine.agent_linked(compute))
+
     def peer_opened(self, connection: Connection) -> None:
         self._carry_out(self.machine.client_opened(connection.peer, connection.uid, connection.os_pid))
 
@@ -248,6 +258,8 @@ class Element(Daemon):
                     self.world.mmu.tell(self.name, message)
                 case MakeFile(file, nbytes, _, urgent):
                     self._submit("slabs" if urgent else "pool", nbytes, self._maker(file, nbytes))
+                case KeepFile(file, about):
+                    self.world.events.after(self.world.delay(), self._keeper(file, about.slab))
                 case CloseFile(file):
                     closing = self.files.pop(file)
                     self._submit("slabs", closing.nbytes, closing.close)
@@ -290,19 +302,26 @@ class Element(Daemon):
 
         def work() -> None:
             file.punch(punch.offset, punch.nbytes)
-            self.call(lambda: self._carry_out(self.machine.punch_done(punch.job)))
+            self.call(lambda: self._carry_out(self.machine.punch_done(punch.job, self.world.events.now)))
 
         return work
+
+    def _keeper(self, file: int, slab: int) -> Callable[[], None]:
+        return lambda: self.call(lambda: self._carry_out(self.machine.file_kept(file, slab, "")))
 
     def _copier(self, copy: CopyFile) -> Callable[[], None]:
         source, target = self.files[copy.source], self.files[copy.target]
 
         def work() -> None:
             if self.world.is_unlucky(self.world.options.element_trouble):
-                self.call(lambda: self._carry_out(self.machine.copy_failed(copy.job, "no luck")))
+                self.call(
+                    lambda: self._carry_out(
+                        self.machine.copy_failed(copy.job, "no luck", self.world.events.now)
+                    )
+                )
                 return
             source.copy(copy.source_offset, target, copy.target_offset, copy.nbytes)
-            self.call(lambda: self._carry_out(self.machine.copy_done(copy.job)))
+            self.call(lambda: self._carry_out(self.machine.copy_done(copy.job, self.world.events.now)))
 
         return work
 
@@ -311,7 +330,7 @@ class Agent(Daemon):
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         self.machine = ComputeElement()
-        self._watched: dict[int, int] = {}  # peer -> os pid
+        self._watched: dict[ProcessKey, int] = {}  # os pids
 
     def peer_message(self, connection: Connection, message: wire.Message) -> None:
         self._carry_out(
@@ -337,41 +356,44 @@ class Agent(Daemon):
                     self.reply(peer, message)
                 case ToMmu(message):
                     self.world.mmu.tell(self.name, message)
-                case Watch(peer, os_pid):
-                    self._watch(peer, os_pid)
-                case Unwatch(peer):
-                    self._watched.pop(peer, None)
+                case Watch(process):
+                    self._watch((process.pid, process.incarnation), process.os_pid)
+                case Unwatch(key):
+                    self._watched.pop(key, None)
                 case Push(peer, notice):
                     if peer in self.peers:
                         self.world.trace(self.peers[peer].who, self.name, notice)
-                case Confirm(peer):
-                    self.world.events.after(self.world.delay(), partial(self._confirm, peer))
+                case Confirm(key):
+                    self.world.events.after(self.world.delay(), partial(self._confirm, key))
                 case Fence():
                     self.world.events.after(self.world.delay(), partial(self._fence, output))
-                case Guard(job, peer):
-                    self.call(partial(self._guarded, job, peer))
+                case Guard(job, key):
+                    self.call(partial(self._guarded, job, key))
                 case _:
                     raise AssertionError(f"the agent wants {output}")
 
-    def _watch(self, peer: int, os_pid: int) -> None:
+    def _watch(self, key: ProcessKey, os_pid: int) -> None:
         process = self.world.processes[os_pid]
         if process.has_exited:
-            self._carry_out(self.machine.exited(peer))
+            self._carry_out(self.machine.exited(key))
             return
-        self._watched[peer] = os_pid
-        process.when_exited.append(lambda: self.call(partial(self._exited, peer)))
+        self._watched[key] = os_pid
+        process.when_exited.append(lambda: self.call(partial(self._exited, key)))
+        kept = partial(self.call, lambda: self._carry_out(self.machine.watched(key)))
+        self.world.events.after(self.world.delay(), kept)
 
-    def _exited(self, peer: int) -> None:
-        if peer in self._watched:
-            self._carry_out(self.machine.exited(peer))
+    def _exited(self, key: ProcessKey) -> None:
+        if key in self._watched:
+            self._carry_out(self.machine.exited(key))
 
-    def _confirm(self, peer: int) -> None:
-        if peer in self._watched and not self.world.processes[self._watched[peer]].is_alive:
-            self.call(partial(self._exited, peer))
+    def _confirm(self, key: ProcessKey) -> None:
+        if key in self._watched and not self.world.processes[self._watched[key]].is_alive:
+            self.call(partial(self._exited, key))
 
     def _fence(self, order: Fence) -> None:
         """A worker's job: the ladder of `bequest.runtime.fencing`, where each rung may turn out not to hold."""
-        process = self.world.processes[self._watched[order.peer]] if order.peer in self._watched else None
+        os_pid = self._watched.get(order.process)
+        process = None if os_pid is None else self.world.processes[os_pid]
         reaches = ("protect", "ptrace", "kill")[: ("protect", "ptrace", "kill").index(order.reach) + 1]
         if process is None or not process.is_alive:
             how = "dead"
@@ -391,5 +413,5 @@ class Agent(Daemon):
         for address, nbytes in ranges:
             process.close(address, address + nbytes)
 
-    def _guarded(self, job: int, peer: int) -> None:
-        self._carry_out(self.machine.guarded(job, peer, False))
+    def _guarded(self, job: int, key: ProcessKey) -> None:
+        self._carry_out(self.machine.guarded(job, key, False))

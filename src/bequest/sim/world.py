@@ -64,6 +64,7 @@ class World:
 
     def run(self) -> None:
         """Raises `Finding`, or whatever a machine raised, if anything is wrong."""
+        self.mmu.link()
         for daemon in (self.mmu, *self.elements.values(), *self.agents.values()):
             daemon.wake()
         for name in self.members:

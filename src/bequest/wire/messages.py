@@ -19,6 +19,24 @@ from bequest.wire.message import Message as Message
 from bequest.wire.resuming import ComeBack as ComeBack
 from bequest.wire.resuming import Resume as Resume
 from bequest.wire.resuming import Resumed as Resumed
+from bequest.wire.slabs import AdmitGroup as AdmitGroup
+from bequest.wire.slabs import AdoptSlab as AdoptSlab
+from bequest.wire.slabs import AnnouncementEnds as AnnouncementEnds
+from bequest.wire.slabs import CopyFailed as CopyFailed
+from bequest.wire.slabs import CopyPages as CopyPages
+from bequest.wire.slabs import ElementReport as ElementReport
+from bequest.wire.slabs import ElementUsage as ElementUsage
+from bequest.wire.slabs import ForgetGroup as ForgetGroup
+from bequest.wire.slabs import PagesCopied as PagesCopied
+from bequest.wire.slabs import PagesPunched as PagesPunched
+from bequest.wire.slabs import PunchPages as PunchPages
+from bequest.wire.slabs import RegroupSlab as RegroupSlab
+from bequest.wire.slabs import ReserveSlab as ReserveSlab
+from bequest.wire.slabs import RetireSlab as RetireSlab
+from bequest.wire.slabs import SlabLost as SlabLost
+from bequest.wire.slabs import SlabRefused as SlabRefused
+from bequest.wire.slabs import SlabRegrouped as SlabRegrouped
+from bequest.wire.slabs import SlabReserved as SlabReserved
 from bequest.wire.stealing import FenceFailed as FenceFailed
 from bequest.wire.stealing import FenceProcess as FenceProcess
 from bequest.wire.stealing import Found as Found
@@ -48,7 +66,7 @@ class Hello(Message, frozen=True):
 class Welcome(Message, frozen=True):
     rack: str
     role: str
-    generation: int = 0
+    generation: int = 0  # of this daemon: 1, and one more with each restart
     client: int = 0  # this connection's number: never another's, in any run of the daemon
 
 
@@ -228,10 +246,17 @@ class Status(Message, frozen=True):
     cursor: int = 0
 
 
+class DaemonReport(msgspec.Struct, frozen=True):
+    kind: str  # mmu, element, agent or monitor
+    name: str
+    os_pid: int
+    restarts: int
+
+
 class RackReport(Message, frozen=True):
     name: str
     uid: int
-    generation: int
+    daemons: list[DaemonReport]
     uptime: float
     policy: str
     orphan_keep: float
@@ -265,17 +290,6 @@ class ProcessReport(msgspec.Struct, frozen=True):
 class ProcessList(Message, frozen=True):
     processes: list[ProcessReport]
     next_cursor: int | None = None
-
-
-class ElementUsage(msgspec.Struct, frozen=True):
-    """What an element says of itself: bytes by purpose, and how many of its slabs' bytes are on huge pages."""
-
-    slab_bytes: int = 0
-    warm_bytes: int = 0
-    recycled_bytes: int = 0
-    huge_bytes: int = 0
-    warm_hits: int = 0
-    cold_misses: int = 0
 
 
 class ElementStatus(msgspec.Struct, frozen=True):
@@ -365,109 +379,6 @@ class SlabOpened(Message, frozen=True):
     failed: list[tuple[int, int]] = []
 
 
-# --- Rack MMU to memory element, and back -----------------------------------------------------------------
-
-
-class AnnouncementEnds(Message, frozen=True):
-    """The Rack MMU has said it all; also to agents."""
-
-
-class AdoptSlab(Message, frozen=True):
-    """-> nothing if the element has it, else SlabLost."""
-
-    slab: int
-    group: int
-    nbytes: int
-    huge: bool
-
-
-class AdmitGroup(Message, frozen=True):
-    group: int
-    ticket: bytes
-
-
-class ForgetGroup(Message, frozen=True):
-    group: int
-
-
-class ReserveSlab(Message, frozen=True):
-    """-> SlabReserved or SlabRefused, later and in any order."""
-
-    slab: int
-    group: int
-    nbytes: int
-    huge: bool
-
-
-class SlabReserved(Message, frozen=True):
-    slab: int
-
-
-class SlabRefused(Message, frozen=True):
-    slab: int
-    message: str
-
-
-class RetireSlab(Message, frozen=True):
-    """The slab has left the table: its memory may serve its group again, or is given back.
-
-    Not ``recycle`` if its home still runs: an allocator has its free runs open, so the memory would be in two hands.
-    """
-
-    slab: int
-    recycle: bool
-
-
-class RegroupSlab(Message, frozen=True):
-    """-> SlabRegrouped. Members of the old group may hold its memory open, so it is never recycled."""
-
-    slab: int
-    group: int
-
-
-class SlabRegrouped(Message, frozen=True):
-    slab: int
-
-
-class CopyPages(Message, frozen=True):
-    """-> PagesCopied or CopyFailed. Inside the element, by its own processor."""
-
-    job: int
-    source: int
-    source_offset: int
-    target: int
-    target_offset: int
-    nbytes: int
-
-
-class PagesCopied(Message, frozen=True):
-    job: int
-
-
-class CopyFailed(Message, frozen=True):
-    job: int
-    message: str
-
-
-class PunchPages(Message, frozen=True):
-    """-> PagesPunched. Gives the memory of pages back whose contents have gone elsewhere; the addresses stay."""
-
-    job: int
-    slab: int
-    offset: int
-    nbytes: int
-
-
-class PagesPunched(Message, frozen=True):
-    """Also when it failed, which is logged: then their memory is not given back, and that is all."""
-
-    job: int
-
-
-class ElementReport(Message, frozen=True):
-    usage: ElementUsage
-
-
 # --- Rack MMU to agent, and back --------------------------------------------------------------------------
 
 
@@ -498,7 +409,7 @@ class ProcessLost(Message, frozen=True):
 
 
 class ProcessExited(Message, frozen=True):
-    """The kernel says that it has gone: nothing of it will ever run again."""
+    """The kernel says that it has gone: nothing of it will ever run again. Said again until ForgetProcess comes."""
 
     pid: int
     incarnation: int
@@ -575,12 +486,22 @@ DaemonToClient = (
     | Notice
 )
 MmuToElement = (
-    AdmitGroup | ForgetGroup | ReserveSlab | RetireSlab | RegroupSlab | CopyPages | PunchPages | FailMemory
+    AdmitGroup
+    | ForgetGroup
+    | AdoptSlab
+    | AnnouncementEnds
+    | ReserveSlab
+    | RetireSlab
+    | RegroupSlab
+    | CopyPages
+    | PunchPages
+    | FailMemory
 )
 ElementToMmu = (
     SlabReserved
     | SlabRefused
     | SlabRegrouped
+    | SlabLost
     | PagesCopied
     | CopyFailed
     | PagesPunched
@@ -588,7 +509,16 @@ ElementToMmu = (
     | MemoryFailed
     | FailureMade
 )
-MmuToAgent = ExpectProcess | ForgetProcess | FenceProcess | ProveDeath | TellProcess | TellGroup | GuardRange
+MmuToAgent = (
+    ExpectProcess
+    | ForgetProcess
+    | AnnouncementEnds
+    | FenceProcess
+    | ProveDeath
+    | TellProcess
+    | TellGroup
+    | GuardRange
+)
 AgentToMmu = (
     ProcessEnrolled | ProcessLost | ProcessExited | ProcessFenced | FenceFailed | CallContacts | RangeGuarded
 )
