@@ -57,6 +57,7 @@ REFUSAL_CHARACTERS_MAX = 1000
 PEER_QUEUE_MAX = 8  # packets waiting for a client that does not read; requests come one at a time
 LINK_QUEUE_MAX = 100_000  # between daemons of one rack
 PEERS_MAX = 4096  # clients of one socket
+PEERS_OF_ONE_MAX = 1200  # of one process, which may be attached 511 times and have two connections for each
 HELLO_TIMEOUT = 10.0  # a client that connects and says nothing is dropped
 
 # --- clients -----------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from bequest.limits import (
     LINK_QUEUE_MAX,
     PEER_QUEUE_MAX,
     PEERS_MAX,
+    PEERS_OF_ONE_MAX,
     TABLE_VERSION,
     WIRE_VERSION,
 )
@@ -378,10 +379,12 @@ class Daemon(ABC):
     def _admit(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         os_pid, uid = peer_credentials(connection)
-        if uid not in (self._uid, 0) or len(self._peers) >= PEERS_MAX:
+        of_one = sum(peer.os_pid == os_pid for peer in self._peers.values())
+        if uid not in (self._uid, 0) or len(self._peers) >= PEERS_MAX or of_one >= PEERS_OF_ONE_MAX:
             log.warning(
-                "%s refuses os pid %d of user %d, having %d clients", self.role, os_pid, uid, len(self._peers)
-            )
+                "%s refuses os pid %d of user %d, having %d clients, %d of them its",
+                self.role, os_pid, uid, len(self._peers), of_one,
+            )  # fmt: skip
             connection.close()
             return
         self._last_peer += 1
