@@ -17,6 +17,7 @@
 #include <atomic>
 
 #include "seats.hpp"
+#include "tripwire.hpp"
 
 namespace bequest {
 
@@ -55,105 +56,6 @@ bool is_finalizing() {
 #endif
 }
 
-// --- the tripwire --------------------------------------------------------------------------------
-
-#if PY_VERSION_HEX < 0x030C0000
-struct Tripwire {
-    PyThreadState* thread;
-    Py_tracefunc function;  // what was there before
-    PyObject* object;
-    PyObject* frame;
-    bool traced_opcodes;
-};
-Tripwire tripwires[64];  // under the GIL
-PyObject* opcodes_attribute = nullptr;
-
-Tripwire* tripwire_of(PyThreadState* thread) {
-    for (Tripwire& wire : tripwires)
-        if (wire.thread == thread) return &wire;
-    return nullptr;
-}
-
-void set_trace(PyThreadState* thread, Py_tracefunc function, PyObject* object) {
-    thread->c_tracefunc = function;
-    thread->c_traceobj = object;
-    thread->cframe->use_tracing = thread->c_tracefunc || thread->c_profilefunc ? 255 : 0;
-}
-
-int trip(PyObject*, PyFrameObject*, int what, PyObject* argument);
-
-void disarm(Tripwire& wire) {
-    PyObject_SetAttr(wire.frame, opcodes_attribute, wire.traced_opcodes ? Py_True : Py_False);
-    PyErr_Clear();
-    if (wire.thread->c_tracefunc == trip) {
-        set_trace(wire.thread, wire.function, wire.object);
-    } else {
-        Py_XDECREF(wire.object);  // somebody traces this thread since
-    }
-    wire.thread = nullptr;
-    Py_CLEAR(wire.frame);
-}
-
-bool is_ours(PyObject* type) { return type == revoked_type || type == failure_type; }
-
-// Instead of what the C code has raised, which becomes its context.
-void raise_over(PyObject* type, PyObject* raised) {
-    PyObject* error = PyObject_CallNoArgs(type);
-    if (!error) return;
-    if (raised && PyExceptionInstance_Check(raised)) {
-        Py_INCREF(raised);
-        PyException_SetContext(error, raised);
-    }
-    PyErr_SetObject(type, error);
-    Py_DECREF(error);
-}
-
-int trip(PyObject*, PyFrameObject*, int what, PyObject* argument) {
-    PyThreadState* thread = PyThreadState_Get();
-    Tripwire* wire = tripwire_of(thread);
-    if (!wire) return 0;
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    disarm(*wire);
-    PyObject* waiting = thread->async_exc;
-    if (!waiting || !is_ours(waiting)) {  // it has risen already, and is being made
-        PyErr_Restore(type, value, trace);
-        return 0;
-    }
-    Py_INCREF(waiting);
-    PyThreadState_SetAsyncExc(thread->thread_id, nullptr);
-    raise_over(waiting, what == PyTrace_EXCEPTION ? PyTuple_GetItem(argument, 1) : nullptr);
-    Py_DECREF(waiting);
-    Py_XDECREF(type), Py_XDECREF(value), Py_XDECREF(trace);
-    return -1;
-}
-
-void arm(PyThreadState* thread) {
-    Tripwire* wire = tripwire_of(thread);
-    if (wire && thread->c_tracefunc == trip) return;
-    if (!wire) wire = tripwire_of(nullptr);
-    if (!wire || thread->tracing > 0 || !opcodes_attribute) return;
-    auto* frame = reinterpret_cast<PyObject*>(PyThreadState_GetFrame(thread));
-    if (!frame) return;
-    PyObject* traced = PyObject_GetAttr(frame, opcodes_attribute);
-    if (!traced || PyObject_SetAttr(frame, opcodes_attribute, Py_True) != 0) {
-        Py_XDECREF(traced);
-        Py_DECREF(frame);
-        return;
-    }
-    *wire = {thread, thread->c_tracefunc, thread->c_traceobj, frame, traced == Py_True};
-    Py_DECREF(traced);
-    set_trace(thread, trip, nullptr);
-}
-
-void disarm_here() {
-    if (Tripwire* wire = tripwire_of(PyThreadState_Get())) disarm(*wire);
-}
-#else
-void arm(PyThreadState*) {}
-void disarm_here() {}
-#endif
-
 // --- word is left --------------------------------------------------------------------------------
 
 // Holding the GIL, in the handler: so no garbage collection, which would run anybody's code here.
@@ -162,7 +64,7 @@ void leave_word(PyThreadState* thread, const Fault& fault) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     PyThreadState_SetAsyncExc(thread->thread_id, is_revoked(fault) ? revoked_type : failure_type);
-    arm(thread);
+    arm_tripwire(thread);
     PyErr_Restore(type, value, trace);
     if (collects) PyGC_Enable();
 }
@@ -229,7 +131,7 @@ nb::object particulars(const Fault& fault) {
 }
 
 nb::object take_fault_of_this_thread() {
-    disarm_here();
+    disarm_tripwire();
     Fault fault;
     const bool found = take_fault(fault);
     take_stock();
@@ -266,9 +168,7 @@ void catch_faults() {
         nb::object errors = nb::module_::import_("bequest.errors");
         failure_type = nb::object(errors.attr("MemoryFailure")).release().ptr();
         revoked_type = nb::object(errors.attr("MemoryRevoked")).release().ptr();
-#if PY_VERSION_HEX < 0x030C0000
-        opcodes_attribute = PyUnicode_InternFromString("f_trace_opcodes");
-#endif
+        prepare_tripwires(revoked_type, failure_type);
     }
     tell_faults_to(tell);
     stand_first_in_line();

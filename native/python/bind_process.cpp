@@ -91,8 +91,8 @@ nb::list adopt(nb::handle_t<ProcessBase> self, uint32_t victim, uint32_t incarna
     Member& member = process.usable();
     const std::string from = name_of(member.attachment.table(), {victim % kIdCount, incarnation});
     std::vector<std::shared_ptr<Holding>> holdings;  // all of them before a Python object is made, as above
-    for (const Extent& e : member.attachment.adopt(
-             {victim, incarnation}, [&](const Extent& held) { return holds(member, held); }))
+    for (const Extent& e : member.attachment.adopt({victim, incarnation},
+                                                   [&](const Extent& held) { return holds(member, held); }))
         holdings.push_back(hold(process.member, e));
     nb::list regions;
     for (std::shared_ptr<Holding>& holding : holdings) {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import sys
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -96,3 +98,64 @@ def test_the_handle_of_failed_memory_raises_and_can_be_freed(
         other.array()[:] = 1
         other.free()
     assert me.table.audit() == []
+
+
+def test_a_store_at_the_end_of_a_block_raises_inside_of_it(failed: tuple[bq.Region, memoryview]) -> None:
+    region, view = failed
+    array = np.frombuffer(view, np.uint8)
+    with pytest.raises(bq.MemoryFailure):
+        view[PAGE] = 1
+    with pytest.raises(bq.MemoryFailure):
+        array[:] = 1
+    with pytest.raises(bq.MemoryFailure):
+        array += 1
+
+
+def returns_an_item(view: memoryview) -> object:
+    try:
+        return view[0]
+    except bq.MemoryFailure as error:
+        return error
+
+
+def returns_in_a_loop(view: memoryview) -> object:
+    for _ in range(3):
+        try:
+            view[0] = 1
+        except ValueError:
+            return "the wrong handler"
+        except bq.MemoryFailure as error:
+            return error
+        else:
+            return "no exception"
+    return "the loop has ended"
+
+
+def falls_between_two_blocks(view: memoryview) -> object:
+    try:
+        view[0] = 1
+        try:
+            return "behind it"
+        except bq.MemoryFailure:
+            return "the wrong handler"
+    except bq.MemoryFailure as error:
+        return error
+
+
+@pytest.mark.parametrize("touch", [returns_an_item, returns_in_a_loop, falls_between_two_blocks])
+def test_the_handler_is_that_of_the_instruction_that_touched(
+    failed: tuple[bq.Region, memoryview], touch: Callable[[memoryview], object]
+) -> None:
+    table = touch.__code__.co_exceptiontable
+    for _ in range(50):  # often enough for the interpreter to specialise the code
+        assert isinstance(touch(failed[1]), bq.MemoryFailure)
+    assert touch.__code__.co_exceptiontable == table
+    assert sys.gettrace() is None
+
+
+def test_what_the_touching_call_raises_itself_becomes_the_context(
+    failed: tuple[bq.Region, memoryview],
+) -> None:
+    with pytest.raises(bq.MemoryFailure) as caught:
+        zlib.decompress(failed[1])
+    assert isinstance(caught.value.__context__, zlib.error)
