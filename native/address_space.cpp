@@ -307,12 +307,13 @@ void AddressSpace::forget_lost(uint64_t address, uint64_t nbytes) {
 
 std::vector<ScratchRange> AddressSpace::retire_scratch() {
     const WindowLock lock;
-    std::vector<ScratchRange> ranges = scratch_ranges();
+    std::vector<ScratchRange> ranges = scratch_notes();
     for (const ScratchRange& range : ranges) {
         drop(range.start, range.end);
         add(lost_, range.start, range.end);
     }
     forget_scratch();
+    end_rows();
     return ranges;
 }
 

@@ -1,6 +1,5 @@
 #include "fault_barrier.hpp"
 
-#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -10,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <ctime>
 #include <system_error>
 
 #include "address_space.hpp"
@@ -22,11 +22,10 @@ namespace bequest {
 
 namespace {
 
-constexpr uint64_t kScratchBytes = 16ull << 20;  // what all scratch memory of a process costs at most
-constexpr uint32_t kRowMax = 10;                 // so that one fault covers 4 MiB at most
-constexpr size_t kScratchRangesMax = 512;
+constexpr uint32_t kRowMax = 4;  // the fifth fault of a row, and each after it, covers up to 16 pages
 constexpr size_t kRecordsMax = 256;
 constexpr uint32_t kRetriesMax = 1000;
+constexpr int64_t kToldAgainNs = 100'000'000;  // what was told before may have been swallowed by other code
 constexpr int kSignals[] = {SIGSEGV, SIGBUS};
 
 std::atomic<pthread_t> lock_holder{};  // of the window lock
@@ -36,27 +35,24 @@ std::atomic<const AddressSpace*> guarded{nullptr};
 std::atomic<pid_t> guardian{0};  // a forked child has no window
 std::atomic<TellLanguage> tell_language{nullptr};
 std::atomic<bool> raw_signals{false};
-std::atomic<int> scratch_file{-1};
 
 // Whoever had the signal before. Written before our handler can see it, with the window lock held.
 struct sigaction previous_segv, previous_bus;
 struct sigaction& previous(int signal) { return signal == SIGSEGV ? previous_segv : previous_bus; }
 std::atomic<pthread_t> passing_on{};  // a thread that is inside of a previous handler
 
-// All of what follows: under the window lock.
-ScratchRange scratch[kScratchRangesMax];
-std::atomic<size_t> scratch_count{0};  // may be looked at without the lock
-uint32_t row = 0;                      // faults since the last exception
+// A thread's row of faults: from the first to the exception. Under the window lock.
 struct Record {
     pthread_t thread;
-    bool taken = true;
-    uint64_t age;
+    bool used = false;
     Fault fault;
+    int64_t told_ns;
+    uint32_t length;
+    uint64_t last_address;
+    uint32_t repeated;
+    Windows windows;
 };
 Record records[kRecordsMax];
-uint64_t next_age = 1;
-uint64_t retried_address = 0;
-uint32_t retries = 0;
 
 void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
 
@@ -76,22 +72,29 @@ void unlock_in_child() { unlock_window(); }  // a handler of another thread may 
 
 Record* record_of(pthread_t thread) {
     for (Record& record : records)
-        if (!record.taken && record.thread == thread) return &record;
+        if (record.used && record.thread == thread) return &record;
     return nullptr;
 }
 
-// The first fault of a row is what the program did; those that follow are the same C code going on.
-void write_record(pthread_t thread, const Fault& fault) {
-    if (record_of(thread)) return;
+Record& new_record(pthread_t thread) {
     Record* oldest = &records[0];
     for (Record& record : records) {
-        if (record.taken) {
+        if (!record.used) {
             oldest = &record;
             break;
         }
-        if (record.age < oldest->age) oldest = &record;
+        if (record.told_ns < oldest->told_ns) oldest = &record;
     }
-    *oldest = {thread, false, next_age++, fault};
+    *oldest = Record{};
+    oldest->thread = thread;
+    oldest->used = true;
+    return *oldest;
+}
+
+int64_t now_ns() {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1'000'000'000ll + now.tv_nsec;
 }
 
 // Would a store to this page succeed? Asked of the kernel, which answers with an error where the store would
@@ -104,77 +107,57 @@ bool is_readable(uint64_t page) {
     return process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1;
 }
 
-bool is_covered(uint64_t page) { return has_scratch(page, page + kPageBytes); }
-
-bool note_scratch(uint64_t start, uint64_t end, FaultKind kind) {
-    for (size_t i = 0; i < scratch_count; i++) {
-        ScratchRange& known = scratch[i];
-        if (known.end < start || known.start > end || known.kind != kind) continue;
-        known = {std::min(start, known.start), std::max(end, known.end), kind};
-        return true;
-    }
-    if (scratch_count == kScratchRangesMax) return false;
-    scratch[scratch_count] = {start, end, kind};
-    scratch_count++;
-    return true;
-}
-
-bool map_scratch(uint64_t start, uint64_t end, FaultKind kind) {
-    for (uint64_t at = start; at < end;) {
-        const uint64_t offset = at % kScratchBytes;
-        const uint64_t bytes = std::min(end - at, kScratchBytes - offset);
-        if (mmap(pointer(at), bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, scratch_file.load(),
-                 static_cast<off_t>(offset)) == MAP_FAILED)
-            return false;
-        madvise(pointer(at), bytes, MADV_DONTFORK);
-        at += bytes;
-    }
-    return note_scratch(start, end, kind);
-}
-
 // Covers the page, and its bad neighbours as far as the length of the row says.
-bool cover(uint64_t page, const Believed& believed, FaultKind kind) {
-    const uint64_t reach = kPageBytes << std::min(row, kRowMax);
+bool cover(Record& record, uint64_t page, const Believed& believed, FaultKind kind) {
+    const uint64_t reach = kPageBytes << std::min(record.length++, kRowMax);
     const uint64_t first = std::max(believed.start, page / reach * reach);
     const uint64_t last = std::min(believed.end, page / reach * reach + reach);
-    const bool known = believed.belief == Belief::kLost;
+    const auto is_bad = [&](uint64_t other) {
+        return believed.belief == Belief::kLost || note_of(other) || !is_good(other);
+    };
     uint64_t start = page, end = page + kPageBytes;
-    const auto is_bad = [&](uint64_t other) { return !is_covered(other) && (known || !is_good(other)); };
     while (end < last && is_bad(end)) end += kPageBytes;
     while (start > first && is_bad(start - kPageBytes)) start -= kPageBytes;
-    row++;
-    if (map_scratch(start, end, kind)) return true;
+    if (open_window(record.windows, start, end, kind)) return true;
     // Pages of reserved 2 MiB pages can be covered only whole.
     start = page / kHugePageBytes * kHugePageBytes;
     end = start + kHugePageBytes;
-    return errno == EINVAL && start >= believed.start && end <= believed.end && map_scratch(start, end, kind);
+    return errno == EINVAL && start >= believed.start && end <= believed.end &&
+           open_window(record.windows, start, end, kind);
 }
 
-// With the page as it is now the access will succeed: it was being opened, or covered, by another thread. Yet
-// a fault that comes again and again has a cause that we do not know.
-bool may_try_again(uint64_t address) {
-    retries = retried_address == address ? retries + 1 : 0;
-    retried_address = address;
-    return retries < kRetriesMax;
+// A fault that comes again and again has a cause that we do not know.
+bool may_try_again(Record& record, uint64_t address) {
+    record.repeated = record.last_address == address ? record.repeated + 1 : 0;
+    record.last_address = address;
+    return record.repeated < kRetriesMax;
 }
 
-enum class Verdict { kNotOurs, kTryAgain, kLost };
+enum class Verdict { kNotOurs, kTryAgain, kLost, kLostAndTold };
 
+FaultKind kind_of(const Fault& fault, uint64_t page) {
+    if (const ScratchRange* note = note_of(page)) return note->kind;
+    return fault.signal == SIGSEGV || is_readable(page) ? FaultKind::kFenced : FaultKind::kFailed;
+}
+
+// The first fault of a row is what the program did; those that follow are the same C code going on.
 Verdict judge(const AddressSpace& space, Fault& fault) {
     const Believed believed = space.believed(fault.address);
     if (believed.belief == Belief::kClosed) return Verdict::kNotOurs;
     const uint64_t page = fault.address / kPageBytes * kPageBytes;
-    if (is_covered(page)) {  // by another thread, in this moment
-        if (!may_try_again(fault.address)) return Verdict::kNotOurs;
-    } else {
-        if (believed.belief == Belief::kOpen) {
-            if (is_good(page)) return may_try_again(fault.address) ? Verdict::kTryAgain : Verdict::kNotOurs;
-            const bool fenced = fault.signal == SIGSEGV || is_readable(page);
-            fault.kind = fenced ? FaultKind::kFenced : FaultKind::kFailed;
-        }
-        if (!cover(page, believed, fault.kind)) return Verdict::kNotOurs;
-    }
-    write_record(pthread_self(), fault);
+    Record* record = record_of(pthread_self());
+    if (!record) record = &new_record(pthread_self());
+    const bool is_first = record->told_ns == 0;
+    if (!may_try_again(*record, fault.address)) return Verdict::kNotOurs;
+    // Another thread was opening the page: the access will succeed.
+    if (believed.belief == Belief::kOpen && !note_of(page) && is_good(page)) return Verdict::kTryAgain;
+    fault.kind = kind_of(fault, page);
+    if (!is_first && note_of(page)) widen(record->windows);  // it has come back to a window that was closed
+    if (!cover(*record, page, believed, fault.kind)) return Verdict::kNotOurs;
+    const int64_t now = now_ns();
+    if (!is_first && now - record->told_ns < kToldAgainNs) return Verdict::kLostAndTold;
+    record->fault = fault;
+    record->told_ns = now;
     return Verdict::kLost;
 }
 
@@ -225,7 +208,7 @@ void on_signal(int signal, siginfo_t* info, void* context) {
     const Verdict verdict = look_at(signal, info, fault);
     if (verdict == Verdict::kNotOurs) {
         pass_on(signal, info, context, Instruction::kFaultsAgain);
-    } else if (verdict == Verdict::kLost && raw_signals.load()) {
+    } else if (verdict != Verdict::kTryAgain && raw_signals.load()) {
         pass_on(SIGBUS, info, context, Instruction::kIsSaved);
     } else if (verdict == Verdict::kLost) {
         if (const TellLanguage tell = tell_language.load()) tell(fault);
@@ -247,15 +230,6 @@ void install(int signal) {
         throw std::system_error(errno, std::generic_category(), "installing the fault handler");
 }
 
-void make_scratch_file() {
-    if (scratch_file.load() >= 0) return;
-    const int fd = memfd_create("bequest-scratch", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, static_cast<off_t>(kScratchBytes)) != 0)
-        throw std::system_error(errno, std::generic_category(), "making scratch memory");
-    scratch_file.store(fd);
-    pthread_atfork(nullptr, nullptr, unlock_in_child);
-}
-
 }  // namespace
 
 WindowLock::WindowLock() : taken_(lock_window()) {}
@@ -265,11 +239,14 @@ WindowLock::~WindowLock() {
 
 void guard_window(const AddressSpace* space) {
     if (space) make_scratch_file();
+    static const int at_fork = pthread_atfork(nullptr, nullptr, unlock_in_child);
+    (void)at_fork;
     {
         const WindowLock lock;
         guardian.store(getpid());
         guarded.store(space);
-        scratch_count = 0;
+        forget_scratch();
+        end_rows();
     }
     if (space) stand_first_in_line();
 }
@@ -283,43 +260,27 @@ void stand_first_in_line() {
 
 void pass_raw_signals(bool raw) { raw_signals.store(raw); }
 
-bool peek_fault(Fault& fault) {
-    const WindowLock lock;
-    const Record* record = record_of(pthread_self());
-    if (record) fault = record->fault;
-    return record != nullptr;
-}
-
 bool take_fault(Fault& fault) {
     const WindowLock lock;
     Record* record = record_of(pthread_self());
-    if (!record) return false;
+    if (!record || record->told_ns == 0) return false;
     fault = record->fault;
-    record->taken = true;
+    record->used = false;
     return true;
 }
 
 void adopt_fault(const Fault& fault) {
     const WindowLock lock;
-    write_record(pthread_self(), fault);
+    Record& record = new_record(pthread_self());
+    record.fault = fault;
+    record.told_ns = now_ns();
 }
 
-bool has_scratch() { return scratch_count.load(std::memory_order_relaxed) > 0; }
-
-bool has_scratch(uint64_t start, uint64_t end) {
-    for (size_t i = 0; i < scratch_count; i++)
-        if (start < scratch[i].end && scratch[i].start < end) return true;
-    return false;
-}
-
-std::vector<ScratchRange> scratch_ranges() { return {scratch, scratch + scratch_count}; }
-
-void forget_scratch() {
-    row = 0;
-    if (!has_scratch()) return;
-    scratch_count = 0;
-    fallocate(scratch_file.load(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-              static_cast<off_t>(kScratchBytes));
+void end_rows() {
+    for (Record& record : records) {
+        record.windows = {};
+        record.length = record.repeated = 0;
+    }
 }
 
 }  // namespace bequest

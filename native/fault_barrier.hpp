@@ -17,29 +17,21 @@
 // free or held by another thread, which will let go of it without touching rack memory. Nothing here
 // allocates.
 //
-// Scratch memory is one small sparse file that is mapped again and again, at an offset that follows from the
-// address, so that neighbouring pieces are one mapping of the kernel's: both its memory and its mappings are
-// bounded. Each fault of a row covers twice as much as the one before, as far as pages are bad; when the
-// exception is made, the row ends and the scratch memory vanishes, so that each touch of lost memory that a
-// program makes raises anew, in whichever thread.
+// As soon as the exception is made, the scratch memory vanishes (scratch.hpp), so that each touch of lost
+// memory that a program makes raises anew, in whichever thread.
 //
 // A system call that is given a lost address does not fault, it fails with EFAULT: an OSError in Python.
 #pragma once
 
 #include <pthread.h>
 
-#include <cstddef>
 #include <cstdint>
-#include <vector>
+
+#include "scratch.hpp"
 
 namespace bequest {
 
 class AddressSpace;
-
-enum class FaultKind : uint32_t {
-    kFenced,  // the pages are there, and somebody keeps us from them
-    kFailed,  // the pages are gone
-};
 
 struct Fault {
     uint64_t address = 0;
@@ -81,14 +73,7 @@ bool take_fault(Fault& fault);
 bool peek_fault(Fault& fault);
 void adopt_fault(const Fault& fault);
 
-// What has scratch memory now: for the address space, which makes it vanish.
-struct ScratchRange {
-    uint64_t start, end;
-    FaultKind kind;
-};
-bool has_scratch();
-bool has_scratch(uint64_t start, uint64_t end);
-std::vector<ScratchRange> scratch_ranges();
-void forget_scratch();  // it is mapped nowhere any more: gives its memory back, and ends the row
+// All windows of scratch memory have been mapped over: the rows of faults are over.
+void end_rows();
 
 }  // namespace bequest

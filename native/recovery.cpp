@@ -187,9 +187,9 @@ uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
 
 // --- deaths ------------------------------------------------------------------------------------------
 
-// Its intent and cells are settled like any process's. Beyond that, slabs are its doing: extents without a record
-// are what is left of one that was taken, a record without extents is the beginning of one. What it had made its own
-// in a slab that is there is for the books to explain. Its empty descriptors are anybody's.
+// Its intent and cells are settled like any process's. Beyond that, slabs are its doing: extents without a
+// record are what is left of one that was taken, a record without extents is the beginning of one. What it
+// had made its own in a slab that is there is for the books to explain. Its empty descriptors are anybody's.
 uint32_t Steward::recover() {
     uint32_t ended = settle(kMmuId);
     for (uint32_t i = 0; i < kBlockCount; i++) {

@@ -16,6 +16,7 @@
 
 #include <atomic>
 
+#include "herald.hpp"
 #include "seats.hpp"
 #include "tripwire.hpp"
 
@@ -58,7 +59,8 @@ bool is_finalizing() {
 
 // --- word is left --------------------------------------------------------------------------------
 
-// Holding the GIL, in the handler: so no garbage collection, which would run anybody's code here.
+// Under the GIL, for a thread that is in the handler: so no garbage collection, which would run anybody's
+// code.
 void leave_word(PyThreadState* thread, const Fault& fault) {
     const int collects = PyGC_Disable();
     PyObject *type, *value, *trace;
@@ -67,6 +69,11 @@ void leave_word(PyThreadState* thread, const Fault& fault) {
     arm_tripwire(thread);
     PyErr_Restore(type, value, trace);
     if (collects) PyGC_Enable();
+}
+
+void run_errand(const Errand& errand, bool waits) {
+    if (waits) return leave_word(errand.asker, errand.fault);
+    PyThreadState_SetAsyncExc(errand.thread_id, is_revoked(errand.fault) ? revoked_type : failure_type);
 }
 
 // What threads that Python does not know have met. Several may be lost to one exception.
@@ -80,19 +87,18 @@ int raise_stray(void* number) {
     return -1;
 }
 
+void leave_word_to_main_thread(const Fault& fault) {
+    const uintptr_t number = stray_count.fetch_add(1) % std::size(strays);
+    strays[number] = fault;
+    Py_AddPendingCall(raise_stray, reinterpret_cast<void*>(number));
+}
+
 void tell(const Fault& fault) {
     if (!Py_IsInitialized() || is_finalizing()) return;
     PyThreadState* thread = PyGILState_GetThisThreadState();
-    if (!thread) {
-        const uintptr_t number = stray_count.fetch_add(1) % std::size(strays);
-        strays[number] = fault;
-        Py_AddPendingCall(raise_stray, reinterpret_cast<void*>(number));
-        return;
-    }
-    const bool has_gil = running_thread() == thread;
-    if (!has_gil) PyEval_RestoreThread(thread);
-    leave_word(thread, fault);
-    if (!has_gil) PyEval_SaveThread();
+    if (!thread) return leave_word_to_main_thread(fault);
+    if (running_thread() == thread) return leave_word(thread, fault);
+    if (!send_herald({thread, thread->thread_id, fault}, run_errand)) leave_word_to_main_thread(fault);
 }
 
 // --- particulars ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ namespace {
 
 PyObject* our_classes[2] = {};
 PyObject* opcodes_attribute = nullptr;
+PyObject* empty_function = nullptr;
 
 struct Tripwire {
     PyThreadState* thread;
@@ -164,16 +165,23 @@ void disarm(Tripwire& wire) {
 
 bool is_ours(PyObject* type) { return type && (type == our_classes[0] || type == our_classes[1]); }
 
-// Instead of what the C code has raised, which becomes its context.
-void raise_over(PyObject* type, PyObject* raised) {
-    PyObject* error = PyObject_CallNoArgs(type);
-    if (!error) return;
-    if (raised && PyExceptionInstance_Check(raised)) {
+// The asynchronous exception rises in the first function that is called. (To clear it and raise another would
+// leave the interpreter looking for it at every turn: it forgets to look only when it finds one.) What the C
+// code has raised becomes its context. False if nothing has risen.
+bool raise_waiting(PyObject* raised) {
+    PyObject* none = PyObject_CallNoArgs(empty_function);
+    Py_XDECREF(none);
+    if (none) return false;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    if (raised && PyExceptionInstance_Check(raised) && value != raised) {
         Py_INCREF(raised);
-        PyException_SetContext(error, raised);
+        PyException_SetContext(value, raised);
     }
-    PyErr_SetObject(type, error);
-    Py_DECREF(error);
+    PyErr_SetObject(type, value);
+    Py_XDECREF(type), Py_XDECREF(value), Py_XDECREF(trace);
+    return true;
 }
 
 int trip(PyObject*, PyFrameObject* frame, int what, PyObject* argument) {
@@ -184,16 +192,14 @@ int trip(PyObject*, PyFrameObject* frame, int what, PyObject* argument) {
         if (what != PyTrace_EXCEPTION) disarm(*wire);
         return 0;
     }
-    PyObject* waiting = thread->async_exc;
-    if (!is_ours(waiting)) {  // it has risen already, and is being made
+    // Else it has risen already, and is being made.
+    const bool rises = is_ours(thread->async_exc) &&
+                       raise_waiting(what == PyTrace_EXCEPTION ? PyTuple_GetItem(argument, 1) : nullptr);
+    if (!rises) {
         disarm(*wire);
         return 0;
     }
-    Py_INCREF(waiting);
-    PyThreadState_SetAsyncExc(thread->thread_id, nullptr);
     const bool is_next = frame == wire->frame && (what == PyTrace_LINE || what == PyTrace_OPCODE);
-    raise_over(waiting, what == PyTrace_EXCEPTION ? PyTuple_GetItem(argument, 1) : nullptr);
-    Py_DECREF(waiting);
     if (is_next) {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
@@ -210,13 +216,16 @@ void prepare_tripwires(PyObject* one_class, PyObject* other_class) {
     our_classes[0] = one_class;
     our_classes[1] = other_class;
     opcodes_attribute = PyUnicode_InternFromString("f_trace_opcodes");
+    PyObject* nothing = PyDict_New();
+    empty_function = PyRun_String("lambda: None", Py_eval_input, nothing, nothing);
+    Py_DECREF(nothing);
 }
 
 void arm_tripwire(PyThreadState* thread) {
     Tripwire* wire = tripwire_of(thread);
     if (wire && thread->c_tracefunc == trip) return;
     if (!wire) wire = tripwire_of(nullptr);
-    if (!wire || thread->tracing > 0 || !opcodes_attribute) return;
+    if (!wire || thread->tracing > 0 || !empty_function) return;
     PyFrameObject* frame = PyThreadState_GetFrame(thread);
     if (!frame) return;
     PyObject* as_object = reinterpret_cast<PyObject*>(frame);

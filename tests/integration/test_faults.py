@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
+import gc
 import hashlib
+import os
+import pathlib
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 
@@ -159,3 +164,134 @@ def test_what_the_touching_call_raises_itself_becomes_the_context(
     with pytest.raises(bq.MemoryFailure) as caught:
         zlib.decompress(failed[1])
     assert isinstance(caught.value.__context__, zlib.error)
+
+
+# --- threads ------------------------------------------------------------------------------------------------
+
+
+def test_numpy_without_the_gil_raises_in_the_thread_that_touched(
+    failed: tuple[bq.Region, memoryview],
+) -> None:
+    """Large loops let go of the GIL; the main thread is busy with other things and gets nothing of it."""
+    array = np.frombuffer(failed[1], np.float64)
+    caught: list[object] = [None] * 4
+
+    def work(number: int) -> None:
+        for _ in range(10):
+            try:
+                np.add(array, 1.0, out=array)
+            except bq.MemoryFailure as error:
+                caught[number] = error
+            else:
+                caught[number] = "no exception"
+                return
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(caught))]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        sum(range(1000))
+    for error in caught:
+        assert isinstance(error, bq.MemoryFailure)
+        assert error.region is failed[0]
+
+
+def test_a_thread_that_python_does_not_know_raises_in_the_main_thread(
+    failed: tuple[bq.Region, memoryview],
+) -> None:
+    libc = ctypes.CDLL(None)
+    thread = ctypes.c_ulong()
+    address = ctypes.c_void_p(failed[0].address)
+    with pytest.raises(bq.MemoryFailure) as caught:
+        # int strlen-like: any C function of one pointer will do for a thread's main
+        assert libc.pthread_create(ctypes.byref(thread), None, libc.strlen, address) == 0
+        libc.pthread_join(thread, None)
+        for _ in range(1000):
+            sum(range(100))
+    assert caught.value.region is failed[0]
+
+
+def test_an_asyncio_program_goes_on(failed: tuple[bq.Region, memoryview]) -> None:
+    _, view = failed
+
+    async def touch() -> int:
+        await asyncio.sleep(0)
+        return view[0]
+
+    async def program() -> list[object]:
+        in_thread = asyncio.to_thread(bytes, view)
+        return list(
+            await asyncio.gather(touch(), touch(), in_thread, asyncio.sleep(0, 5), return_exceptions=True)
+        )
+
+    *errors, five = asyncio.run(program())
+    assert all(isinstance(error, bq.MemoryFailure) for error in errors)
+    assert five == 5
+
+
+def test_an_exception_leaves_a_with_block_and_frees(me: bq.Process) -> None:
+    with pytest.raises(bq.MemoryFailure), me.alloc(PAGE) as region:
+        cut_off(me, region)
+        region.array()[0] = 1
+    with pytest.raises(bq.BequestError):
+        region.array()
+
+
+def test_a_debugger_keeps_its_trace_function(failed: tuple[bq.Region, memoryview]) -> None:
+
+    def trace(frame: object, event: str, argument: object) -> object:
+        return trace
+
+    sys.settrace(trace)
+    try:
+        result = returns_an_item(failed[1])
+        kept = sys.gettrace()
+    finally:
+        sys.settrace(None)
+    assert isinstance(result, bq.MemoryFailure)
+    assert kept is trace
+
+
+def test_a_system_call_fails_instead(failed: tuple[bq.Region, memoryview]) -> None:
+    with open("/dev/zero", "rb", buffering=0) as zeros, pytest.raises(OSError) as caught:
+        zeros.readinto(failed[1])
+    assert caught.value.errno == errno.EFAULT
+    assert not isinstance(caught.value, bq.MemoryFailure)
+
+
+# --- endurance ----------------------------------------------------------------------------------------------
+
+
+def resources() -> tuple[int, int, int, int]:
+    """Resident KiB, mappings, descriptors and threads of this process."""
+    status = dict(
+        line.split(":", 1)
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
+        if ":" in line
+    )
+    mappings = len(pathlib.Path("/proc/self/maps").read_text().splitlines())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    return int(status["VmRSS"].split()[0]), mappings, descriptors, int(status["Threads"])
+
+
+def test_one_interpreter_survives_ten_thousand_failures(failed: tuple[bq.Region, memoryview]) -> None:
+    region, view = failed
+    array = np.frombuffer(view, np.uint8)
+
+    def fail(times: int) -> None:
+        for number in range(times):
+            with pytest.raises(bq.MemoryFailure):
+                if number % 10:
+                    array[number % len(array)] = 1
+                else:
+                    np.add(array[: 16 * PAGE], 1, out=array[: 16 * PAGE])
+
+    fail(200)
+    gc.collect()
+    before = resources()
+    fail(10_000)
+    gc.collect()
+    after = resources()
+    assert after[0] - before[0] < 2048
+    assert after[1] - before[1] < 10
+    assert after[2:] == before[2:]
