@@ -106,7 +106,7 @@ def test_the_handle_of_failed_memory_raises_and_can_be_freed(
 
 
 def test_a_store_at_the_end_of_a_block_raises_inside_of_it(failed: tuple[bq.Region, memoryview]) -> None:
-    region, view = failed
+    _region, view = failed
     array = np.frombuffer(view, np.uint8)
     with pytest.raises(bq.MemoryFailure):
         view[PAGE] = 1
@@ -275,7 +275,7 @@ def resources() -> tuple[int, int, int, int]:
 
 
 def test_one_interpreter_survives_ten_thousand_failures(failed: tuple[bq.Region, memoryview]) -> None:
-    region, view = failed
+    _region, view = failed
     array = np.frombuffer(view, np.uint8)
 
     def fail(times: int) -> None:
