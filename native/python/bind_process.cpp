@@ -89,6 +89,7 @@ nb::list adopt(nb::handle_t<ProcessBase> self, uint32_t victim, uint32_t incarna
     ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
     nb::object owner = nb::borrow(self);
     Member& member = process.usable();
+    take_stock();  // it may be stolen from another attachment of this program, whose loss comes first
     const std::string from = name_of(member.attachment.table(), {victim % kIdCount, incarnation});
     std::vector<std::shared_ptr<Holding>> holdings;  // all of them before a Python object is made, as above
     for (const Extent& e : member.attachment.adopt({victim, incarnation},

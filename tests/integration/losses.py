@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 
 import bequest as bq
@@ -27,14 +28,15 @@ def cut_off(me: bq.Process, region: bq.Region) -> None:
     os.close(fd)
 
 
-def cut_behind(me: bq.Process, region: bq.Region, offset: int) -> None:
-    """Its memory fails from there on, and what lies behind it in its slab."""
-    slab, address = slab_of(me, region)
-    fd = me._links.open_slab(slab)
-    os.ftruncate(fd, region.address - address + offset)
-    os.close(fd)
-
-
 def close_from_outside(region: bq.Region) -> None:
     """What a fence by ptrace does."""
     assert LIBC.mprotect(region.address, region.nbytes, 0) == 0
+
+
+def punch_out(me: bq.Process, region: bq.Region, offset: int, nbytes: int) -> None:
+    """The memory element loses some of its pages."""
+    slab, address = slab_of(me, region)
+    fd = me._links.open_slab(slab)
+    with mmap.mmap(fd, nbytes, offset=region.address - address + offset) as pages:
+        pages.madvise(mmap.MADV_REMOVE)
+    os.close(fd)
