@@ -90,8 +90,9 @@ private:
     std::optional<Change> change_of(uint32_t id) const;
     void finish(const Change& change, uint32_t id, bool dead);
     void finish_for(uint32_t victim);
+    std::vector<PlacedExtent> owned_by(uint32_t victim) const;
     std::vector<AddressRange> reach_of(const std::vector<AddressRange>& only, uint32_t victim) const;
-    void unblock_inboxes(uint32_t victim);
+    void help_along(uint32_t victim);
     bool deliver(Extent from, uint64_t nbytes, const Addressee& to);
     std::optional<Extent> carve_away(uint64_t address, uint64_t pages);
     OwnerWord as_settled(uint32_t descriptor) const;

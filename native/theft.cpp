@@ -19,6 +19,7 @@
 //   merge      not committed: with the left side gone the right one is undone, again to the victim's word.
 //              Committed: the right side is emptied before the left one is taken.
 //   alloc      is an extent without meaning until the call returns; if it was taken, the call tries another.
+//              What it has cut off a longer run, and is about to put back, has no bytes and is let alone.
 //   free       takes its extent out of our hands or finds that we have it. If it was on its way to another's
 //              return list, whoever frees it next finds that out too (Table::free).
 //   grant      commits or not. A cell that it claimed holds up the receiver's inbox: when it is sealed, so
@@ -33,6 +34,10 @@
 #include "recovery.hpp"
 
 namespace bequest {
+
+namespace {
+constexpr int kTriesMax = 8;  // to see a victim that goes on splitting and merging
+}
 
 // What a process is in the middle of, as one picture; nothing if it moves on while we look. The right side's
 // word was read while the intent was armed, so that an embryo with that word is the intent's.
@@ -87,20 +92,36 @@ std::vector<AddressRange> Steward::reach_of(const std::vector<AddressRange>& onl
     return reach;
 }
 
-std::vector<PlacedExtent> Steward::stealable(uint32_t victim, const std::vector<AddressRange>* only) {
-    finish_for(victim);
-    const std::vector<AddressRange> reach = only ? reach_of(*only, victim) : std::vector<AddressRange>{};
+std::vector<PlacedExtent> Steward::owned_by(uint32_t victim) const {
     std::vector<PlacedExtent> found;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         const Extent e{i, table_.owner(i)};
-        if (!e.word.is(State::kOwned, victim) || !table_.is_stealable(i)) continue;
-        const PlacedExtent placed = table_.placed(e);
-        const auto touches = [&](const AddressRange& range) {
-            return range.touches(placed.address, e.word.pages() * kPageBytes);
-        };
-        if (!only || std::any_of(reach.begin(), reach.end(), touches)) found.push_back(placed);
+        if (!e.word.is(State::kOwned, victim) || !table_.is_stealable(i) || table_.nbytes(e) == 0) continue;
+        found.push_back(table_.placed(e));
     }
     std::sort(found.begin(), found.end());
+    return found;
+}
+
+// Pages that move from one extent to another while the table is read may be seen in neither. Who asks for all
+// sees the other extent at least, and asks again until there is none; who asks for some pages might see
+// nothing.
+std::vector<PlacedExtent> Steward::stealable(uint32_t victim, const std::vector<AddressRange>* only) {
+    help_along(victim);
+    if (!only) return owned_by(victim);
+    const Shared<uint32_t>& armed = table_.slot(victim).intent.armed;
+    std::vector<PlacedExtent> found;
+    uint32_t before = 0;
+    for (int tries = 0; tries < kTriesMax && (tries == 0 || armed.load() != before); tries++) {
+        before = armed.load();
+        const std::vector<AddressRange> reach = reach_of(*only, victim);
+        found = owned_by(victim);
+        std::erase_if(found, [&](const PlacedExtent& placed) {
+            return std::none_of(reach.begin(), reach.end(), [&](const AddressRange& range) {
+                return range.touches(placed.address, placed.extent.word.pages() * kPageBytes);
+            });
+        });
+    }
     return found;
 }
 
@@ -109,7 +130,8 @@ std::vector<PlacedExtent> Steward::stealable(uint32_t victim, const std::vector<
 // victim.
 std::vector<PlacedExtent> Steward::steal(const std::vector<Extent>& wanted, uint32_t victim, uint32_t thief) {
     std::vector<PlacedExtent> stolen;
-    table_.slot(victim).revocations.fetch_add(1);  // first: who finds a word changed knows why
+    Shared<uint32_t>& revocations = table_.slot(victim).revocations;
+    revocations.fetch_add(1);  // who finds a word changed knows why
     finish_for(victim);
     for (Extent e : wanted) {
         if (e.descriptor >= kMaxExtents || !e.word.is(State::kOwned, victim)) continue;
@@ -118,12 +140,15 @@ std::vector<PlacedExtent> Steward::steal(const std::vector<Extent>& wanted, uint
         table_.mark_stolen(e.descriptor, e.word.next(State::kOwned, thief), victim);
         if (table_.change(e, State::kOwned, thief)) stolen.push_back(table_.placed(e));
     }
-    finish_for(victim);
-    if (settled_[victim % kIdCount] != table_.slot(victim).life.load()) unblock_inboxes(victim);
+    if (!stolen.empty()) revocations.fetch_add(1);  // who has looked at its words meanwhile looks again
+    help_along(victim);
     return stolen;
 }
 
-void Steward::unblock_inboxes(uint32_t victim) {
+// Whatever of its steps nobody but the victim would ever finish, and can be without it.
+void Steward::help_along(uint32_t victim) {
+    if (settled_[victim % kIdCount] == table_.slot(victim).life.load()) return;
+    finish_for(victim);
     for (uint32_t id = 1; id < kIdCount; id++) {
         Slot& slot = table_.slot(id);
         if (slot.life.load() != 0 && Inbox(table_, id).unblock(victim) > 0) ring_doorbell(slot, INT_MAX);

@@ -10,6 +10,14 @@ namespace bequest {
 namespace tests {
 const AddressSpace* opens_nothing = nullptr;
 const AddressSpace* closes_nothing = nullptr;
+std::map<const AddressSpace*, const Shared<uint32_t>*> page_tables;
+
+namespace {
+void look_at_page_table(const AddressSpace* space) {
+    const auto table = page_tables.find(space);
+    if (table != page_tables.end()) table->second->load();
+}
+}  // namespace
 }  // namespace tests
 
 AddressSpace::AddressSpace() : mappings_limit_(UINT64_MAX), owner_(0) {}
@@ -26,6 +34,7 @@ bool AddressSpace::is_open(uint64_t address, uint64_t nbytes) const {
 }
 
 bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
+    tests::look_at_page_table(this);
     if (tests::opens_nothing == this) throw TooManyMappings("a test");
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
         open_[page] = page + kPageBytes;
@@ -33,6 +42,7 @@ bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
 }
 
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
+    tests::look_at_page_table(this);
     if (tests::closes_nothing == this) throw TooManyMappings("a test");
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes) open_.erase(page);
 }
