@@ -173,7 +173,7 @@ std::vector<Operation> a_thief_is_robbed(World& w) {
 std::vector<Operation> two_thieves(World& w) {
     settle_down(w, 3);
     w.split(1, w.alloc(1, 4), 2);
-    return {{"1 merges", [&w] { merges(w); }}, w.theft(1, 2, -1, 1), w.theft(1, 3, -1, 1)};
+    return {{"1 merges", [&w] { merges(w); }}, w.theft(1, 2, -1, 1), w.theft(1, 3, 1, 1)};
 }
 
 // What was stolen is used at once: granted back to the victim, freed, and split, while the victim frees it.
@@ -241,7 +241,7 @@ std::vector<Operation> a_part(World& w) {
     };
     return {{"1 merges", [&w] { merges(w); }}, w.mmu("steals a part from 1 for 2", [&w, right] {
                 const std::vector<AddressRange> only{{right, 1}};
-                w.rob(1, 2, 2, &only);
+                w.rob(1, 2, 3, &only);
             })};
 }
 
