@@ -162,8 +162,11 @@ def test_too_many_descriptors_are_closed(ends: tuple[socket.socket, socket.socke
 
 def test_an_oversized_packet_is_noticed(ends: tuple[socket.socket, socket.socket]) -> None:
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    send_packet(ends[0], bytes(PACKET_BYTES_MAX + 1), [0])
+    read_end, write_end = os.pipe()  # of a kind that is closed at once
+    send_packet(ends[0], bytes(PACKET_BYTES_MAX + 1), [read_end])
     before = open_descriptors()
     with pytest.raises(GarbledPacket):
         receive_packet(ends[1], new_buffer())
     assert open_descriptors() == before
+    os.close(read_end)
+    os.close(write_end)
