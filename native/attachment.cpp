@@ -90,6 +90,7 @@ void Attachment::reopen(const Extent& e) {
 // another's, and opening pages by it would open another's memory.
 std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags) {
     while (auto run = arena_.pick(request)) {
+        table_.bear(*run);
         if (!table_.define(*run, nbytes, flags) || !table_.change(*run, State::kOwned, id_)) continue;
         try {
             reopen(*run);  // the whole run at once: one mapping stays one

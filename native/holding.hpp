@@ -55,7 +55,7 @@ struct Loss {
     std::string cause;  // "was stolen by 'b'"
 };
 
-class Holding {
+class Holding : public std::enable_shared_from_this<Holding> {
 public:
     Holding(std::shared_ptr<Member> member, const Extent& extent);
     explicit Holding(std::shared_ptr<Member> member);  // of no memory: a bare message

@@ -201,7 +201,10 @@ struct Descriptor {  // an extent
     // that epoch: whatever the thief does with the extent, adopting it first of all, wipes it.
     Guarded<uint32_t> stolen_epoch;
     Guarded<uint32_t> stolen_from, stolen_incarnation;
-    uint32_t reserved[4];
+    // Which region this is part of: made up when it is allocated or comes from another group, and kept,
+    // whoever gets it, until it is freed. Another region at these addresses has another (see Table::bear).
+    Guarded<uint64_t> birth;
+    uint32_t reserved[2];
 };
 
 // --- inbox cells -----------------------------------------------------------------------------

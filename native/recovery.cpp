@@ -128,6 +128,7 @@ bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to) {
     const auto position = inbox.claim(kMmuId);
     if (!position) return false;
     const Extent in_flight{extent.descriptor, extent.word.next(State::kInFlight, to.id)};
+    table_.bear(extent);
     if (!table_.define(extent, nbytes, 0)) return inbox.abandon(*position, kMmuId), false;
     inbox.seal(*position, in_flight, to.incarnation, {to.sender, 0},
                to.tag);  // 0: not of this group, its name is not here
@@ -301,6 +302,19 @@ std::vector<Extent> Steward::extents_of(uint32_t slab) const {
     std::vector<Extent> extents;
     for (const PlacedExtent& p : found) extents.push_back(p.extent);
     return extents;
+}
+
+std::optional<Extent> Steward::extent_at(uint64_t address, uint32_t hint) const {
+    const auto looked_at = [&](uint32_t i) -> std::optional<Extent> {
+        const uint64_t start = table_.extent(i).address;
+        const OwnerWord word = as_settled(i);
+        if (address < start || address - start >= word.pages() * kPageBytes) return std::nullopt;
+        return table_.has_slab(table_.extent(i).slab) ? std::optional<Extent>({i, word}) : std::nullopt;
+    };
+    const uint32_t limit = table_.extent_limit();
+    std::optional<Extent> found = hint < limit ? looked_at(hint) : std::nullopt;
+    for (uint32_t i = 0; i < limit && !found; i++) found = looked_at(i);
+    return found;
 }
 
 std::vector<std::string> Steward::audit() const {

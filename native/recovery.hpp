@@ -75,6 +75,8 @@ public:
 
     // Every slab's extents, sorted by address; changes under way are shown as if settled.
     std::vector<Extent> extents_of(uint32_t slab) const;
+    // In which extent an address lies; `hint` is looked at first.
+    std::optional<Extent> extent_at(uint64_t address, uint32_t hint) const;
     std::vector<std::string> audit() const;
     Table table() const { return table_; }
 

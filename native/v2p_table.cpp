@@ -155,6 +155,7 @@ std::optional<Extent> Table::split(uint32_t self, Extent& left, uint64_t pages, 
         Details::make(bytes > left_bytes ? bytes - left_bytes : 0, flags(left.descriptor), unused.epoch())
             .bits);
     r.slab = l.slab;
+    r.birth = l.birth;
     Intent& intent = slot(self).intent;
     const OwnerWord embryo = unused.next(State::kEmbryo, left.word.id(), total - pages);
     // Armed before the embryo exists: whoever settles us may then find either.

@@ -88,6 +88,10 @@ public:
     bool is_stealable(uint32_t descriptor) const { return (flags(descriptor) & kNotStealable) == 0; }
     // For who has the extent in hand. False, and nothing changed, if its word has moved on.
     bool define(const Extent& e, uint64_t nbytes, uint32_t flags) const;
+    // For who has free or arriving memory in hand, before it becomes a region.
+    void bear(const Extent& e) const {
+        extent(e.descriptor).birth = uint64_t{e.descriptor} << 32 | e.word.epoch();
+    }
     // Whether it was stolen from that life of `victim` and nobody has laid a hand on it since.
     bool bears_mark(const Extent& e, uint32_t victim, uint32_t incarnation) const;
     void mark_stolen(uint32_t descriptor, OwnerWord stolen, uint32_t victim) const;

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "../doorbell.hpp"
@@ -263,6 +264,23 @@ void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor) {
     region.holding->put_in(extent, region.span.start);
 }
 
+// A handle on what is already held at `place`: of the bytes from `address` on as many as are held with it.
+nb::object region_at(nb::handle_t<ProcessBase> self, uint64_t place, uint64_t address, uint64_t nbytes) {
+    ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
+    for (Holding* holding : process.usable().holdings) {
+        const uint64_t start = holding->address(), end = start + holding->nbytes();
+        if (place < start || place >= end) continue;
+        const Span wanted{std::max(address, start) - start, std::min(address + nbytes, end) - start};
+        for (const Span& owned : holding->remaining(wanted)) {
+            if (place - start < owned.start || place - start >= owned.end) continue;
+            nb::object owner = nb::borrow(self);
+            return wrap_region(owner, process.region_type,
+                               {owner, holding->shared_from_this(), owned, {}, {}});
+        }
+    }
+    return nb::none();
+}
+
 nb::object find(ProcessBase& process, const std::string& name) {
     const Table table = process.usable().attachment.table();
     for (uint32_t id = 1; id <= kMaxProcessId; id++) {
@@ -351,6 +369,7 @@ void bind_process(nb::module_& m) {
         .def("_surrender", &surrender, "region"_a)
         .def("_take_back", &take_back, "region"_a, "descriptor"_a)
         .def("_find", &find, "name"_a)
+        .def("_region_at", &region_at, "place"_a, "address"_a, "nbytes"_a)
         .def(
             "_is_live",
             [](ProcessBase& p, uint32_t id, uint32_t incarnation) {

@@ -209,6 +209,14 @@ nb::list usage(TableFile& t) {
     return usage;
 }
 
+nb::object find_extent(TableFile& t, uint64_t address, uint32_t hint) {
+    const auto e = t.steward().extent_at(address, hint);
+    if (!e) return nb::none();
+    const Descriptor& d = t.table().extent(e->descriptor);
+    return nb::make_tuple(e->descriptor, uint64_t{d.address}, e->word.pages(),
+                          static_cast<uint32_t>(e->word.state()), e->word.id(), uint64_t{d.birth});
+}
+
 // What the table says, for reports and audits.
 void bind_reports(TableClass& table) {
     using namespace nb::literals;
@@ -243,6 +251,7 @@ void bind_reports(TableClass& table) {
                 return extents;
             },
             "slab"_a)
+        .def("find_extent", &find_extent, "address"_a, "hint"_a)
         .def(
             "descriptor",
             [](TableFile& t, uint32_t index) {

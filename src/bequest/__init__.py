@@ -67,10 +67,12 @@ if TYPE_CHECKING:
         ProcessDied,
         ProcessSuspected,
     )
+    from bequest.memory.group import Group, Quorum
     from bequest.memory.inbox import Inbox
+    from bequest.memory.names import Published
     from bequest.memory.pickling import NotPickled, dumps, loads
     from bequest.memory.process import Process, current
-    from bequest.memory.rack import Group, Rack, connect
+    from bequest.memory.rack import Rack, connect
     from bequest.memory.region import Region
     from bequest.memory.standby import Death, Standby
     from bequest.queue import Queue
@@ -110,7 +112,9 @@ __all__ = [
     "ProcessDead",
     "ProcessDied",
     "ProcessSuspected",
+    "Published",
     "Queue",
+    "Quorum",
     "Rack",
     "RackFault",
     "RackGone",
@@ -145,10 +149,12 @@ _HOMES = {
         "ProcessDied",
         "ProcessSuspected",
     ),
+    "bequest.memory.group": ("Group", "Quorum"),
     "bequest.memory.inbox": ("Inbox",),
+    "bequest.memory.names": ("Published",),
     "bequest.memory.pickling": ("NotPickled", "dumps", "loads"),
     "bequest.memory.process": ("Process", "current"),
-    "bequest.memory.rack": ("Group", "Rack", "connect"),
+    "bequest.memory.rack": ("Rack", "connect"),
     "bequest.memory.region": ("Region",),
     "bequest.memory.standby": ("Death", "Standby"),
     "bequest.queue": ("Queue",),

@@ -80,6 +80,29 @@ AUDIT_FINDINGS_MAX = 200
 STATUS_EXTENTS_MAX = 50_000  # extents looked at for one page of a report: some tens of milliseconds
 SLAB_RUNS_MAX = 64  # runs of pages drawn for one slab
 
+# --- stealing ----------------------------------------------------------------------------------------------
+CAPABILITY_BYTES = 32
+VERIFIER_BYTES = 32  # SHA-256
+SEED_BYTES = 16  # what Shamir's scheme shares out; the capability is derived from it
+SHARES_MAX = 255
+WRONG_TRIES_MAX = 5  # of one operating-system process
+WRONG_TRIES_OF_USER_MAX = (
+    50  # of all processes of a user: more, so that a faulty one does not bar the others soon
+)
+WRONG_TRIES_WINDOW = 10.0
+THEFTS_KEPT = 1000  # attempts that are remembered for `bequest audit`
+STEAL_SELECTION_MAX = 1000  # paths and addresses in one request
+STEAL_PASSES_MAX = 8  # looks at a victim that runs and allocates on
+FENCE_TIMEOUT = (
+    15.0  # an agent that has not fenced its process by then, even by SIGKILL, will not: the steal fails
+)
+
+# --- the namespace -----------------------------------------------------------------------------------------
+PATH_BYTES_MAX = 511
+PATH_DEPTH_MAX = 16
+NAMES_PER_GROUP_MAX = 16_384  # some 16 MiB of the Rack MMU
+NAMES_SWEPT_MAX = 1000  # names whose memory is looked at in one sweep: some milliseconds
+
 # --- memory elements ---------------------------------------------------------------------------------------
 POOL_CLASSES = tuple(2 * MIB << step for step in range(6))  # 2 … 64 MiB
 POOL_START: tuple[tuple[int, bool, int], ...] = (  # (class, huge, how many): 16 MiB together

@@ -8,7 +8,17 @@ from collections.abc import Callable
 import msgspec
 
 from bequest.protocol.books import Change
-from bequest.protocol.outputs import AwaitExit, DropTable, GoOn, Output, Reply, StopRack, ToAgent, ToElement
+from bequest.protocol.outputs import (
+    AwaitExit,
+    DropTable,
+    GoOn,
+    Note,
+    Output,
+    Reply,
+    StopRack,
+    ToAgent,
+    ToElement,
+)
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
 from bequest.sim.fake_shard import FakeShard
@@ -45,8 +55,13 @@ class Box:
         self.replies: dict[int, list[wire.Message]] = {}
         self.to_agents: list[wire.Message] = []
         self.to_elements: list[wire.Message] = []
+        self.notes: list[str] = []
         self.held: list[tuple[int, wire.Message]] | None = None  # what elements have yet to answer
         self.refusing: Callable[[wire.ReserveSlab], bool] = lambda message: False
+        self.fences: list[wire.FenceProcess] = []
+        self.fencing: Callable[[wire.FenceProcess], wire.Message | None] = lambda message: wire.ProcessFenced(
+            message.job, "protected"
+        )  # what agents answer; None: nothing yet
         self.stopped: str | None = None
         self.written: dict[str, dict[object, object]] = {}  # by book and key
         self.absent: dict[int, int] = {}  # clients that have not come back, and their os pids
@@ -77,6 +92,9 @@ class Box:
 
     def exit(self, attached: wire.Attached) -> None:
         self.do(self.mmu.agent_message(wire.ProcessExited(attached.pid, attached.incarnation), self.now))
+
+    def agent(self, message: wire.Message) -> None:
+        self.do(self.mmu.agent_message(message, self.now))
 
     def leave(self, peer: int) -> None:
         self.do(self.mmu.client_gone(peer, self.now))
@@ -151,6 +169,12 @@ class Box:
                 self.replies[peer].append(message)
             case ToAgent(_, message):
                 self.to_agents.append(message)
+                if isinstance(message, wire.FenceProcess):
+                    self.fences.append(message)
+                    if (answer := self.fencing(message)) is not None:
+                        self.agent(answer)
+            case Note(text):
+                self.notes.append(text)
             case ToElement(element, message):
                 self.to_elements.append(message)
                 if self.held is not None:

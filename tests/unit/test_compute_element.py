@@ -77,12 +77,12 @@ def test_a_live_process_is_fenced_and_goes_on() -> None:
     assert agent.mmu_message(wire.ForgetProcess(3, 8), 0) == [Unwatch((3, 8))]
 
 
-def test_a_process_that_has_gone_is_told_of_before_the_answer() -> None:
+def test_a_process_that_has_gone_is_told_of_after_the_answer() -> None:
     for how in ("dead", "killed"):
         agent = enrolled()
         agent.mmu_message(FENCE, 0)
         gone = ToMmu(wire.ProcessExited(3, 8))
-        assert agent.fenced(5, how) == [gone, ToMmu(wire.ProcessFenced(5, how))]
+        assert agent.fenced(5, how) == [ToMmu(wire.ProcessFenced(5, how)), gone]
         assert agent.exited((3, 8)) == []  # the pidfd, later
 
 

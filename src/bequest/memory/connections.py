@@ -24,14 +24,16 @@ _Reply = TypeVar("_Reply", bound=wire.Message)
 class Connections:
     """Made by attaching: raises `NameTaken`, `WrongSecret`, `BadName`, `RackGone`, and holds nothing if it does."""
 
-    def __init__(self, directory: Path, name: str, secret: bytes | None, compute: str | None) -> None:
+    def __init__(
+        self, directory: Path, name: str, secret: bytes | None, compute: str | None, heir: str | None = None
+    ) -> None:
         self.directory = directory
         self._elements: dict[int, Channel] = {}
         self._connecting = threading.Lock()
         self._agent: Channel | None = None
         self.mmu = Channel.connect(directory / "mmu.sock")
         try:
-            reply, fds = self.mmu.request(wire.Attach(name, secret, compute))
+            reply, fds = self.mmu.request(wire.Attach(name, secret, compute, heir))
             self.attached = expect(reply, wire.Attached)
             self.table = _open_table(fds)
             self._agent = Channel.connect(directory / self.attached.agent_path)

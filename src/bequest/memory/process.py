@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bequest._core import ANY_ELEMENT, Lifeline, ProcessBase, pass_raw_memory_signals
+from bequest._core import ANY_ELEMENT, Lifeline, pass_raw_memory_signals
 from bequest.errors import (
     BadConfig,
     BadName,
@@ -46,6 +46,7 @@ from bequest.limits import (
 from bequest.memory.connections import Connections, expect
 from bequest.memory.events import Events, Handler, Notices
 from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
+from bequest.memory.names import Names
 from bequest.memory.region import Region
 from bequest.memory.standby import Standby, Then
 from bequest.protocol.placement import POLICIES
@@ -70,18 +71,24 @@ class Peer(NamedTuple):
     same_group: bool
 
 
-class Process(ProcessBase):
+class Process(Names):
     """This operating-system process, attached to a rack under a name. From `Rack.attach`; a context manager.
 
     ``name``, ``group`` and ``compute`` tell how it was attached, ``id`` is its process id in the rack.
     """
 
     def __init__(
-        self, directory: Path, name: str, secret: bytes | None, compute: str | None, spin: float
+        self,
+        directory: Path,
+        name: str,
+        secret: bytes | None,
+        compute: str | None,
+        spin: float,
+        heir: str | None = None,
     ) -> None:
         if spin < 0:
             raise ValueError(f"a process cannot spin for {spin} s; 0 sleeps at once")
-        links = Connections(directory, name, secret, compute)
+        links = Connections(directory, name, secret, compute, heir)
         try:
             super().__init__(links.table, links.attached.pid, links.rack, links.open_slab, Region, spin)
             self._lifeline = Lifeline(links.table, links.attached.pid)

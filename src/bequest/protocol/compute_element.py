@@ -214,8 +214,8 @@ class ComputeElement:
 
     def fenced(self, job: int, how: str) -> list[Output]:
         process = self._fences.fenced(job)
-        outputs = self.exited(process) if how in GONE else []
-        return [*outputs, ToMmu(wire.ProcessFenced(job, how))]
+        answer = ToMmu(wire.ProcessFenced(job, how))  # first: only it tells a death from a killing
+        return [answer, *self.exited(process)] if how in GONE else [answer]
 
     def fence_failed(self, job: int, message: str) -> list[Output]:
         self._fences.fenced(job)

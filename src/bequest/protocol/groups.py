@@ -1,8 +1,10 @@
 """Groups: processes that trust each other, with one table and one ticket at every memory element.
 
-The secret of a group is given out once and never kept, only its SHA-256. Every user of the rack has a default group
-that needs no secret, because the socket has told who the user is. A group lives while anything is in it or the
-connection that made it is open.
+The secret of a group is given out once and never kept, only its SHA-256; of the capability that opens the memory of
+its members to thieves, the rack knows only the SHA-256 until somebody steals. Every user of the rack has a default
+group that needs neither, because the socket has told who the user is. A group lives while anything is in it or the
+connection that made it is open. Who may steal in it, and how far its victims' agents may go, is decided when it is
+made.
 """
 
 from __future__ import annotations
@@ -15,11 +17,33 @@ from typing import cast
 import msgspec
 
 from bequest.ids import GroupId
-from bequest.limits import GROUPS_MAX, SECRET_BYTES, TICKET_BYTES
+from bequest.limits import GROUPS_MAX, SECRET_BYTES, TICKET_BYTES, VERIFIER_BYTES
 from bequest.protocol.books import Books, Row
 from bequest.protocol.outputs import PeerId
 from bequest.protocol.refusal import Refusal
 from bequest.protocol.shard import Shard, ShardMaker
+
+STEAL_POLICIES = ("never", "member", "standby", "quorum")
+FENCE_REACHES = ("protect", "ptrace", "kill")
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """Who may steal (`bequest.protocol.capabilities`), and how far a victim may be gone against."""
+
+    policy: str = "member"
+    fence: str = "ptrace"
+    verifier: bytes | None = None  # the SHA-256 of the capability
+
+    def check(self) -> None:
+        if self.policy not in STEAL_POLICIES:
+            raise Refusal("config", f"no steal policy {self.policy!r}; there are {', '.join(STEAL_POLICIES)}")
+        if self.fence not in FENCE_REACHES:
+            raise Refusal("config", f"no fence {self.fence!r}; there are {', '.join(FENCE_REACHES)}")
+        if self.verifier is None:
+            if self.policy in ("standby", "quorum"):
+                raise Refusal("config", f"a group with the steal policy {self.policy!r} needs a verifier")
+        elif len(self.verifier) != VERIFIER_BYTES:
+            raise Refusal("config", f"a verifier has {VERIFIER_BYTES} bytes, not {len(self.verifier)}")
 
 
 def _not_opened_yet() -> Shard:
@@ -34,6 +58,7 @@ class Group(Row):
     nonce: bytes = b""  # of the request that made it
     creator: PeerId | None = None
     uid: int | None = None  # of a user's default group
+    rules: Rules = Rules()
     shard: Shard = msgspec.field(default_factory=_not_opened_yet)
 
     transient = ("shard",)
@@ -59,11 +84,12 @@ class Groups:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def create(self, name: str, creator: PeerId, nonce: bytes = b"") -> tuple[Group, bytes]:
+    def create(self, name: str, creator: PeerId, rules: Rules, nonce: bytes = b"") -> tuple[Group, bytes]:
         """A new group and its secret, which is not to be had again.
 
         If the same request has made it before, its secret is another from now on: nobody has seen the first.
         """
+        rules.check()
         group = next((group for group in self if group.name == name), None)
         if group is None:
             group = self._add(name)
@@ -73,6 +99,7 @@ class Groups:
         secret = self._fresh_bytes(SECRET_BYTES)
         group.secret_digest = sha256(secret).digest()
         group.creator = creator
+        group.rules = rules
         return group, secret
 
     def default_of(self, uid: int) -> tuple[Group, bool]:

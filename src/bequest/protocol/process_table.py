@@ -59,10 +59,13 @@ class Member(Row):
     enrolled: bool = False
     pending: int = 0  # operations under way that will still speak of this id
     free_at: float | None = None  # when an orphan's memory is freed
+    heir: str | None = None  # who alone may steal from it where the group's policy is "standby"
     state: State = State.ATTACHED
     is_suspect: bool = False  # the rack monitor has seen no sign of life of it for a while
 
-    transient = ("peer", "pending", "is_suspect")
+    is_hinted_dead: bool = False  # the monitor says so; its agent may have proof soon
+
+    transient = ("peer", "pending", "is_suspect", "is_hinted_dead")
 
     def become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], (self, state)

@@ -22,9 +22,10 @@ from bequest.limits import COME_BACK_TIMEOUT, EMBEDDED_FIRST_CLIENT, SWEEP_INTER
 from bequest.protocol.announcer import Announcer
 from bequest.protocol.books import Change
 from bequest.protocol.cross_grant import CrossGrants
-from bequest.protocol.groups import Group
+from bequest.protocol.groups import Group, Rules
 from bequest.protocol.mailboxes import Mailboxes
 from bequest.protocol.memory_failure import MemoryFailures
+from bequest.protocol.namespace import Namespace
 from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent
 from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
@@ -36,6 +37,7 @@ from bequest.protocol.slab_request import SlabRequests
 from bequest.protocol.slab_supply import SlabSupply
 from bequest.protocol.standby_desk import StandbyDesk
 from bequest.protocol.status_desk import StatusDesk
+from bequest.protocol.steal_desk import StealDesk
 from bequest.wire import messages as wire
 
 
@@ -50,9 +52,11 @@ class RackMmu:
         self._grants = CrossGrants(self._state, self._supply)
         self._mailboxes = Mailboxes(self._state)
         self._failures = MemoryFailures(self._state)
-        self._standbys = StandbyDesk(self._state, self._check_capability)
         self._announcer = Announcer(self._state, self._supply, self._grants)
-        self._status = StatusDesk(self._state, now)
+        self._names = Namespace(self._state)
+        self._steals = StealDesk(self._state, self._names, self._exited)
+        self._standbys = StandbyDesk(self._state, self._steals.check_standby)
+        self._status = StatusDesk(self._state, self._steals.book, now)
         self._next_sweep = now + SWEEP_INTERVAL
         self._stop_at = None if config.linger is None else now + EMBEDDED_FIRST_CLIENT
         self._come_back_by = now
@@ -70,6 +74,12 @@ class RackMmu:
             wire.StandBy: self._stand_by,
             wire.StandDown: self._stand_down,
             wire.BreakMemory: self._break_memory,
+            wire.Steal: self._steal,
+            wire.NameHeir: self._name_heir,
+            wire.Publish: self._of_process(self._names.publish),
+            wire.Unpublish: self._of_process(self._names.unpublish),
+            wire.Lookup: self._of_process(self._names.lookup),
+            wire.ListNames: self._list_names,
             wire.Status: self._report,
             wire.Shutdown: self._shutdown,
             wire.Resume: self._resume,
@@ -219,6 +229,10 @@ class RackMmu:
                 self._call_contacts(names, notice)
             case wire.RangeGuarded():
                 self._failures.guarded(message)
+            case wire.ProcessFenced(job, how):
+                self._steals.fenced(job, how, now)
+            case wire.FenceFailed(job, text):
+                self._steals.fence_failed(job, text, now)
             case _:
                 raise AssertionError(f"an agent says {message}")
         return self._state.take_outputs()
@@ -229,6 +243,7 @@ class RackMmu:
             case wire.DeathHint(pid, incarnation):
                 process = self._state.processes.exact(pid, incarnation)
                 if process is not None and process.state in (State.ATTACHED, State.LOST):
+                    process.is_hinted_dead = True
                     self._state.outputs.append(ToAgent(process.compute, wire.ProveDeath(pid, incarnation)))
             case wire.Suspicion(pid, incarnation, silent):
                 self._suspect(pid, incarnation, silent)
@@ -247,6 +262,7 @@ class RackMmu:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_INTERVAL
             self._tidy(now)
+        self._steals.tick(now)
         if self._stop_at is not None and now >= self._stop_at:
             self._stop_at = None
             self._state.outputs.append(StopRack("the last process that used this embedded rack has gone"))
@@ -254,7 +270,7 @@ class RackMmu:
 
     def next_deadline(self) -> float:
         stop_at = float("inf") if self._stop_at is None else self._stop_at
-        return min(self._next_sweep, stop_at, self._failures.next_deadline())
+        return min(self._next_sweep, stop_at, self._failures.next_deadline(), self._steals.next_deadline())
 
     def go_on(self) -> list[Output]:
         """What was put off until the changes have been written down; asked for by the output `GoOn`."""
@@ -273,7 +289,8 @@ class RackMmu:
 
     def _create_group(self, session: Session, message: wire.CreateGroup, now: float) -> None:
         name = _checked(message.name, "group's name")
-        group, secret = self._state.groups.create(name, session.peer, message.nonce)
+        rules = Rules(message.policy, message.fence, message.verifier)
+        group, secret = self._state.groups.create(name, session.peer, rules, message.nonce)
         self._state.announce_group(group)
         self._state.reply(session.peer, wire.GroupCreated(name, secret))
 
@@ -289,10 +306,12 @@ class RackMmu:
         if state.processes.attached(name) is not None:
             raise Refusal("name-taken", f"a process {name!r} is attached to this rack already")
         compute = self._compute(message.compute)
+        heir = None if message.heir is None else _checked(message.heir, "heir's name")
         group = self._group_for(session, message.secret)
         process = state.processes.admit(Kind.PROCESS, name, group.id, now)
         process.os_pid, process.compute, process.nonce = session.os_pid, compute, message.nonce
         process.ticket = state.fresh_bytes(TICKET_BYTES)
+        process.heir = heir
         group.shard.admit(process.id, process.incarnation, process.os_pid, name)
         self._standbys.attached(process)
         self._hand_over(process, session)
@@ -375,6 +394,7 @@ class RackMmu:
         self._state.later(partial(self._finish_detach, process, session.peer, now))
 
     def _finish_detach(self, process: Member, peer: PeerId, now: float) -> None:
+        self._steals.forget(process)
         shard = self._state.shard_of(process.group)
         shard.mark_dead(process.id)
         shard.settle(process.id)
@@ -396,15 +416,10 @@ class RackMmu:
     # --- notices of failures -------------------------------------------------------------------------------
 
     def _stand_by(self, session: Session, message: wire.StandBy, now: float) -> None:
-        self._standbys.stand_by(session, self._attached_process(session), message)
+        self._standbys.stand_by(session, self._attached_process(session), message, now)
 
     def _stand_down(self, session: Session, message: wire.StandDown, now: float) -> None:
         self._standbys.stand_down(session, self._attached_process(session), message.standby)
-
-    def _check_capability(
-        self, session: Session, thief: Member, name: str, victim: Member | None, capability: bytes
-    ) -> None:
-        """Raises `Refusal` if it does not open that process's memory."""
 
     def _suspect(self, pid: int, incarnation: int, silent: float | None) -> None:
         process = self._state.processes.exact(pid, incarnation)
@@ -429,7 +444,26 @@ class RackMmu:
                 told = wire.TellProcess(contact.id, contact.incarnation, notice)
                 self._state.outputs.append(ToAgent(contact.compute, told))
 
-    # --- names ---------------------------------------------------------------------------------------------
+    # --- stealing, and the namespace -----------------------------------------------------------------------
+
+    def _steal(self, session: Session, message: wire.Steal, now: float) -> None:
+        self._steals.start(session, self._attached_process(session), message, now)
+
+    def _name_heir(self, session: Session, message: wire.NameHeir, now: float) -> None:
+        name = None if message.name is None else _checked(message.name, "heir's name")
+        self._attached_process(session).heir = name
+        self._state.reply(session.peer, wire.Done())
+
+    def _list_names(self, session: Session, message: wire.ListNames, now: float) -> None:
+        self._names.listing(session, self._process_of(session), message)
+
+    def _of_process(
+        self, act: Callable[[Session, Member, Any], None]
+    ) -> Callable[[Session, Any, float], None]:
+        """Of requests that only an attached process can make."""
+        return lambda session, message, now: act(session, self._attached_process(session), message)
+
+    # --- names of processes --------------------------------------------------------------------------------
 
     def _find_peer(self, session: Session, message: wire.FindPeer, now: float) -> None:
         process = self._attached_process(session)
@@ -482,15 +516,16 @@ class RackMmu:
         self._standbys.gone(process)
         if not process.enrolled:
             self._forget_at_agent(process)
-        self._state.later(partial(self._settle, process))
+        self._state.later(partial(self._settle, process, now))
 
-    def _settle(self, process: Member) -> None:
+    def _settle(self, process: Member, now: float) -> None:
         shard = self._state.shard_of(process.group)
         shard.mark_dead(process.id)
         settled = shard.settle(process.id)
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
         self._tell_group(process, wire.NoticeDied(process.name, process.id, process.incarnation))
+        self._steals.victim_died(process, now)
 
     def _forget_at_agent(self, process: Member) -> None:
         forget = wire.ForgetProcess(process.id, process.incarnation)
@@ -505,6 +540,7 @@ class RackMmu:
     def _free_all(self, process: Member) -> None:
         process.become(State.GONE)
         process.free_at = None
+        self._steals.forget(process)
         self._state.later(partial(self._state.shard_of(process.group).release, process.id))
 
     def _tidy(self, now: float) -> None:
@@ -524,9 +560,11 @@ class RackMmu:
 
     def _clear_up(self, now: float) -> None:
         self._supply.sweep()
+        self._names.sweep()
         for group in self._state.groups:
             self._forget_the_gone(group, now)
-            self._state.forget_group_if_over(group)
+            if self._state.forget_group_if_over(group):
+                self._names.forget(group.id)
 
     def _forget_the_gone(self, group: Group, now: float) -> None:
         gone = [m for m in self._state.processes if m.group == group.id and m.state is State.GONE]

@@ -125,15 +125,16 @@ class RackState:
         for element in self.elements:
             self.tell_element(element, wire.AdmitGroup(group.id, group.ticket))
 
-    def forget_group_if_over(self, group: Group) -> None:
+    def forget_group_if_over(self, group: Group) -> bool:
         if group.is_default or group.creator is not None:
-            return
+            return False
         if self.processes.any_in(group.id) or self.ledger.any_in(group.id):
-            return
+            return False
         self.groups.forget(group.id)
         for element in self.elements:
             self.tell_element(element, wire.ForgetGroup(group.id))
         self.outputs.append(DropTable(group.id))
+        return True
 
     def shard_of(self, group: GroupId) -> Shard:
         return self.groups[group].shard

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+# Descriptor, address, pages, state, owner, birth. The birth is the same, whoever gets the extent, until it is freed.
+ExtentInfo = tuple[int, int, int, int, int, int]
+
 LIFE_EMPTY, LIFE_LIVE, LIFE_DEAD = 0, 1, 2
 
 
@@ -94,6 +97,9 @@ class Shard(Protocol):
 
     def name_heir(self, victim: int, thief: int) -> bool:
         """Lets the thief empty the inbox of a dead process. False if another living process may do so already."""
+
+    def find_extent(self, address: int, hint: int) -> ExtentInfo | None:
+        """The extent in which an address lies; ``hint`` is a descriptor to look at first. None if no slab is there."""
 
     def usage(self) -> list[tuple[int, int, int, int]]: ...
 

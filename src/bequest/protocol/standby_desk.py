@@ -19,7 +19,7 @@ from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 
 # Raises `Refusal` if this process may not steal from that one (None: not attached yet) with this capability.
-CapabilityCheck = Callable[[Session, Member, str, Member | None, bytes], None]
+CapabilityCheck = Callable[[Session, Member, str, Member | None, bytes, float], None]
 
 
 class Standby(Row):
@@ -36,7 +36,7 @@ class StandbyDesk:
         self._check = check
         self._standbys = state.books.open("standbys", Standby, int)
 
-    def stand_by(self, session: Session, process: Member, message: wire.StandBy) -> None:
+    def stand_by(self, session: Session, process: Member, message: wire.StandBy, now: float) -> None:
         mine = [standby for standby in self._standbys if _is_of(standby, process)]
         if len(mine) >= STANDBYS_MAX:
             raise Refusal("config", f"one process stands by for {STANDBYS_MAX} others at most")
@@ -46,7 +46,7 @@ class StandbyDesk:
                 "unknown", f"{message.victim!r} is in another group; standbys are of the same group"
             )
         if message.capability is not None:
-            self._check(session, process, message.victim, victim, message.capability)
+            self._check(session, process, message.victim, victim, message.capability, now)
         number = self._state.books.counter("standby").next()
         standby = Standby(number, process.id, process.incarnation, process.group, message.victim)
         self._standbys.put(standby.id, standby)

@@ -19,6 +19,7 @@ from bequest.limits import (
     TABLE_VERSION,
     WIRE_VERSION,
 )
+from bequest.protocol.capabilities import TheftBook
 from bequest.protocol.process_table import Member
 from bequest.protocol.rack_state import RackState
 from bequest.protocol.refusal import Refusal
@@ -32,17 +33,19 @@ _OWNER_BYTES = 10
 
 
 class StatusDesk:
-    def __init__(self, state: RackState, started: float) -> None:
+    def __init__(self, state: RackState, thefts: TheftBook, started: float) -> None:
         self._state = state
+        self._thefts = thefts
         self._started = started
 
     def report(self, question: wire.Status, now: float) -> wire.Message:
         answers: dict[str, Callable[[], wire.Message]] = {
             "rack": lambda: self._rack(now),
-            "processes": lambda: self._processes(question.cursor),
+            "processes": lambda: self._processes(question.cursor, now),
             "elements": self._elements,
             "slabs": lambda: self._slabs(question.cursor),
             "audit": self._audit,
+            "thefts": lambda: self._thefts.report(question.cursor, now),
         }
         if question.what not in answers:
             raise Refusal("config", f"no report {question.what!r}; there are {', '.join(answers)}")
@@ -71,7 +74,7 @@ class StatusDesk:
 
     # --- processes -----------------------------------------------------------------------------------------
 
-    def _processes(self, cursor: int) -> wire.ProcessList:
+    def _processes(self, cursor: int, now: float) -> wire.ProcessList:
         """In the order of ids; the cursor is the first id to report."""
         state = self._state
         members = sorted((m for m in state.processes if m.id >= cursor), key=lambda member: member.id)
@@ -82,12 +85,12 @@ class StatusDesk:
             for number, extents, pages, free in group.shard.usage()
         }
         reports = [
-            self._process(member, usage.get((member.group, member.id), (0, 0, 0)))
+            self._process(member, usage.get((member.group, member.id), (0, 0, 0)), now)
             for member in members[:room]
         ]
         return wire.ProcessList(reports, members[room].id if len(members) > room else None)
 
-    def _process(self, member: Member, held: tuple[int, int, int]) -> wire.ProcessReport:
+    def _process(self, member: Member, held: tuple[int, int, int], now: float) -> wire.ProcessReport:
         group = self._state.groups[member.group]
         extents, pages, free = held
         return wire.ProcessReport(
@@ -103,6 +106,7 @@ class StatusDesk:
             free_bytes=free * PAGE_BYTES,
             inbox_depth=group.shard.inbox_depth(member.id),
             counters=group.shard.counters(member.id),
+            freed_in=None if member.free_at is None else max(0.0, member.free_at - now),
         )
 
     # --- memory --------------------------------------------------------------------------------------------

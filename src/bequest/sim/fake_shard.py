@@ -22,6 +22,7 @@ class Extent:
     state: int
     owner: int
     epoch: int = 1
+    birth: int = 0
     stealable: bool = True
     stolen: tuple[int, int, int] | None = (
         None  # from whom: id and incarnation; and the epoch of the thief's word
@@ -42,6 +43,7 @@ class FakeShard:
         self.inboxes: dict[int, list[tuple[int, int, bytes]]] = {}  # id -> (descriptor, sender, tag)
         self.revocations: dict[int, int] = {}
         self.heirs: dict[int, int] = {}
+        self.last_birth = 0
         self.last_descriptor = 0
         self.is_full = False
         self.failed_slabs: dict[int, None] = {}
@@ -52,7 +54,9 @@ class FakeShard:
     def own(self, owner: int, address: int, pages: int, stealable: bool = True) -> int:
         """Allocates these free pages; the descriptor."""
         descriptor = self._carve(FREE, None, address, pages)
-        return self._set(descriptor, state=OWNED, owner=owner, nbytes=pages * PAGE, stealable=stealable)
+        self.last_birth += 1
+        changes = {"nbytes": pages * PAGE, "stealable": stealable, "birth": self.last_birth}
+        return self._set(descriptor, state=OWNED, owner=owner, **changes)
 
     def grant(self, descriptor: int, to: int, tag: bytes = b"") -> None:
         sender = self.extents[descriptor].owner
@@ -136,7 +140,8 @@ class FakeShard:
         if not self._can_receive(to, incarnation):
             return False
         self._record(slab, address, pages, element, huge, home(address))
-        descriptor = self._new(Extent(address, pages, nbytes, slab, IN_FLIGHT, to))
+        self.last_birth += 1
+        descriptor = self._new(Extent(address, pages, nbytes, slab, IN_FLIGHT, to, birth=self.last_birth))
         self.inboxes[to].append((descriptor, sender, tag))
         return True
 
@@ -176,7 +181,9 @@ class FakeShard:
         if not self._can_receive(to, incarnation):
             return False
         descriptor = self._carve(OWNED, MMU, address, pages)
-        self._set(descriptor, state=IN_FLIGHT, owner=to, nbytes=nbytes, stealable=True)
+        self.last_birth += 1
+        changes = {"nbytes": nbytes, "stealable": True, "birth": self.last_birth}
+        self._set(descriptor, state=IN_FLIGHT, owner=to, **changes)
         self.inboxes[to].append((descriptor, sender, tag))
         return True
 
@@ -242,6 +249,12 @@ class FakeShard:
             return False
         self.heirs[victim] = thief
         return True
+
+    def find_extent(self, address: int, hint: int) -> tuple[int, int, int, int, int, int] | None:
+        for number, extent in self.extents.items():
+            if extent.address <= address < extent.end:
+                return number, extent.address, extent.pages, extent.state, extent.owner, extent.birth
+        return None
 
     def usage(self) -> list[tuple[int, int, int, int]]:
         owners = sorted({extent.owner for extent in self.extents.values()})

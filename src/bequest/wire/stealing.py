@@ -16,15 +16,14 @@ class Steal(Message, frozen=True):
     """-> Stolen. Takes the stealable memory of a process of the own group.
 
     ``only`` takes a part: what is published under these paths, and the regions at these addresses. ``incarnation`` pins
-    the bearer of the name that is meant. A client that repeats the request, because it lost the reply, repeats
-    ``nonce``: then the same victim is meant, whoever bears its name by now.
+    the bearer of the name that is meant. Sent in a `Once`, it means the same victim when it is repeated, whoever bears
+    its name by then.
     """
 
     victim: str
     capability: bytes | None = None
     only: list[str | int] | None = None
     incarnation: int | None = None
-    nonce: int = 0
 
 
 class Stolen(Message, frozen=True):
