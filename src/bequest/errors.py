@@ -173,7 +173,7 @@ class MemoryFailure(MemoryLost, OSError):
 
 
 class RackGone(BequestError, ConnectionError):
-    """A daemon of the rack has ended, and with it every region. Connect anew for a fresh rack."""
+    """The rack has ended, and with it every region. Connect anew for a fresh rack."""
 
 
 class NoRack(BequestError, ConnectionError):
