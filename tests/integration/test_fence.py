@@ -233,6 +233,18 @@ def test_without_a_guard_lost_memory_would_read_as_zeros(victim: Victim, slab: S
     assert victim.call(victims.load, SMALL) == 0
 
 
+def test_a_fence_outlives_what_becomes_of_the_memory(victim: Victim, slab: Slab) -> None:
+    """Stolen memory is freed, given back, made fresh and given to others: the one from whom it was stolen stays out."""
+    protect(victim, SMALL, SLAB_BYTES)
+    for offset in (SMALL, HUGE, ABSENT):
+        punch(slab, offset)
+    slab.pages[:] = bytes([3]) * SLAB_BYTES
+    _core.warm(slab.fd, 0, SLAB_BYTES, True)
+    victim.start(victims.store, HUGE + 4096)
+    assert victim.wait() == -signal.SIGBUS
+    assert slab.pages[HUGE + 4096] == 3
+
+
 def punch(slab: Slab, offset: int) -> None:
     keep_size, punch_hole = 1, 2
     length = victims.ctypes.c_long(2 * MIB)

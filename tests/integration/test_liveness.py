@@ -49,8 +49,10 @@ def hints() -> Iterator[Hints]:
 
 
 @pytest.fixture
-def table() -> _core.Table:
-    return _core.Table.create(1)
+def table() -> Iterator[_core.Table]:
+    yield _core.Table.create(1)
+    while _keepers:
+        _keepers[-1].end()
 
 
 class Keeper:
@@ -73,14 +75,19 @@ class Keeper:
         assert os.read(ready_end, 1)
         for fd in (read_end, ready_end, ready):
             os.close(fd)
+        _keepers.append(self)
 
     def release(self) -> None:
         os.write(self.go, b"x")
 
     def end(self) -> None:
+        _keepers.remove(self)
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         os.close(self.go)
+
+
+_keepers: list[Keeper] = []
 
 
 def pause(lines: list[_core.Lifeline]) -> None:
