@@ -92,9 +92,7 @@ class Restorer:
         if member.state is not State.ATTACHED:
             group.shard.mark_dead(member.id)
         if member.state in (State.ORPHANED, State.GONE):
-            group.shard.settle(member.id)
-        if member.state is State.GONE:
-            group.shard.release(member.id)
+            group.shard.settle(member.id)  # what the gone still have is freed when they are forgotten
 
     # --- slabs ---------------------------------------------------------------------------------------------
 
