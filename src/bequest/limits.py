@@ -63,6 +63,7 @@ HELLO_TIMEOUT = 10.0  # a client that connects and says nothing is dropped
 # --- clients -----------------------------------------------------------------------------------------------
 CONNECT_TIMEOUT = 10.0
 RESTART_TIMEOUT = 20.0  # a daemon that is started anew answers again within this, or the rack counts as ended
+RESTART_POLL = 0.002  # and is looked for this often meanwhile
 REQUEST_TIMEOUT = 600.0  # first touch of 64 GiB takes minutes on a small machine
 EMBEDDED_START_TIMEOUT = 30.0
 

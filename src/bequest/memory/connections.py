@@ -3,6 +3,9 @@
 The MMU's connection is the attachment's life on the control plane; the agent's is how a death is noticed (and, with
 it, pidfd); memory elements are connected to when the first slab of theirs is needed, and hand out a slab's memory to
 whoever shows the group's ticket.
+
+All of them outlive the daemon they lead to: a daemon that is killed is followed by another, and what was asked of the
+first is asked of the second.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import TypeVar
 
 from bequest._core import Table, allow_tracer, open_fence
 from bequest.errors import BequestError, RackFault
+from bequest.limits import TICKET_BYTES
+from bequest.runtime.lasting import LastingChannel
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
 
@@ -28,16 +33,20 @@ class Connections:
         self, directory: Path, name: str, secret: bytes | None, compute: str | None, heir: str | None = None
     ) -> None:
         self.directory = directory
-        self._elements: dict[int, Channel] = {}
+        self._elements: dict[int, LastingChannel] = {}
         self._connecting = threading.Lock()
-        self._agent: Channel | None = None
-        self.mmu = Channel.connect(directory / "mmu.sock")
+        self._agent: LastingChannel | None = None
+        self.mmu = LastingChannel(directory / "mmu.sock")
         try:
-            reply, fds = self.mmu.request(wire.Attach(name, secret, compute, heir))
+            nonce = os.urandom(TICKET_BYTES)
+            reply, fds = self.mmu.request(wire.Attach(name, secret, compute, heir, nonce))
             self.attached = expect(reply, wire.Attached)
+            ticket = self.attached.agent_ticket
+            self.mmu.returns_as(wire.Resume(self.attached.pid, self.attached.incarnation, ticket))
             self.table = _open_table(fds)
-            self._agent = Channel.connect(directory / self.attached.agent_path)
-            enrol(self._agent, self.attached.agent_ticket)
+            self._agent = LastingChannel(directory / self.attached.agent_path)
+            enrol(self._agent, ticket)
+            self._agent.returns_as(wire.Enrol(ticket))
         except BaseException:
             self.leave()
             raise
@@ -53,8 +62,8 @@ class Connections:
         element = self._element_of(slab)
         with self._connecting:  # of two threads that need a new element, one connects
             channel = self._elements.get(element.id)
-            if channel is None or channel.is_closed:
-                channel = self._elements[element.id] = Channel.connect(self.directory / element.path)
+            if channel is None:
+                channel = self._elements[element.id] = LastingChannel(self.directory / element.path)
         _, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
         if len(fds) != 1:
             for fd in fds:
@@ -117,7 +126,7 @@ def expect(reply: wire.Message, kind: type[_Reply]) -> _Reply:
     return reply
 
 
-def enrol(agent: Channel, ticket: bytes) -> None:
+def enrol(agent: Channel | LastingChannel, ticket: bytes) -> None:
     """Has the agent watch this process, and puts into its hands what it can fence it by, should it ever hang."""
     allow_tracer(agent.peer_pid)
     try:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from bequest.errors import BadConfig, RackGone, WrongSecret
 from bequest.ids import check_name
-from bequest.limits import SECRET_BYTES
+from bequest.limits import SECRET_BYTES, TICKET_BYTES
 from bequest.memory.connections import expect
 from bequest.memory.group import Group, Quorum, make_keys
 from bequest.memory.process import DEFAULT_SPIN, Process, attached_to
 from bequest.memory.standby import Standby, Then
 from bequest.protocol.groups import FENCE_REACHES, STEAL_POLICIES
 from bequest.runtime import embedded
-from bequest.runtime.transport import Channel
+from bequest.runtime.lasting import LastingChannel
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Rack:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._mmu = Channel.connect(directory / "mmu.sock")
+        self._mmu = LastingChannel(directory / "mmu.sock")
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class Rack:
         if fence not in FENCE_REACHES:
             raise BadConfig(f"no fence {fence!r}; there are {', '.join(FENCE_REACHES)}")
         keys = make_keys(steal)
-        reply, _ = self._mmu.request(wire.CreateGroup(name, policy, fence, keys.verifier))
+        reply, _ = self._mmu.request(wire.CreateGroup(name, policy, fence, keys.verifier, os.urandom(TICKET_BYTES)))
         created = expect(reply, wire.GroupCreated)
         return Group(created.name, created.secret, keys.capability, keys.shares)
 

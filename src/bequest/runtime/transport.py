@@ -123,6 +123,14 @@ def link() -> tuple[socket.socket, socket.socket]:
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
+class ConnectionLost(RackGone):
+    """The connection has broken, or nobody was there to make one; the daemon may be followed by another."""
+
+
+class NoAnswer(RackGone):
+    """The daemon is there, or its socket is, but it has not answered in time."""
+
+
 class Channel:
     """A conversation with one daemon: blocking requests, one at a time, from any thread.
 
@@ -151,9 +159,12 @@ class Channel:
             connection.settimeout(timeout)
             with _short_path(path) as short:
                 connection.connect(short)
-        except OSError as error:
+        except (FileNotFoundError, ConnectionRefusedError) as error:
             connection.close()
             raise RackGone(f"no daemon answers at {path}: {error.strerror or error}") from error
+        except OSError as error:
+            connection.close()
+            raise ConnectionLost(f"no daemon answers at {path}: {error.strerror or error}") from error
         channel = cls(connection, path)
         try:
             reply, _ = channel.request(wire.Hello(WIRE_VERSION, TABLE_VERSION), timeout)
@@ -234,7 +245,7 @@ class Channel:
                 "this process was forked from one that is connected to a rack; it must connect itself"
             )
         if self._end is not None:
-            raise RackGone(self._end)
+            raise ConnectionLost(self._end)
         if self.is_closed:
             raise NotAttached("the connection to the rack has been closed")
 
@@ -249,11 +260,11 @@ class Channel:
             self._was_interrupted = False
             return packet
         except TimeoutError as error:
-            raise RackGone(f"the daemon at {self._path} has not answered for {timeout:g} s") from error
+            raise NoAnswer(f"the daemon at {self._path} has not answered for {timeout:g} s") from error
         except (OSError, GarbledPacket) as error:
             self.close()
             self._end = f"the daemon at {self._path} has gone: {error}"
-            raise RackGone(self._end) from error
+            raise ConnectionLost(self._end) from error
 
     def _synchronise(self) -> None:
         """Reads past the reply to a request whose caller did not wait for it, if there is one."""
