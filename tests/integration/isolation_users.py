@@ -63,7 +63,7 @@ def reopen(seat: actors.Seat, slab: int) -> None:
 def join(seat: actors.Seat, name: str, secret: bytes) -> None:
     """Asks the Rack MMU for a place in a group, over a connection of its own."""
     links = seat.me._links
-    mmu = type(links.mmu)(links._directory / "mmu.sock")
+    mmu = type(links.mmu)(links.directory / "mmu.sock")
     try:
         mmu.request(wire.Attach(name, secret))
     finally:

@@ -10,6 +10,7 @@ from bequest._core import Table
 from bequest.protocol.outputs import Drop, DropTable, GoOn, Note, Output, Reply, StopRack, ToAgent, ToElement
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import MmuConfig
+from bequest.runtime.journal import Journal
 from bequest.runtime.loop import Daemon, Link, Peer, log
 from bequest.runtime.safe import Tether
 from bequest.wire import messages as wire
@@ -27,6 +28,7 @@ class MmuDaemon(Daemon):
         super().__init__(config.name, config.uid, listener, wire.MmuSocket, tether)
         self._tables: dict[int, Table] = {}
         self._machine = RackMmu(config, self._make_table, os.urandom, time.monotonic())
+        self._journal = Journal.begin(self._machine.everything())
         self._elements = {
             element.id: self.add_link(
                 "element", element.name, f"memory element {element.name}", wire.ElementToMmu
@@ -79,6 +81,7 @@ class MmuDaemon(Daemon):
     # --- outputs -------------------------------------------------------------------------------------------
 
     def _carry_out(self, outputs: list[Output]) -> None:
+        self._journal.write(self._machine.take_changes())
         for output in outputs:
             match output:
                 case Reply(peer, message, table):
