@@ -83,8 +83,9 @@ class Element:
             case wire.CopyPages(job, source, _, target):
                 assert source in self.slabs and target in self.slabs
                 return wire.PagesCopied(job)
-            case wire.PunchPages(slab):
+            case wire.PunchPages(job, slab):
                 assert slab in self.slabs
+                return wire.PagesPunched(job)
             case wire.AnnouncementEnds():
                 self._announcement_ends()
         return None
