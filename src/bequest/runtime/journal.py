@@ -69,6 +69,10 @@ class Journal:
         """It has grown so much that beginning anew is worth while."""
         return self._size > max(JOURNAL_BYTES_MIN, JOURNAL_GROWTH * self._begun_with)
 
+    def grows_on(self) -> None:
+        """It could not be replaced, and is not to be for some time."""
+        self._begun_with = self._size
+
     def close(self) -> None:
         os.close(self.fd)
 

@@ -15,9 +15,10 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from bequest.errors import NotAttached, RackGone
+from bequest.errors import BequestError, NotAttached, RackGone
 from bequest.limits import CONNECT_TIMEOUT, REQUEST_TIMEOUT, RESTART_POLL, RESTART_TIMEOUT
 from bequest.runtime.transport import Channel, ConnectionLost, NoAnswer
 from bequest.wire import messages as wire
@@ -117,6 +118,15 @@ class LastingChannel:
         return self._channel.fileno()
 
     def close(self) -> None:
+        """A daemon that follows the one we talked to has to be told, or it would wait for us to come back."""
+        may_be_missed = self._client and self._greeting is None and not self._is_closed
+        if may_be_missed and os.getpid() == self._owner and self._lock.acquire(blocking=False):
+            try:
+                with suppress(BequestError):
+                    if not self._channel.is_alive():
+                        self._reconnect(_LOOK_TIMEOUT)
+            finally:
+                self._lock.release()
         self._is_closed = True
         self._channel.close()
 

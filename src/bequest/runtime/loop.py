@@ -118,6 +118,7 @@ class Daemon(ABC):
     """Base of the rack's daemons; a subclass brings the machine."""
 
     role = "daemon"
+    remembers_clients = False  # it knows a client that comes back by its number
 
     def __init__(self, rack: str, uid: int, listener: socket.socket, union: object, tether: Tether) -> None:
         self._rack = rack
@@ -453,7 +454,8 @@ class Daemon(ABC):
             return
         peer.silent_until = None
         self.peer_opened(peer)
-        self.reply(peer.id, wire.Welcome(self._rack, self.role, self.restarts + 1))
+        client = peer.id if self.remembers_clients else 0
+        self.reply(peer.id, wire.Welcome(self._rack, self.role, self.restarts + 1, client))
 
     def _drop_silent(self, now: float) -> None:
         if now < self._next_hello_check:

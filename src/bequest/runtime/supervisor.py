@@ -50,7 +50,6 @@ log = logging.getLogger("bequest.supervisor")
 RACK_ENDS = 3
 _PACKETS_AT_ONCE = 64  # of one daemon, then the others have their turn
 _ERRORS_MAX = 3
-_MMU_RETURNS = False
 
 
 class Supervisor:
@@ -278,10 +277,7 @@ class Supervisor:
             self._verdict = 0
             return
         log.error("%s", obituary(post, pid, status))
-        if post.kind == "mmu" and not _MMU_RETURNS:
-            log.error("the rack has lost its books, and ends")
-            self._verdict = 1
-        elif not may_return:
+        if not may_return:
             log.error("%s has died %d times in a row: the rack ends", post.title, SHORT_LIVES_MAX + 1)
             self._verdict = 1
 
