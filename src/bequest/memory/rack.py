@@ -98,7 +98,9 @@ class Rack:
         if fence not in FENCE_REACHES:
             raise BadConfig(f"no fence {fence!r}; there are {', '.join(FENCE_REACHES)}")
         keys = make_keys(steal)
-        reply, _ = self._mmu.request(wire.CreateGroup(name, policy, fence, keys.verifier, os.urandom(TICKET_BYTES)))
+        reply, _ = self._mmu.request(
+            wire.CreateGroup(name, policy, fence, keys.verifier, os.urandom(TICKET_BYTES))
+        )
         created = expect(reply, wire.GroupCreated)
         return Group(created.name, created.secret, keys.capability, keys.shares)
 
