@@ -139,11 +139,14 @@ nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
     auto a = region.holding->take_out(left);
     auto b = a ? other.holding->take_out(right) : std::nullopt;
     Attachment& attachment = region.holding->member()->attachment;
-    const bool merged = a && b && attachment.table().adjacent(*a, *b) && attachment.merge(*a, *b);
+    const Table table = attachment.table();
+    const bool alike = !a || !b || table.flags(a->descriptor) == table.flags(b->descriptor);
+    const bool merged = a && b && table.adjacent(*a, *b) && attachment.merge(*a, *b);
     if (!merged) {
         if (a) region.holding->put_in(*a, left.start);
         if (b) other.holding->put_in(*b, right.start);
-        raise_error("ValueError", "these two regions lie in different slabs and cannot be one");
+        raise_error("ValueError", alike ? "these two regions lie in different slabs and cannot be one"
+                                        : "one of these two regions is stealable and the other is not");
     }
     region.holding->fate = other.holding->fate = "was merged";
     auto holding = hold(region.holding->member(), *a);
