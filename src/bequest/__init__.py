@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         ProcessDied,
         ProcessSuspected,
     )
+    from bequest.memory.estate import Estate
     from bequest.memory.group import Group, Quorum
     from bequest.memory.inbox import Inbox
     from bequest.memory.names import Published
@@ -94,6 +95,7 @@ __all__ = [
     "Event",
     "Events",
     "EventsDropped",
+    "Estate",
     "FenceFailed",
     "Group",
     "Inbox",
@@ -149,6 +151,7 @@ _HOMES = {
         "ProcessDied",
         "ProcessSuspected",
     ),
+    "bequest.memory.estate": ("Estate",),
     "bequest.memory.group": ("Group", "Quorum"),
     "bequest.memory.inbox": ("Inbox",),
     "bequest.memory.names": ("Published",),

@@ -44,6 +44,7 @@ from bequest.limits import (
     TAG_BYTES_MAX,
 )
 from bequest.memory.connections import Connections, expect
+from bequest.memory.estate import Estate, steal
 from bequest.memory.events import Events, Handler, Notices
 from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
 from bequest.memory.names import Names
@@ -121,12 +122,15 @@ class Process(Names):
         huge: bool | None = None,
         element: str | None = None,
         placement: str | None = None,
+        stealable: bool = True,
     ) -> Region:
         """A region of ``nbytes`` bytes, owned by this process. Its contents are undefined.
 
         It gets 2 MiB pages if ``huge``, which defaults to true from 1 MiB on: they change hands a hundred times faster
         than 4 KiB pages, and take up a multiple of 2 MiB. ``element`` names the memory element to take it from;
-        ``placement`` (best-fit, worst-fit, spread) how the rack chooses one when a new slab is needed.
+        ``placement`` (best-fit, worst-fit, spread) how the rack chooses one when a new slab is needed. Memory that is
+        not ``stealable`` is kept out of `steal`, also by those in the group whom it is granted to: when its owner dies,
+        it is freed.
 
         Raises `BadSize`, `RackMemoryError` (saying what is free where), `AddressSpaceFull`, `TooManyMappings`.
         """
@@ -140,10 +144,10 @@ class Process(Names):
         wanted = ANY_ELEMENT if element is None else self._links.element_number(element)
         if nbytes > PROCESS_SPACE_BYTES:  # the rack knows what is free, and refuses
             self._need_slab(min(nbytes, _ABSURD_BYTES), huge, element, placement)
-        region: Region | None = self._alloc(nbytes, huge, wanted)
+        region: Region | None = self._alloc(nbytes, huge, wanted, stealable)
         while region is None:
             self._need_slab(nbytes, huge, element, placement)
-            region = self._alloc(nbytes, huge, wanted)
+            region = self._alloc(nbytes, huge, wanted, stealable)
         return region
 
     def _need_slab(self, nbytes: int, huge: bool, element: str | None, placement: str | None) -> None:
@@ -333,6 +337,33 @@ class Process(Names):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
             time.sleep(_PEER_POLL)
+
+    # --- stealing ----------------------------------------------------------------------------------------------------
+
+    def steal(
+        self,
+        victim: str,
+        capability: bytes | None = None,
+        *,
+        shares: Iterable[bytes] | None = None,
+        only: Iterable[str | int] | None = None,
+        incarnation: int | None = None,
+    ) -> Estate:
+        """Takes the memory of another process of the group, at the same addresses, uncopied (paper, section 3.1).
+
+        The victim may have died, hang, or run: before anything changes hands it is kept from the memory, as far as the
+        group's ``fence`` allows, and if it lives it gets `MemoryRevoked` where it touches it. ``capability`` is the
+        group's, or put together from ``shares``; a user's default group needs none. ``only`` takes a part: what is
+        published under these paths, and the regions at these addresses. A name may have had several bearers: the first
+        dead one that has left something is meant, else the living one, or the one of this ``incarnation``.
+
+        Of several thieves exactly one gets each region. Memory that was allocated with ``stealable=False``, or is on
+        its way in somebody's inbox, is not stolen; what waits in the inbox of a dead victim is part of the estate.
+
+        Raises `WrongCapability`, `UnknownProcess`, `ProcessDead` (its memory has been freed), `UnknownName` and
+        `NotOwner` (about ``only``), `FenceFailed` (nothing was stolen), `TooManyMappings`.
+        """
+        return steal(self, victim, capability, shares, only, incarnation)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
