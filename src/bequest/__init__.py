@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         WrongCapability,
         WrongSecret,
     )
+    from bequest.memory.estate import Estate
     from bequest.memory.events import (
         ContactCalled,
         ElementBack,
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
         ProcessDied,
         ProcessSuspected,
     )
-    from bequest.memory.estate import Estate
     from bequest.memory.group import Group, Quorum
     from bequest.memory.inbox import Inbox
     from bequest.memory.names import Published
@@ -92,10 +92,10 @@ __all__ = [
     "Death",
     "ElementBack",
     "ElementSilent",
+    "Estate",
     "Event",
     "Events",
     "EventsDropped",
-    "Estate",
     "FenceFailed",
     "Group",
     "Inbox",

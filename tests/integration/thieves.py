@@ -64,7 +64,7 @@ def write_on(seat: Seat, key: str) -> None:
     def run() -> None:
         try:
             while True:
-                array += 1
+                array[:] += 1
         except bq.MemoryRevoked as error:
             seat.kept["error"] = error
 

@@ -12,7 +12,6 @@ that were left come as regions of their own.
 from __future__ import annotations
 
 import operator
-import secrets
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -115,7 +114,7 @@ def steal(
 
         capability = combine(shares)
     selection = None if only is None else [_selected(item) for item in only]
-    request = wire.Steal(victim, capability, selection, incarnation, secrets.randbits(63) | 1)
+    request = wire.Steal(victim, capability, selection, incarnation)
     reply, _ = process._links.mmu.request(request)
     return _estate(process, expect(reply, wire.Stolen))
 
