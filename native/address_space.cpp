@@ -117,6 +117,7 @@ void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd
                        uint64_t need_bytes) {
     reserve_room(4);
     const WindowLock lock;
+    stand_first_in_line();  // new memory, and perhaps new handlers: now and then is often enough
     const uint64_t end = base + slab_bytes;
     carve_out(need, need + need_bytes);
     uint64_t gap = base;

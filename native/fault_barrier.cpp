@@ -40,6 +40,8 @@ std::atomic<bool> raw_signals{false};
 struct sigaction previous_segv, previous_bus;
 struct sigaction& previous(int signal) { return signal == SIGSEGV ? previous_segv : previous_bus; }
 std::atomic<pthread_t> passing_on{};  // a thread that is inside of a previous handler
+std::atomic<const void*> passed_on_address{};
+std::atomic<uint32_t> passed_on_times{0};
 
 // A thread's row of faults: from the first to the exception. Under the window lock.
 struct Record {
@@ -185,13 +187,22 @@ void die_of(int signal, bool is_sent) {
 
 enum class Instruction { kFaultsAgain, kIsSaved };
 
+// The handler before us may have done nothing, as one that was switched off does: then the same fault is
+// back.
+bool is_hopeless(const siginfo_t* info) {
+    if (info->si_code <= 0) return false;
+    if (passed_on_address.exchange(info->si_addr) != info->si_addr) passed_on_times.store(0);
+    return passed_on_times.fetch_add(1) >= kRetriesMax;
+}
+
 void pass_on(int signal, siginfo_t* info, void* context, Instruction instruction) {
     const struct sigaction& next = previous(signal);
     const bool is_sent = info->si_code <= 0;
     if (is_sent && next.sa_handler == SIG_IGN) return;
     // A handler that came after us has us for its predecessor, to which it may hand on what we hand to it.
     const bool came_round = passing_on.load() == pthread_self() && instruction != Instruction::kIsSaved;
-    if (came_round || next.sa_handler == SIG_DFL || next.sa_handler == SIG_IGN)
+    const bool in_vain = instruction == Instruction::kFaultsAgain && is_hopeless(info);
+    if (came_round || in_vain || next.sa_handler == SIG_DFL || next.sa_handler == SIG_IGN)
         return die_of(signal, is_sent || instruction == Instruction::kIsSaved);
     passing_on.store(pthread_self());
     if (next.sa_flags & SA_SIGINFO) {
@@ -258,7 +269,10 @@ void stand_first_in_line() {
     for (int signal : kSignals) install(signal);
 }
 
-void pass_raw_signals(bool raw) { raw_signals.store(raw); }
+void pass_raw_signals(bool raw) {
+    raw_signals.store(raw);
+    stand_first_in_line();
+}
 
 bool take_fault(Fault& fault) {
     const WindowLock lock;

@@ -19,6 +19,14 @@ def keep_slab(seat: actors.Seat, slab: int) -> None:
     os.close(fd)
 
 
+def cut_slab_at(seat: actors.Seat, address: int) -> None:
+    """Takes the memory of a whole slab away from everybody."""
+    [slab] = [slab[0] for slab in seat.me.table.slabs() if slab[1] <= address < slab[1] + slab[2] * PAGE]
+    fd = seat.me._links.open_slab(slab)
+    os.ftruncate(fd, 0)
+    os.close(fd)
+
+
 def read_kept(seat: actors.Seat, offset: int, nbytes: int) -> bytes:
     return seat.kept["slab"][offset : offset + nbytes]
 
