@@ -26,6 +26,7 @@ constexpr uint32_t kRowMax = 4;  // the fifth fault of a row, and each after it,
 constexpr size_t kRecordsMax = 256;
 constexpr uint32_t kRetriesMax = 1000;
 constexpr int64_t kToldAgainNs = 100'000'000;  // what was told before may have been swallowed by other code
+constexpr int64_t kStaleNs = 1'000'000'000;    // no row is told so late again: it is another one
 constexpr int kSignals[] = {SIGSEGV, SIGBUS};
 
 std::atomic<pthread_t> lock_holder{};  // of the window lock
@@ -158,7 +159,7 @@ Verdict judge(const AddressSpace& space, Fault& fault) {
     if (!cover(*record, page, believed, fault.kind)) return Verdict::kNotOurs;
     const int64_t now = now_ns();
     if (!is_first && now - record->told_ns < kToldAgainNs) return Verdict::kLostAndTold;
-    record->fault = fault;
+    if (is_first || now - record->told_ns > kStaleNs) record->fault = fault;
     record->told_ns = now;
     return Verdict::kLost;
 }

@@ -34,5 +34,6 @@ std::vector<Test> explorer_tests();
 std::vector<Test> checker_tests();
 std::vector<Test> hostile_tests();
 std::vector<Test> stress_tests();
+std::vector<Test> fault_tests();
 
 }  // namespace bequest::tests
