@@ -80,11 +80,9 @@ class NoZombieWrites(Attachments):
     def _check_file(self, library: Library, slab: int, address: int, file: SimFile, page: int) -> None:
         base, _, element, *_ = library.table.records[slab]
         require(page == (address - base) // PAGE_BYTES, f"{address:#x} shows page {page} of its slab")
-        held = self.world.element(element).machine._slabs[slab].file.id
-        require(
-            file.number == held and not file.is_closed,
-            f"{address:#x} shows {file.number}, but its memory is {held}",
-        )
+        held = [number for number, about in self.world.element(element).safe.items() if about.slab == slab]
+        is_held = held == [file.number] and not file.is_closed
+        require(is_held, f"{address:#x} shows file {file.number}, but its memory is in {held}")
 
 
 class OneHand(Attachments):

@@ -114,9 +114,12 @@ class Clients:
             if peer not in self.sessions and connection.process == process:
                 self.came_back(session, peer)
 
-    def exited(self, client: PeerId) -> None:
-        if client not in self.sessions and client in self._connections:
-            self._connections.remove(client)
+    def exited(self, client: PeerId) -> tuple[ProcessId | None, int]:
+        """The process that was attached there, and its os pid."""
+        if client in self.sessions or client not in self._connections:
+            return None, 0
+        gone = self._connections.remove(client)
+        return gone.process, gone.os_pid
 
     # --- answers -------------------------------------------------------------------------------------------
 

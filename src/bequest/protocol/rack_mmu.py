@@ -157,7 +157,10 @@ class RackMmu:
 
     def absent_client_exited(self, client: PeerId, now: float) -> list[Output]:
         """A client of a run before, which has not come back, will not: its process has ended."""
-        self._state.clients.exited(client)
+        number, os_pid = self._state.clients.exited(client)
+        process = None if number is None else self._state.processes.get(number)
+        if process is not None and process.os_pid == os_pid and process.state in (State.ATTACHED, State.LOST):
+            self._exited(process, now)  # perhaps it had not come to enrol, and no agent watches it
         self._creator_gone(client)
         self._linger(now)
         return self._state.take_outputs()
@@ -484,8 +487,8 @@ class RackMmu:
 
     def _close_mailbox(self, session: Session, message: wire.CloseMailbox, now: float) -> None:
         self._mailboxes.close(self._attached_process(session).id, message.id)
+        self._state.reply(session.peer, wire.Done())  # written down with what it answers
         self._state.later(lambda: self._tidy(now))
-        self._state.later(lambda: self._state.reply(session.peer, wire.Done()))
 
     # --- the rack ------------------------------------------------------------------------------------------
 

@@ -25,19 +25,19 @@ class Connection:
         self.is_broken = False  # by the daemon
         self.deliver: Callable[[Answer | None], None] | None = None  # to the client that waits; None: broken
         self._sent: deque[wire.Message] = deque()
-        self._wake_daemon = wake_daemon
+        self.wake_daemon = wake_daemon
 
     # --- the client's end ------------------------------------------------------------------------------------
 
     def send(self, message: wire.Message) -> None:
         self._sent.append(message)
-        self._wake_daemon()
+        self.wake_daemon()
 
     def close(self) -> None:
         if not self.is_closed:
             self.is_closed = True
             self.deliver = None
-            self._wake_daemon()
+            self.wake_daemon()
 
     # --- the daemon's end ------------------------------------------------------------------------------------
 

@@ -55,17 +55,33 @@ class Peer(msgspec.Struct, frozen=True):
     same_group: bool
 
 
+class Line(msgspec.Struct, eq=False):
+    """A conversation with a daemon, which may be followed by another (`bequest.runtime.lasting`)."""
+
+    daemon: str
+    connection: Connection
+    greeting: wire.Message | None = None  # what is said first on a new connection
+    number: int = 0  # of the last request that must not be done twice
+
+    def numbered(self, message: wire.Message) -> wire.Message:
+        once = (wire.NeedSlab, wire.CrossGrant, wire.OpenMailbox, wire.CloseMailbox)
+        if not isinstance(self.greeting, wire.Resume) or not isinstance(message, once):
+            return message
+        self.number += 1
+        return wire.Once(self.number, message)
+
+
 class Library:
     def __init__(self, world: World, process: OsProcess) -> None:
         self.world = world
         self.process = process
-        self.mmu = process.connect(world.mmu)
+        self.mmu = Line("mmu", process.connect(world.mmu))
         self.attached: wire.Attached | None = None
         self.handles: list[Handle] = []
+        self.is_leaving = False
         self.mailboxes: list[wire.MailboxOpened] = []
         self.peers: dict[str, Peer] = {}
-        self._agent: Connection | None = None
-        self._elements: dict[int, Connection] = {}
+        self._elements: dict[int, Line] = {}
         self._mapped: dict[int, SimFile] = {}
 
     @property
@@ -80,15 +96,15 @@ class Library:
     # --- coming and going ------------------------------------------------------------------------------------
 
     def attach(self, name: str, secret: bytes | None) -> Generator[Ask | float, Answer | None, bool]:
-        reply, table = yield from self._request(
-            self.mmu, wire.Attach(name, secret), "name-taken", "memory", "secret"
-        )
+        attach = wire.Attach(name, secret, nonce=self.world.random.randbytes(16))
+        reply, table = yield from self._request(self.mmu, attach, "name-taken", "memory", "secret")
         if not isinstance(reply, wire.Attached):
             return False
         assert isinstance(table, SharedTable)
         self.attached, self._table = reply, table
-        self._agent = self.process.connect(self.world.agents[reply.agent_path])
-        yield from self._request(self._agent, wire.Enrol(reply.agent_ticket))
+        self.mmu.greeting = wire.Resume(reply.pid, reply.incarnation, reply.agent_ticket)
+        agent = Line(reply.agent_path, self.process.connect(self.world.agents[reply.agent_path]))
+        yield from self._request(agent, wire.Enrol(reply.agent_ticket))
         self.world.attached(self.process, self)
         return True
 
@@ -97,7 +113,8 @@ class Library:
             self._close(handle)
         self.handles.clear()
         self.world.detaching(self.process, self)
-        yield from self._request(self.mmu, wire.Detach())
+        self.is_leaving = True
+        yield from self._request(self.mmu, wire.Detach(), "not-attached")
         self.attached = None
         for connection in self.process.connections:
             connection.close()
@@ -229,18 +246,38 @@ class Library:
     # --- within ----------------------------------------------------------------------------------------------
 
     def _request(
-        self, connection: Connection, message: wire.Message, *expected: str
+        self, line: Line, message: wire.Message, *expected: str
     ) -> Generator[Ask | float, Answer | None, Answer]:
         """The answer; a refusal of a kind that is not expected is a finding."""
-        answer = yield Ask(connection, message)
-        if answer is None:
-            raise RackLost
+        sent = line.numbered(message)
+        answer = yield Ask(line.connection, sent)
+        while answer is None:
+            if not (yield from self._reconnect(line)):
+                return wire.Done(), None
+            answer = yield Ask(line.connection, sent)
         reply = answer[0]
         if isinstance(reply, wire.Failed) and reply.kind == "not-attached" and self.process.was_cut_off:
             raise RackLost
         if isinstance(reply, wire.Failed) and reply.kind not in expected:
             self.world.find(f"{self.process!r} was refused {message}: {reply.kind}: {reply.message}")
         return answer
+
+    def _reconnect(self, line: Line) -> Generator[Ask | float, Answer | None, bool]:
+        """On a new connection it is said who is back. False: nobody is missed there, as was wanted."""
+        while True:
+            if self.process.was_cut_off:
+                raise RackLost
+            yield 0.002
+            line.connection = self.process.connect(self.world.daemon(line.daemon))
+            if line.greeting is None:
+                return True
+            answer = yield Ask(line.connection, line.greeting)
+            if answer is not None and isinstance(answer[0], wire.Failed):
+                if self.is_leaving:
+                    return False
+                self.world.find(f"{self.process!r} cannot come back: {answer[0].message}")
+            if answer is not None:
+                return True
 
     def _handle(self, descriptor: int) -> Handle:
         extent = self.table.extents[descriptor]
@@ -251,7 +288,8 @@ class Library:
             assert self.attached is not None
             number = self.table.records[handle.slab][2]
             if number not in self._elements:
-                self._elements[number] = self.process.connect(self.world.element(number))
+                element = self.world.element(number)
+                self._elements[number] = Line(element.name, self.process.connect(element))
             message = wire.OpenSlab(self.attached.element_ticket, handle.slab)
             _, file = yield from self._request(self._elements[number], message)
             if not isinstance(file, SimFile):

@@ -28,6 +28,7 @@ class Options(msgspec.Struct, frozen=True):
     kill_every: float  # mean seconds between two kills; likewise the others
     stop_every: float
     hang_up_every: float
+    daemon_every: float
     element_trouble: float  # chance that making or copying memory fails
 
     @staticmethod
@@ -54,6 +55,7 @@ class Options(msgspec.Struct, frozen=True):
             kill_every=often(),
             stop_every=often(),
             hang_up_every=often(),
+            daemon_every=often(),
             element_trouble=random.choice((0.0, 0.0, 0.1, 0.5)),
         )
 

@@ -127,7 +127,10 @@ class OsProcess:
     def connect(self, daemon: Daemon) -> Connection:
         connection = Connection(repr(self), self.uid, self.os_pid, daemon.wake)
         connection.send(wire.Hello(WIRE_VERSION, TABLE_VERSION))
-        daemon.connect(connection)
+        if daemon.is_dead:
+            self.world.connect_later(daemon.name, connection)
+        else:
+            daemon.connect(connection)
         self.connections.append(connection)
         return connection
 

@@ -14,6 +14,7 @@ from hashlib import sha256
 from random import Random
 
 from bequest.limits import ID_REST, SWEEP_INTERVAL
+from bequest.sim.connection import Connection
 from bequest.sim.daemons import Agent, Daemon, Element, Mmu
 from bequest.sim.events import EventHeap
 from bequest.sim.file import SimFile
@@ -55,6 +56,7 @@ class World:
         self._tell = tell
         self._digest = sha256()
         self._grants = 0
+        self._queued: dict[str, list[Connection]] = {}
         self.mmu = Mmu(self)
         self.elements = {info.path: Element(self, info) for info in self.config.elements}
         self.agents = {path: Agent(self, path) for path in self.config.agent_paths}
@@ -64,14 +66,14 @@ class World:
 
     def run(self) -> None:
         """Raises `Finding`, or whatever a machine raised, if anything is wrong."""
-        self.mmu.link()
-        for daemon in (self.mmu, *self.elements.values(), *self.agents.values()):
-            daemon.wake()
+        for other in self.neighbours(self.mmu):
+            self._link(self.mmu, other)
         for name in self.members:
             self._start_member(name)
         self._plan_fault(self.options.kill_every, self._kill_one)
         self._plan_fault(self.options.stop_every, self._stop_one)
         self._plan_fault(self.options.hang_up_every, self._hang_one_up)
+        self._plan_fault(self.options.daemon_every, self._light_a_fuse)
         self.events.run(self.options.safety_seconds)
         self._heal()
         self.events.run(self.events.now + self.options.safety_seconds)
@@ -159,9 +161,51 @@ class World:
             connection.break_off()
             connection.close()
 
+    # --- daemons ---------------------------------------------------------------------------------------------
+
+    def daemon(self, name: str) -> Daemon:
+        return self.mmu if name == "mmu" else (self.elements | self.agents)[name]
+
+    def neighbours(self, daemon: Daemon) -> list[Daemon]:
+        if daemon.name != "mmu":
+            return [self.mmu]
+        return [*self.elements.values(), *self.agents.values()]
+
+    def _light_a_fuse(self, _: OsProcess) -> None:
+        daemon = self.random.choice([self.mmu, *self.neighbours(self.mmu)])
+        daemon.fuse = self.random.randrange(6)
+
+    def daemon_died(self, daemon: Daemon) -> None:
+        self.events.after(self.random.uniform(0.001, 0.05), lambda: self._start_anew(daemon))
+
+    def _start_anew(self, daemon: Daemon) -> None:
+        """As the supervisor does: with what it kept, the same listening socket, and fresh links."""
+        successor = daemon.successor()
+        if isinstance(successor, Mmu):
+            self.mmu = successor
+        elif isinstance(successor, Element):
+            self.elements[daemon.name] = successor
+        elif isinstance(successor, Agent):
+            self.agents[daemon.name] = successor
+        for connection in self._queued.pop(daemon.name, []):
+            successor.connect(connection)
+        for other in self.neighbours(successor):
+            if not other.is_dead:
+                self._link(successor, other)
+
+    def _link(self, one: Daemon, other: Daemon) -> None:
+        one.relinked(other.name)
+        other.relinked(one.name)
+
+    def connect_later(self, name: str, connection: Connection) -> None:
+        """The socket listens though its daemon is dead: whoever connects waits in its queue."""
+        self._queued.setdefault(name, []).append(connection)
+
     def _heal(self) -> None:
         self.trace("world", "all", "healed")
         self.is_healed = True
+        for daemon in (self.mmu, *self.neighbours(self.mmu)):
+            daemon.fuse = None
         for process in self.living():
             if process.is_stopped:
                 process.resume()
