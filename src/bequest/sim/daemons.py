@@ -240,6 +240,7 @@ class Mmu(Daemon):
 
     def _restore(self, before: Mmu) -> None:
         self._last_peer = before._last_peer
+        self._is_restoring = True
         self.tables, self.journal = before.tables, before.journal
         self.machine, outputs = RackMmu.restore(
             self.world.config,
@@ -248,6 +249,7 @@ class Mmu(Daemon):
             list(self.journal.values()),
             self.world.events.now,
         )
+        self._is_restoring = False
         self._let_ids_be_few()
         self.call(lambda: self._carry_out(outputs))
 
@@ -286,7 +288,8 @@ class Mmu(Daemon):
         return self.machine.next_deadline()
 
     def _open_table(self, group: int) -> SharedTable:
-        return self.tables[group]
+        """Those that were written about are opened again; what a run before only began is made anew."""
+        return self.tables[group] if self._is_restoring else self._make_table(group)
 
     def _write_down(self) -> None:
         """What a journal gives back is plain data."""
