@@ -197,6 +197,28 @@ def test_a_daemon_has_nothing_of_anothers(rig: Callable[..., Rig]) -> None:
     assert int(one.read().removeprefix("b1 ")) <= before + 1
 
 
+def test_nothing_that_was_sent_is_left_behind(rig: Callable[..., Rig]) -> None:
+    """More than the supervisor takes at once, all of it sent before it sees the death."""
+
+    def life(me: Actor) -> None:
+        if me.tether.restarts == 0:
+            os.kill(os.getppid(), signal.SIGSTOP)
+            for number in range(150):
+                me.keep(str(number), b"")
+            me.report("sent")
+            me.die()
+        me.report(f"{len(me.tether.kept)} kept")
+        me.wait_for_end()
+
+    one = rig(a=life)
+    assert one.read() == "a0 sent"
+    (child,) = children_of(one, 1)
+    while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.001)
+    os.kill(one.pid, signal.SIGCONT)
+    assert one.read() == "a1 150 kept"
+
+
 # --- misbehaviour ----------------------------------------------------------------------------------------------
 
 
