@@ -1,4 +1,4 @@
-"""An agent alone: a real one, in a process of its own, whose Rack MMU is the test."""
+"""An agent alone: a real one, in a process of its own, with a supervisor that forgets, whose Rack MMU is the test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,9 +14,11 @@ from pathlib import Path
 from actors import DEADLINE, Nursery
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
 from bequest.runtime.agent import Agent
+from bequest.runtime.safe import Tether
 from bequest.runtime.transport import Channel, link, listen, new_buffer, receive_packet, send_packet
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, encode
+from bequest.wire.supervision import DaemonToSupervisor, Keep, Kept, Relink
 from victims import Victim, enrol
 
 PID, INCARNATION, GROUP = 3, 8, 2
@@ -32,14 +35,25 @@ def run(connection: Connection, path: str, uid: int) -> None:
         agent_paths=("agent-host0.sock",),
         orphan_keep=60.0,
     )
-    ours, theirs = link()
-    life, alive = os.pipe()
-    agent = Agent(config, "host0", listen(Path(path)), life, mmu_link=ours)
+    (ours, theirs), (control, supervisor) = link(), link()
+    supervisor.setblocking(True)
+    threading.Thread(target=supervise, args=(supervisor, ours), daemon=True).start()
+    agent = Agent(config, "host0", listen(Path(path)), Tether(control, {}))
     line = socket.socket(fileno=os.dup(connection.fileno()))
     socket.send_fds(line, [b"x"], [theirs.fileno()])
     theirs.close()
     agent.run()
-    os.close(alive)
+
+
+def supervise(control: socket.socket, mmu_link: socket.socket) -> None:
+    """Hands the link in, and says that it keeps what it is given."""
+    send_packet(control, encode(Relink("mmu", "mmu", os.getpid(), 0)), [mmu_link.fileno()])
+    decoder = Decoder(DaemonToSupervisor)
+    while (packet := receive_packet(control, new_buffer())).data:
+        packet.close_fds()
+        message = decoder.decode(packet.data)
+        if isinstance(message, Keep):
+            send_packet(control, encode(Kept(message.key)))
 
 
 class AgentUnderTest:
@@ -52,6 +66,7 @@ class AgentUnderTest:
         self._link = socket.socket(fileno=fd)
         self._decoder = Decoder(wire.AgentToMmu)
         self.heard: list[wire.Message] = []
+        self.tell(wire.AnnouncementEnds())
         Channel.connect(self.path).close()  # it is ready
 
     def tell(self, message: wire.Message) -> None:

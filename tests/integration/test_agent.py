@@ -257,7 +257,7 @@ def test_descriptors_with_other_messages_are_closed(agent: AgentUnderTest) -> No
 def test_an_agent_keeps_two_descriptors_for_each_process_and_gives_them_back(
     agent: AgentUnderTest, new_victim: Callable[[], Victim]
 ) -> None:
-    channel = enrolment(agent)  # by then the first one has been seen off
+    channel = enrolment(agent, pid=9)  # by then the first one has been seen off
     channel.close()
     before = descriptors(agent)
     for pid in (1, 2, 3):
