@@ -229,9 +229,14 @@ def test_a_killed_daemon_is_started_again(role: str) -> None:
     daemons = rack.daemons()
     os.kill(daemons[role], signal.SIGKILL)
     assert until(lambda: rack.daemons().get(role, daemons[role]) != daemons[role])
-    report = rack.ask(wire.Status("rack"))
-    assert isinstance(report, wire.RackReport) and report.slabs == 1
-    found = {daemon.name: daemon for daemon in report.daemons}
+
+    def reported() -> dict[str, wire.DaemonReport]:
+        report = rack.ask(wire.Status("rack"))
+        assert isinstance(report, wire.RackReport) and report.slabs == 1
+        return {daemon.name: daemon for daemon in report.daemons}
+
+    assert until(lambda: reported()[role].restarts == 1)  # the Rack MMU has its new link by then
+    found = reported()
     assert {name: daemon.restarts for name, daemon in found.items()} == {"mmu": 0, "dram0": 0, "host0": 0} | {
         role: 1
     }
