@@ -56,6 +56,7 @@ class World:
         self._tell = tell
         self._digest = sha256()
         self._grants = 0
+        self._calm_from = 0.0
         self._queued: dict[str, list[Connection]] = {}
         self.mmu = Mmu(self)
         self.elements = {info.path: Element(self, info) for info in self.config.elements}
@@ -172,8 +173,11 @@ class World:
         return [*self.elements.values(), *self.agents.values()]
 
     def _light_a_fuse(self, _: OsProcess) -> None:
-        daemon = self.random.choice([self.mmu, *self.neighbours(self.mmu)])
-        daemon.fuse = self.random.randrange(6)
+        """One daemon at a time, and the next when the last has told the others what it knows."""
+        daemons = [self.mmu, *self.neighbours(self.mmu)]
+        is_calm = self.events.now > self._calm_from and all(d.fuse is None and not d.is_dead for d in daemons)
+        if is_calm:
+            self.random.choice(daemons).fuse = self.random.randrange(6)
 
     def daemon_died(self, daemon: Daemon) -> None:
         self.events.after(self.random.uniform(0.001, 0.05), lambda: self._start_anew(daemon))
@@ -181,6 +185,7 @@ class World:
     def _start_anew(self, daemon: Daemon) -> None:
         """As the supervisor does: with what it kept, the same listening socket, and fresh links."""
         successor = daemon.successor()
+        self._calm_from = self.events.now + 0.2
         if isinstance(successor, Mmu):
             self.mmu = successor
         elif isinstance(successor, Element):
