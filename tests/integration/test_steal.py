@@ -17,6 +17,12 @@ from racks import MIB, RackUnderTest, Yard
 PAGE = 4096
 
 
+@pytest.fixture
+def rack(yard: Yard) -> RackUnderTest:
+    """It keeps the memory of the dead for a minute."""
+    return yard.rack()
+
+
 @pytest.mark.parametrize("nbytes", [PAGE - 5, 16 * PAGE, 4 * MIB])
 def test_from_the_dead(yard: Yard, me: bq.Process, rack: RackUnderTest, nbytes: int) -> None:
     victim = yard.actor("victim")

@@ -94,3 +94,9 @@ def die_when_asked(seat: Seat, victim: str) -> None:
     with contextlib.suppress(bq.BequestError):
         seat.me.steal(victim)
     timer.join()
+
+
+def append(seat: Seat, key: str, record: bytes) -> None:
+    with memoryview(seat.kept[key]) as view:
+        end = len(bytes(view).rstrip(b"\0"))
+        view[end : end + len(record)] = record
