@@ -19,8 +19,9 @@ from agents import GROUP, INCARNATION, PID, TICKET, AgentUnderTest
 from bequest import _core
 from bequest.errors import RackFault
 from bequest.limits import DEATH_PATIENCE
-from bequest.runtime.transport import Channel
+from bequest.runtime.transport import Channel, send_packet
 from bequest.wire import messages as wire
+from bequest.wire.codec import Decoder, encode
 from victims import MIB, SLAB, Victim
 
 SLAB_BYTES = 4 * MIB
@@ -138,6 +139,7 @@ def test_a_fence_outlives_the_process_that_it_was_closed_around(
         assert agent.hear(wire.ProcessExited) == EXITED
         # What the test's own copy of the descriptor is told: this range is registered, so the whole window is.
         assert is_registered(victim, sharer)
+        agent.tell(wire.ForgetProcess(PID, INCARNATION))
         time.sleep(2 * DEATH_PATIENCE)
         assert is_registered(victim, sharer)
     finally:
@@ -231,10 +233,13 @@ def test_closing_what_a_client_sent_does_not_hold_the_agent_up(agent: AgentUnder
         accepted.setblocking(True)
     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, array.array("i", [1, 20]).tobytes())
     channel = enrolment(agent)
-    with pytest.raises(RackFault):
-        channel.request(wire.Enrol(TICKET), fds=[accepted.fileno()])
+    os.kill(agent.pid, signal.SIGSTOP)  # so that it is the last to have it
+    send_packet(channel._socket, encode(wire.Enrol(TICKET)), [accepted.fileno()])
     accepted.close()
+    os.kill(agent.pid, signal.SIGCONT)
     before = time.monotonic()
+    refused = channel._receive()
+    assert isinstance(Decoder(wire.DaemonToClient).decode(refused.data), wire.Failed)
     channel.request(wire.Enrol(TICKET))
     assert time.monotonic() - before < 5
     for one in (channel, client, server):
