@@ -26,6 +26,8 @@ _VERBS: dict[str, tuple[str, str]] = {
     "run": ("bequest.cli.run", "Run a program on a compute element of the rack."),
     "ps": ("bequest.cli.ps", "Processes: state, memory held, grants."),
     "mem": ("bequest.cli.mem", "Memory elements and slabs, and who owns what."),
+    "ls": ("bequest.cli.ls", "Names that are published, and who owns what they lead to."),
+    "audit": ("bequest.cli.audit", "Attempts to steal memory, and how they went."),
     "top": ("bequest.cli.top", "Grants and bytes not copied per second, live."),
     "standby": ("bequest.cli.standby", "Wait for a process to die, then run a program."),
     "doctor": ("bequest.cli.doctor", "What this machine offers, and what is degraded without it."),

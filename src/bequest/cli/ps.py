@@ -115,7 +115,8 @@ def _state(member: ProcessReport) -> Text:
 
     if member.kind == "mailbox":
         return Text("mailbox", "cyan")
-    return Text(member.state, STATE_STYLES.get(member.state, ""))
+    left = "" if member.freed_in is None else f", {format_seconds(member.freed_in)} left"
+    return Text(member.state + left, STATE_STYLES.get(member.state, ""))
 
 
 # --- for programs ---------------------------------------------------------------------------------------------
@@ -156,4 +157,5 @@ def described_process(process: ProcessReport) -> dict[str, Any]:
         "accepts": process.counters.get("accepts", 0),
         "allocs": process.counters.get("allocs", 0),
         "frees": process.counters.get("frees", 0),
+        "freed_in_seconds": None if process.freed_in is None else round(process.freed_in, 3),
     }
