@@ -109,8 +109,7 @@ class Library:
         return True
 
     def detach(self) -> Acting:
-        for handle in list(self.handles):
-            self._close(handle)
+        self.process.open_runs.clear()  # its whole window, free pages at home too
         self.handles.clear()
         self.world.detaching(self.process, self)
         self.is_leaving = True
