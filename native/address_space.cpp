@@ -113,9 +113,9 @@ bool AddressSpace::is_mapped(uint32_t slab, uint64_t address, uint64_t nbytes) c
     return it->second.slab == slab && it->second.end >= address + nbytes;
 }
 
-void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd, uint64_t need,
-                       uint64_t need_bytes) {
-    reserve_room(4);
+void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, const OpenedSlab& opened,
+                       uint64_t need, uint64_t need_bytes) {
+    reserve_room(4 + 2 * opened.failed.size());
     const WindowLock lock;
     stand_first_in_line();  // new memory, and perhaps new handlers: now and then is often enough
     const uint64_t end = base + slab_bytes;
@@ -129,15 +129,33 @@ void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd
         gap = std::max(gap, it->second.end);
     }
     if (gap < end) gaps.emplace_back(gap, end);
-    for (const auto& [start, stop] : gaps) map_piece(start, stop, slab, base, fd);
+    for (const auto& [start, stop] : gaps) map_piece(start, stop, slab, base, opened);
 }
 
-void AddressSpace::map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd) {
-    void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, fd,
+namespace {
+// A file without a page: beyond its end, the kernel says SIGBUS.
+void map_nothing(uint64_t start, uint64_t end) {
+    const int nothing = memfd_create("bequest-failed", MFD_CLOEXEC);
+    if (nothing < 0) fail("mapping memory that has failed");
+    void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, nothing, 0);
+    ::close(nothing);
+    if (at == MAP_FAILED) fail("mapping memory that has failed");
+    madvise(at, end - start, MADV_DONTFORK);
+}
+}  // namespace
+
+void AddressSpace::map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base,
+                             const OpenedSlab& opened) {
+    void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, opened.fd,
                     static_cast<off_t>(start - slab_base));
     if (at == MAP_FAILED) fail("mapping a slab");
     madvise(at, end - start, MADV_DONTFORK);  // a child must not inherit memory that has one owner
     mapped_[start] = {end, slab, slab_base};
+    for (const auto& [offset, nbytes] : opened.failed) {
+        const uint64_t low = std::max(start, slab_base + offset);
+        const uint64_t high = std::min(end, slab_base + offset + nbytes);
+        if (low < high) map_nothing(low, high);
+    }
 }
 
 // Forgets what is mapped in [start, end); the addresses will be mapped anew by the caller.

@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <map>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "fault_barrier.hpp"
@@ -51,6 +52,13 @@ struct Believed {  // of a run of pages around an address
     uint64_t start, end;
 };
 
+// A slab's memory as its element hands it out. What has failed (offset, bytes) reads as zeros in the file, so
+// it is mapped to nothing instead: whoever touches it faults.
+struct OpenedSlab {
+    int fd;
+    std::vector<std::pair<uint64_t, uint64_t>> failed = {};
+};
+
 class AddressSpace {
 public:
     AddressSpace();
@@ -60,7 +68,8 @@ public:
     bool is_mapped(uint32_t slab, uint64_t address, uint64_t nbytes) const;
     // Maps the slab where nothing is mapped yet, and [need, need + need_bytes) in any case: those
     // addresses may have belonged to a slab that is no more. Does not keep the descriptor.
-    void map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd, uint64_t need, uint64_t need_bytes);
+    void map(uint32_t slab, uint64_t base, uint64_t slab_bytes, const OpenedSlab& opened, uint64_t need,
+             uint64_t need_bytes);
     // False, and nothing changed, if the range is not mapped (any more): map it first.
     bool open(uint64_t address, uint64_t nbytes);
     void close(uint64_t address, uint64_t nbytes);
@@ -103,7 +112,7 @@ private:
     bool is_all_mapped(uint64_t start, uint64_t end) const;
     void carve_out(uint64_t start, uint64_t end);
     void drop(uint64_t start, uint64_t end);
-    void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd);
+    void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, const OpenedSlab& opened);
     void set_apart_if_flipped_again(uint64_t address, uint64_t nbytes);
     void join_again(uint64_t start, uint64_t end);
 

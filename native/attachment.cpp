@@ -37,16 +37,16 @@ void Attachment::ensure_mapped(const Extent& e) {
     const uint32_t slab = table_.extent(e.descriptor).slab;
     const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
     if (space_->is_mapped(slab, start, bytes)) return;
-    const int fd = open_slab_(slab);
+    const OpenedSlab opened = open_slab_(slab);
     try {
         const SlabRecord& record = table_.slab_record(slab);
         if (!space_->is_mapped(slab, start, bytes))  // another thread may have been here meanwhile
-            space_->map(slab, record.address, uint64_t{record.pages} * kPageBytes, fd, start, bytes);
+            space_->map(slab, record.address, uint64_t{record.pages} * kPageBytes, opened, start, bytes);
     } catch (...) {
-        ::close(fd);
+        ::close(opened.fd);
         throw;
     }
-    ::close(fd);
+    ::close(opened.fd);
 }
 
 void Attachment::open_pages(const Extent& e) {

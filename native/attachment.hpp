@@ -40,7 +40,7 @@ struct GrantResult {
 
 class Attachment {
 public:
-    using OpenSlab = std::function<int(uint32_t slab)>;
+    using OpenSlab = std::function<OpenedSlab(uint32_t slab)>;
     Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> space, OpenSlab open_slab);
 
     std::optional<Extent> alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags = 0);

@@ -2,6 +2,7 @@
 //
 // Calls that may wait release the GIL while they do; every other call holds it, and that is the lock
 // of everything below.
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -19,7 +20,11 @@ void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::st
           const nb::object& open_slab, const nb::object& region_type, double spin) {
     if (id == 0 || id > kMaxProcessId) raise_error("ValueError", "%u is no process id", id);
     auto* file = nb::cast<TableFile*>(table);
-    auto open = [open_slab](uint32_t slab) { return nb::cast<int>(open_slab(slab)); };
+    auto open = [open_slab](uint32_t slab) {
+        auto [fd, failed] =
+            nb::cast<std::pair<int, std::vector<std::pair<uint64_t, uint64_t>>>>(open_slab(slab));
+        return OpenedSlab{fd, std::move(failed)};
+    };
     auto member = std::make_shared<Member>(file->table(), id, seats().space(rack), std::move(open));
     seats().add(member);
     catch_faults();

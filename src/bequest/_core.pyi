@@ -139,7 +139,7 @@ class ProcessBase:
         table: Table,
         id: int,
         rack: str,
-        open_slab: Callable[[int], int],
+        open_slab: Callable[[int], tuple[int, list[tuple[int, int]]]],
         region_type: type[RegionBase],
         spin: float,
     ) -> None: ...

@@ -187,3 +187,32 @@ def test_alloc_goes_on_elsewhere(yard: Yard) -> None:
         break_memory(rack, "c")
     for region in [*kept[1:], *again]:
         region.free()
+
+
+def test_a_range_fails_for_all_who_have_it_and_for_who_maps_it_later(yard: Yard, rack: RackUnderTest) -> None:
+    owner, heir = yard.actor("owner"), yard.actor("heir")
+    owner.do(watchers.handle, "well")
+    address = owner.do(actors.alloc, "region", 16 * 4096, 5)
+    lost = (address + 4 * 4096, 2 * 4096)
+    broken = break_memory(rack, "dram0", lost[0], lost[1])
+    assert (broken.slabs, broken.nbytes, broken.owners) == (1, 2 * 4096, ["owner"])
+    (event,) = until(lambda: owner.do(watchers.handled))
+    assert event.runs == (lost,)
+    assert owner.do(watchers.page_values, "region") == [5] * 4 + [None] * 2 + [5] * 10
+    with pytest.raises(bq.MemoryFailure):
+        owner.do(actors.grant, "region", "heir")
+    (slab,) = [slab for slab in rack.slabs() if slab.address <= address < slab.address + slab.pages * 4096]
+    assert slab.failed == 2 * 4096
+    owner.do(actors.alloc, "another", 16 * 4096)
+    (fresh,) = [slab for slab in rack.slabs() if slab.failed == 0 and slab.group == "user-0" and slab.owners]
+    assert fresh.slab != slab.slab  # nothing of the failed one is handed out any more
+
+
+def test_who_is_granted_lost_memory_finds_it_lost(yard: Yard, rack: RackUnderTest) -> None:
+    """It has never mapped it, so nothing of it was guarded: its own library keeps it from reading zeros."""
+    owner, heir = yard.actor("owner"), yard.actor("heir")
+    address = owner.do(actors.alloc, "region", 16 * 4096, 5)
+    break_memory(rack, "dram0", address + 4 * 4096, 2 * 4096)
+    owner.do(actors.grant, "region", "heir")
+    heir.do(actors.accept, "region")
+    assert heir.do(watchers.page_values, "region") == [5] * 4 + [None] * 2 + [5] * 10

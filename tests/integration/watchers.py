@@ -52,3 +52,17 @@ def threads(seat: Seat) -> list[str]:
     import threading
 
     return sorted(thread.name for thread in threading.enumerate())
+
+
+def page_values(seat: Seat, key: str) -> list[int | None]:
+    """The first byte of each page of a region; None for pages that have failed."""
+    values: list[int | None] = []
+    view = seat.kept[key].array()
+    for page in range(len(view) // 4096):
+        try:
+            value = int(view[page * 4096])
+            time.sleep(0)
+            values.append(value)
+        except bq.MemoryFailure:
+            values.append(None)
+    return values

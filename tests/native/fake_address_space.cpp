@@ -25,7 +25,7 @@ AddressSpace::~AddressSpace() = default;
 
 bool AddressSpace::is_mapped(uint32_t, uint64_t, uint64_t) const { return true; }
 
-void AddressSpace::map(uint32_t, uint64_t, uint64_t, int, uint64_t, uint64_t) {}
+void AddressSpace::map(uint32_t, uint64_t, uint64_t, const OpenedSlab&, uint64_t, uint64_t) {}
 
 bool AddressSpace::is_open(uint64_t address, uint64_t nbytes) const {
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes)

@@ -126,8 +126,8 @@ class Group(RuleBasedStateMachine):
         self.handles[id] = []
         self.waiting[id] = deque()
 
-    def open_slab(self, slab: int) -> int:
-        return os.dup(self.slabs[slab].file)
+    def open_slab(self, slab: int) -> tuple[int, list[tuple[int, int]]]:
+        return os.dup(self.slabs[slab].file), []
 
     def add_slab(self, home: int) -> bool:
         """At the lowest addresses that no slab of this home has, so that addresses are used again."""

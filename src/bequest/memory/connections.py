@@ -57,19 +57,19 @@ class Connections:
         listening = os.stat(self.directory / "mmu.sock")
         return f"{self.directory} #{listening.st_ino}.{listening.st_ctime_ns}"
 
-    def open_slab(self, slab: int) -> int:
-        """A file descriptor of the slab's memory, for the native core to map and close."""
+    def open_slab(self, slab: int) -> tuple[int, list[tuple[int, int]]]:
+        """A file descriptor of the slab's memory, for the native core to map and close, and what of it has failed."""
         element = self._element_of(slab)
         with self._connecting:  # of two threads that need a new element, one connects
             channel = self._elements.get(element.id)
             if channel is None:
                 channel = self._elements[element.id] = LastingChannel(self.directory / element.path)
-        _, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
+        reply, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
         if len(fds) != 1:
             for fd in fds:
                 os.close(fd)
             raise RackFault(f"memory element {element.name} sent {len(fds)} descriptors for slab {slab}")
-        return fds[0]
+        return fds[0], expect(reply, wire.SlabOpened).failed
 
     def ask_agent(self, message: wire.Message) -> wire.Message:
         """A request to the agent, over the connection on which this process is enrolled."""
