@@ -190,7 +190,8 @@ def test_alloc_goes_on_elsewhere(yard: Yard) -> None:
 
 
 def test_a_range_fails_for_all_who_have_it_and_for_who_maps_it_later(yard: Yard, rack: RackUnderTest) -> None:
-    owner, heir = yard.actor("owner"), yard.actor("heir")
+    owner = yard.actor("owner")
+    yard.actor("heir")
     owner.do(watchers.handle, "well")
     address = owner.do(actors.alloc, "region", 16 * 4096, 5)
     lost = (address + 4 * 4096, 2 * 4096)
