@@ -109,12 +109,6 @@ void bind_slabs(TableClass& table) {
             },
             "slab"_a)
         .def(
-            "watch",
-            [](TableFile& t, uint32_t id, uint32_t watchers) { set_watchers(t.table().slot(id), watchers); },
-            "id"_a, "watchers"_a)
-        .def(
-            "beats", [](TableFile& t, uint32_t id) { return t.table().slot(id).beats.load(); }, "id"_a)
-        .def(
             "restore",
             [](TableFile& t, uint32_t descriptor, uint64_t word) {
                 const auto restored = t.steward().restore({descriptor, {word}});
@@ -136,6 +130,19 @@ void bind_slabs(TableClass& table) {
                 return t.steward().free_away(address, pages);
             },
             "address"_a, "pages"_a);
+}
+
+// Signs of life: who wants them, and how many there were.
+void bind_signs(TableClass& table) {
+    using namespace nb::literals;
+    table
+        .def(
+            "watch",
+            [](TableFile& t, uint32_t id, uint32_t watchers) { set_watchers(t.table().slot(id), watchers); },
+            "id"_a, "watchers"_a)
+        .def(
+            "watchers", [](TableFile& t, uint32_t id) { return t.table().slot(id).watched.load(); }, "id"_a)
+        .def("beats", [](TableFile& t, uint32_t id) { return t.table().slot(id).beats.load(); }, "id"_a);
 }
 
 // What becomes of the dead's steps and memory.
@@ -318,6 +325,7 @@ void bind_table(nb::module_& m) {
     TableClass table(m, "Table", "One group's V2P table, in shared memory.");
     bind_lives(table);
     bind_slabs(table);
+    bind_signs(table);
     bind_deaths(table);
     bind_thefts(table);
     bind_reports(table);

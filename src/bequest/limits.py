@@ -7,6 +7,7 @@ re-exported here so that nobody types them a second time. Sizes are in bytes, ti
 from __future__ import annotations
 
 from bequest._core import (
+    BEAT_INTERVAL,
     FIRST_MAILBOX_ID,
     HUGE_PAGE_BYTES,
     INBOX_CELLS,
@@ -26,6 +27,7 @@ from bequest._core import (
 )
 
 __all__ = [
+    "BEAT_INTERVAL",
     "FIRST_MAILBOX_ID",
     "HUGE_PAGE_BYTES",
     "INBOX_CELLS",
@@ -145,7 +147,6 @@ PTRACE_TIMEOUT = 0.5  # for a thread of a process to stop
 KILL_TIMEOUT = 10.0  # from SIGKILL to proof: a thread that waits for a disk dies when the disk has answered
 
 # --- the rack monitor --------------------------------------------------------------------------------------
-BEAT_INTERVAL = 0.010  # of a process that somebody stands by for (native/liveness)
 POLL_INTERVAL = 0.005  # between looks at those who beat
 POLL_IDLE = 0.050  # between ticks while nobody does
 SUSPECT_TIMEOUT = 0.025  # of silence, on a machine without noise: three missed beats

@@ -8,7 +8,7 @@ lets go of the rest when the announcement ends.
 from __future__ import annotations
 
 from bequest.protocol.cross_grant import CrossGrants
-from bequest.protocol.outputs import ToAgent
+from bequest.protocol.outputs import ToAgent, ToMonitor
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import RackState
 from bequest.protocol.slab_ledger import SlabState
@@ -29,10 +29,13 @@ class Announcer:
         slabs = [slab for slab in state.ledger if slab.element == element]
         for slab in slabs:
             if slab.state is SlabState.LIVE:
-                adopt = wire.AdoptSlab(slab.id, slab.group, slab.nbytes, slab.huge)
+                adopt = wire.AdoptSlab(slab.id, slab.group, slab.nbytes, slab.huge, list(slab.failed))
                 state.tell_element(element, adopt)
             elif slab.state is SlabState.RESERVING:
                 self._supply.ask_for(slab)
+        if element in state.failed_elements:
+            failed = wire.FailMemory(0, None, 0, 0, state.failed_elements[element].cause)
+            state.tell_element(element, failed)
         state.tell_element(element, wire.AnnouncementEnds())
         self._grants.outstanding(element)
 
@@ -48,6 +51,16 @@ class Announcer:
             ):
                 self._state.outputs.append(ToAgent(compute, self.expectation(member)))
         self._state.outputs.append(ToAgent(compute, wire.AnnouncementEnds()))
+
+    def to_monitor(self) -> None:
+        for member in self._state.processes:
+            if member.kind is Kind.PROCESS and member.state in (State.ATTACHED, State.LOST):
+                self.have_watched(member)
+
+    def have_watched(self, member: Member) -> None:
+        """The monitor need not be there: it is told of everybody when it comes."""
+        watch = wire.WatchProcess(member.id, member.incarnation, member.os_pid, member.group)
+        self._state.outputs.append(ToMonitor(watch, member.group))
 
     def expectation(self, member: Member) -> wire.ExpectProcess:
         """What an agent is told of a process."""

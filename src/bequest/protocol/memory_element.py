@@ -300,6 +300,7 @@ class MemoryElement:
             self._slabs[slab.id] = slab
             self._slab_bytes += file.nbytes
             self._slab_huge_bytes += file.huge_bytes
+            slab.failed = list(message.failed)
         if slab.group != message.group:
             slab.group, slab.was_regrouped = message.group, True
         self._announce(slab.id)

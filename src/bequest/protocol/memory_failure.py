@@ -56,6 +56,8 @@ class MemoryFailures:
         slab = state.ledger.get(message.slab)
         if slab is None or slab.state is SlabState.GHOST:
             return
+        if (message.offset, message.nbytes) in slab.failed:
+            return  # an element that was started anew has said it before
         slab.failed = (*slab.failed, (message.offset, message.nbytes))
         lost = (slab.address + message.offset, slab.address + message.offset + message.nbytes)
         owners: list[Member] = []
@@ -68,6 +70,13 @@ class MemoryFailures:
         lost_text = f"{message.nbytes >> 10} KiB at {lost[0]:#x}, owned by {of}"
         text = f"memory element {name!r} has lost {lost_text} ({message.cause})"
         state.outputs.append(Note(text, trouble=True))
+
+    def slab_lost(self, element: int, number: int) -> None:
+        """The element was started anew, and nobody had kept this slab for it."""
+        slab = self._state.ledger.get(number)
+        if slab is not None:
+            lost = wire.MemoryFailed(number, 0, slab.nbytes, "its server died, and it was not in the safe")
+            self.failed(element, lost)
 
     def element_failed(self, element: int, cause: str) -> None:
         """All of it: it gets no slab any more."""

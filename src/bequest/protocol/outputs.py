@@ -38,6 +38,11 @@ class ToAgent(msgspec.Struct, frozen=True):
     message: wire.Message
 
 
+class ToMonitor(msgspec.Struct, frozen=True):
+    message: wire.Message
+    table: int | None = None  # with the table of this group
+
+
 class ToMmu(msgspec.Struct, frozen=True):
     message: wire.Message
 
@@ -211,6 +216,7 @@ Output = (
     | Drop
     | ToElement
     | ToAgent
+    | ToMonitor
     | ToMmu
     | DropTable
     | GoOn

@@ -26,7 +26,7 @@ from bequest.protocol.groups import Group, Rules
 from bequest.protocol.mailboxes import Mailboxes
 from bequest.protocol.memory_failure import MemoryFailures
 from bequest.protocol.namespace import Namespace
-from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent
+from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent, ToMonitor
 from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import MmuConfig, RackState, Session
@@ -214,6 +214,11 @@ class RackMmu:
         self._announcer.to_agent(compute)
         return self._state.take_outputs()
 
+    def monitor_linked(self) -> list[Output]:
+        """Likewise for the rack monitor."""
+        self._announcer.to_monitor()
+        return self._state.take_outputs()
+
     def agent_message(self, message: wire.Message, now: float) -> list[Output]:
         match message:
             case wire.ProcessEnrolled(pid, incarnation):
@@ -316,6 +321,7 @@ class RackMmu:
         process.ticket = state.fresh_bytes(TICKET_BYTES)
         process.heir = heir
         group.shard.admit(process.id, process.incarnation, process.os_pid, name)
+        self._announcer.have_watched(process)
         self._standbys.attached(process)
         self._hand_over(process, session)
 
@@ -393,6 +399,7 @@ class RackMmu:
         self._state.clients.detached(session)
         process.peer = None
         self._forget_at_agent(process)
+        self._unwatch(process)
         process.become(State.GONE)
         self._state.later(partial(self._finish_detach, process, session.peer, now))
 
@@ -517,9 +524,13 @@ class RackMmu:
         process.free_at = now + self._config.orphan_keep
         self._mailboxes.close_all(process.id)
         self._standbys.gone(process)
+        self._unwatch(process)
         if not process.enrolled:
             self._forget_at_agent(process)
         self._state.later(partial(self._settle, process, now))
+
+    def _unwatch(self, process: Member) -> None:
+        self._state.outputs.append(ToMonitor(wire.UnwatchProcess(process.id, process.incarnation)))
 
     def _settle(self, process: Member, now: float) -> None:
         shard = self._state.shard_of(process.group)
@@ -539,6 +550,7 @@ class RackMmu:
         name = self._state.elements[element].name
         self._state.outputs.append(Note(f"memory element {name!r} has lost slab {slab}", trouble=True))
         self._grants.slab_lost(slab)
+        self._failures.slab_lost(element, slab)
 
     def _free_all(self, process: Member) -> None:
         process.become(State.GONE)

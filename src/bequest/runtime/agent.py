@@ -46,6 +46,7 @@ class Agent(Daemon):
         self.role = f"agent {compute}"
         raise_descriptor_limit()
         self._mmu = self.add_link("mmu", "mmu", "the Rack MMU", wire.MmuToAgent)
+        self.add_link("monitor", "monitor", "the rack monitor", wire.Ping)
         self._lanes = tuple(f"fence-{number}" for number in range(FENCE_LANES))
         self._workers = Workers(self._lanes)
         self.watch(self._workers.fileno(), self._workers.collect)
@@ -71,10 +72,14 @@ class Agent(Daemon):
         self._carry_out(self._machine.client_gone(peer.id))
 
     def link_message(self, link: Link, message: wire.Message) -> None:
+        if isinstance(message, wire.Ping):
+            self.send_to_link(link, wire.Pong(message.number))
+            return
         self._carry_out(self._machine.mmu_message(message, time.monotonic()))
 
     def link_restored(self, link: Link) -> None:
-        self._carry_out(self._machine.linked())
+        if link is self._mmu:
+            self._carry_out(self._machine.linked())
 
     def tick(self, now: float) -> None:
         self._carry_out(self._machine.tick(now))

@@ -55,6 +55,7 @@ class ElementServer(Daemon):
         found = {int(key): _decoder.decode(deposit.meta) for key, deposit in self.kept.items()}
         self._machine = MemoryElement(element.size, time.monotonic(), found)
         self._mmu = self.add_link("mmu", "mmu", "the Rack MMU", wire.MmuToElement)
+        self.add_link("monitor", "monitor", "the rack monitor", wire.Ping)
         self._workers = Workers((_SLABS, _LARGE, _POOL))
         self.watch(self._workers.fileno(), self._workers.collect)
 
@@ -64,10 +65,14 @@ class ElementServer(Daemon):
         self._carry_out(self._machine.client_message(peer.id, message))
 
     def link_message(self, link: Link, message: wire.Message) -> None:
+        if isinstance(message, wire.Ping):
+            self.send_to_link(link, wire.Pong(message.number))
+            return
         self._carry_out(self._machine.mmu_message(message, time.monotonic()))
 
     def link_restored(self, link: Link) -> None:
-        self._machine.linked()
+        if link is self._mmu:
+            self._machine.linked()
 
     def tick(self, now: float) -> None:
         self._carry_out(self._machine.tick(now))

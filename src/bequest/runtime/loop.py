@@ -112,6 +112,7 @@ class Link(msgspec.Struct, eq=False):
     events: int = selectors.EVENT_READ
     os_pid: int = 0  # of the daemon behind it
     restarts: int = 0
+    fds: list[int] = []  # that came with the message under way; who leaves them here does not want them
 
 
 class Daemon(ABC):
@@ -292,12 +293,12 @@ class Daemon(ABC):
 
     # --- links ---------------------------------------------------------------------------------------------
 
-    def send_to_link(self, link: Link, message: wire.Message) -> None:
+    def send_to_link(self, link: Link, message: wire.Message, fds: Sequence[int] = ()) -> None:
         """Or to nobody, while the link is broken."""
         if link.wire is None:
             return
         try:
-            link.wire.send(encode(message), ())
+            link.wire.send(encode(message), fds)
         except (OSError, SlowReader) as error:
             self._break(link, str(error))
         else:
@@ -329,11 +330,14 @@ class Daemon(ABC):
                 if link.wire is not here:
                     return  # broken while a message of it was acted on
                 packet = receive_packet(here.socket, self._buffer)
-                packet.close_fds()
-                if not packet.data:
-                    self._break(link, "it has gone")
-                    return
-                self.link_message(link, link.decoder.decode(packet.data))
+                link.fds = packet.fds
+                try:
+                    if not packet.data:
+                        self._break(link, "it has gone")
+                        return
+                    self.link_message(link, link.decoder.decode(packet.data))
+                finally:
+                    packet.close_fds()
         except BlockingIOError:
             pass
         except (OSError, GarbledPacket) as error:

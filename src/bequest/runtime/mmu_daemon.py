@@ -27,6 +27,7 @@ from bequest.protocol.outputs import (
     StopRack,
     ToAgent,
     ToElement,
+    ToMonitor,
 )
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import MmuConfig
@@ -65,6 +66,7 @@ class MmuDaemon(Daemon):
             compute: self.add_link("agent", compute, f"agent {compute}", wire.AgentToMmu)
             for compute in config.computes
         }
+        self._monitor = self.add_link("monitor", "monitor", "the rack monitor", wire.MonitorToMmu)
         self._machine, outputs = self._restore(config) if _JOURNAL in self.kept else self._begin(config)
         self._machine.daemon_runs(wire.DaemonReport("mmu", "mmu", os.getpid(), self.restarts))
         self._take(lambda: outputs)
@@ -107,8 +109,10 @@ class MmuDaemon(Daemon):
     def link_message(self, link: Link, message: wire.Message) -> None:
         if link.kind == "element":
             self._take(partial(self._machine.element_message, self._element_ids[link.name], message))
-        else:
+        elif link.kind == "agent":
             self._take(lambda: self._machine.agent_message(message, time.monotonic()))
+        else:
+            self._take(partial(self._machine.monitor_message, message))
 
     def link_restored(self, link: Link) -> None:
         self._machine.daemon_runs(wire.DaemonReport(link.kind, link.name, link.os_pid, link.restarts))
@@ -116,6 +120,8 @@ class MmuDaemon(Daemon):
             self._take(partial(self._machine.element_linked, self._element_ids[link.name]))
         elif link.kind == "agent":
             self._take(partial(self._machine.agent_linked, link.name))
+        else:
+            self._take(self._machine.monitor_linked)
 
     def tick(self, now: float) -> None:
         self._take(partial(self._machine.tick, now))
@@ -150,6 +156,9 @@ class MmuDaemon(Daemon):
                 self.send_to_link(self._elements[element], message)
             case ToAgent(compute, message):
                 self.send_to_link(self._agents[compute], message)
+            case ToMonitor(message, table):
+                fds = () if table is None else (self._tables[table].fileno(),)
+                self.send_to_link(self._monitor, message, fds)
             case GoOn():
                 self._carry_out(self._machine.go_on())
             case DropTable(group):

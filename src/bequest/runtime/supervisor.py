@@ -37,6 +37,7 @@ from bequest.runtime.directory import EMBEDDED_PREFIX, ClaimedDirectory, RackNot
 from bequest.runtime.element_server import ElementServer
 from bequest.runtime.loop import STOP_SIGNALS, SlowReader, Wire
 from bequest.runtime.mmu_daemon import MmuDaemon
+from bequest.runtime.monitor import Monitor
 from bequest.runtime.post import Child, Post, obituary
 from bequest.runtime.safe import Deposit, Safe, Tether
 from bequest.runtime.slab_files import SlabFileError, SlabFiles
@@ -98,7 +99,16 @@ class Supervisor:
             posts.append(Post("agent", compute, f"agent {compute}", listener, make_agent))
         for post in posts[1:]:
             mmu.is_neighbour(post)
-        return posts
+        return [*posts, self._plan_monitor(config, posts)]
+
+    def _plan_monitor(self, config: MmuConfig, posts: list[Post]) -> Post:
+        """Everybody's neighbour: it asks them all whether they are well."""
+        listener = listen(self._directory.socket("monitor.sock"))
+        make_monitor = partial(Monitor, config, listener)
+        monitor = Post("monitor", "monitor", "the rack monitor", listener, make_monitor)
+        for post in posts:
+            monitor.is_neighbour(post)
+        return monitor
 
     # --- starting daemons ----------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from bequest.protocol.outputs import (
     ToAgent,
     ToElement,
     ToMmu,
+    ToMonitor,
     Unwatch,
     Watch,
     WatchedProcess,
@@ -327,6 +328,8 @@ class Mmu(Daemon):
                     self.reply(peer, message, None if table is None else self.tables[table])
                 case ToElement(element, message):
                     self.say(self.world.element(element), message)
+                case ToMonitor():
+                    pass  # there is none in this world: it decides nothing
                 case ToAgent(compute, message):
                     self.say(self.world.agents[f"agent-{compute}"], message)
                 case AwaitExit(client, os_pid):

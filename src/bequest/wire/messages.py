@@ -523,4 +523,5 @@ AgentToMmu = (
     ProcessEnrolled | ProcessLost | ProcessExited | ProcessFenced | FenceFailed | CallContacts | RangeGuarded
 )
 MmuToMonitor = WatchProcess | UnwatchProcess
+ClientToMonitor = Hello | Sync
 MonitorToMmu = DeathHint | Suspicion | Cleared | ElementSilent | ElementBack

@@ -33,6 +33,7 @@ class AdoptSlab(Message, frozen=True):
     group: int
     nbytes: int
     huge: bool
+    failed: list[tuple[int, int]] = []  # (offset, bytes) that have lost their memory
 
 
 class SlabLost(Message, frozen=True):
