@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from bequest.wire import messages as wire
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from bequest.memory.estate import Estate
     from bequest.memory.process import Process
 
 _LIVE = 1  # Life in native/layout.hpp
@@ -53,6 +54,12 @@ class Death:
     def wait_confirmed(self, timeout: float | None = None) -> bool:
         """Waits until it is confirmed; False if that takes longer than ``timeout`` seconds."""
         return self._confirmed.wait(timeout)
+
+    def steal(self, only: Iterable[str | int] | None = None) -> Estate:
+        """Takes its memory, or a part of it, as `Process.steal`. The rack proves the death, or fences it, first."""
+        return self._standby._process.steal(
+            self.name, self._standby._capability, only=only, incarnation=self.incarnation
+        )
 
     def __repr__(self) -> str:
         what = "suspicion" if self.is_suspicion else "death" if self.confirmed else "death (a hint)"

@@ -38,6 +38,7 @@ from bequest.protocol.slab_supply import SlabSupply
 from bequest.protocol.standby_desk import StandbyDesk
 from bequest.protocol.status_desk import StatusDesk
 from bequest.protocol.steal_desk import StealDesk
+from bequest.protocol.watch_desk import WatchDesk
 from bequest.wire import messages as wire
 
 
@@ -52,6 +53,7 @@ class RackMmu:
         self._grants = CrossGrants(self._state, self._supply)
         self._mailboxes = Mailboxes(self._state)
         self._failures = MemoryFailures(self._state)
+        self._watch = WatchDesk(self._state, self._failures)
         self._announcer = Announcer(self._state, self._supply, self._grants)
         self._names = Namespace(self._state)
         self._steals = StealDesk(self._state, self._names, self._exited)
@@ -234,7 +236,7 @@ class RackMmu:
                 if process is not None and process.state in (State.ATTACHED, State.LOST):
                     self._exited(process, now)
             case wire.CallContacts(names, notice):
-                self._call_contacts(names, notice)
+                self._watch.call_contacts(names, notice)
             case wire.RangeGuarded():
                 self._failures.guarded(message)
             case wire.ProcessFenced(job, how):
@@ -246,23 +248,8 @@ class RackMmu:
         return self._state.take_outputs()
 
     def monitor_message(self, message: wire.Message) -> list[Output]:
-        """The rack monitor's word moves nothing: a hint of a death has to be proved by the agent."""
-        match message:
-            case wire.DeathHint(pid, incarnation):
-                process = self._state.processes.exact(pid, incarnation)
-                if process is not None and process.state in (State.ATTACHED, State.LOST):
-                    process.is_hinted_dead = True
-                    self._state.outputs.append(ToAgent(process.compute, wire.ProveDeath(pid, incarnation)))
-            case wire.Suspicion(pid, incarnation, silent):
-                self._suspect(pid, incarnation, silent)
-            case wire.Cleared(pid, incarnation):
-                self._suspect(pid, incarnation, None)
-            case wire.ElementSilent(element, silent):
-                self._failures.silent(element, True, silent)
-            case wire.ElementBack(element):
-                self._failures.silent(element, False)
-            case _:
-                raise AssertionError(f"the rack monitor says {message}")
+        """The rack monitor's word moves nothing."""
+        self._watch.hear(message)
         return self._state.take_outputs()
 
     def tick(self, now: float) -> list[Output]:
@@ -431,29 +418,6 @@ class RackMmu:
     def _stand_down(self, session: Session, message: wire.StandDown, now: float) -> None:
         self._standbys.stand_down(session, self._attached_process(session), message.standby)
 
-    def _suspect(self, pid: int, incarnation: int, silent: float | None) -> None:
-        process = self._state.processes.exact(pid, incarnation)
-        if process is None or process.state not in (State.ATTACHED, State.LOST):
-            return
-        if process.is_suspect == (silent is not None):
-            return
-        process.is_suspect = silent is not None
-        if silent is None:
-            self._tell_group(process, wire.NoticeCleared(process.name, pid, incarnation))
-        else:
-            self._tell_group(process, wire.NoticeSuspected(process.name, pid, incarnation, silent))
-
-    def _tell_group(self, process: Member, notice: wire.Notice) -> None:
-        for compute in self._config.computes:
-            self._state.outputs.append(ToAgent(compute, wire.TellGroup(process.group, notice)))
-
-    def _call_contacts(self, names: list[str], notice: wire.NoticeContact) -> None:
-        for name in names:
-            contact = self._state.processes.attached(name)
-            if contact is not None:
-                told = wire.TellProcess(contact.id, contact.incarnation, notice)
-                self._state.outputs.append(ToAgent(contact.compute, told))
-
     # --- stealing, and the namespace -----------------------------------------------------------------------
 
     def _steal(self, session: Session, message: wire.Steal, now: float) -> None:
@@ -538,7 +502,7 @@ class RackMmu:
         settled = shard.settle(process.id)
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
-        self._tell_group(process, wire.NoticeDied(process.name, process.id, process.incarnation))
+        self._watch.tell_group(process, wire.NoticeDied(process.name, process.id, process.incarnation))
         self._steals.victim_died(process, now)
 
     def _forget_at_agent(self, process: Member) -> None:
