@@ -28,7 +28,7 @@ constexpr size_t kWaitsMax = FUTEX_WAITV_MAX;  // 128, one of them for news of t
 }
 
 // A thread that takes no signals: they are meant for the program, and its handlers may need more stack.
-pthread_t start_thread(void* (*run)(void*), void* argument) {
+pthread_t start_thread(const char* name, void* (*run)(void*), void* argument) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     const size_t least = static_cast<size_t>(std::max(sysconf(_SC_THREAD_STACK_MIN), 0l));
@@ -41,6 +41,7 @@ pthread_t start_thread(void* (*run)(void*), void* argument) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     pthread_attr_destroy(&attributes);
     if (error) fail("starting a thread for lifelines", error);
+    pthread_setname_np(thread, name);
     return thread;
 }
 
@@ -50,7 +51,7 @@ pthread_t start_thread(void* (*run)(void*), void* argument) {
 
 LifelineKeeper::LifelineKeeper(Slot& slot) : slot_(slot), owner_(getpid()) {
     static_assert(sizeof(Node) == sizeof(Lifeline), "one futex_offset serves all words");
-    thread_ = start_thread(run, this);
+    thread_ = start_thread("bequest-life", run, this);
     while (phase_.load() != kRuns) sleep_on(phase_, 0, kNudge_ns);
 }
 
@@ -117,7 +118,7 @@ void set_watchers(Slot& slot, uint32_t watchers) {
 // Some lines and the thread that waits on them. All but `wait` happens under the watch's lock.
 class DeathWatch::Squad {
 public:
-    explicit Squad(DeathWatch& watch) : watch_(watch), thread_(start_thread(run, this)) {}
+    explicit Squad(DeathWatch& watch) : watch_(watch), thread_(start_thread("bequest-watch", run, this)) {}
     // Without the lock.
     void end() {
         leaving_.store(1);
