@@ -86,7 +86,7 @@ bool Steward::take_slab(uint32_t slab) {
             pages += e.word.pages();  // it may have become another's
     }
     if (!all || pages != record.pages) {
-        for (Extent& e : taken) table_.free(kMmuId, e);
+        for (Extent& e : taken) free_own(e);
         return false;
     }
     table_.slab_record(slab).id_plus_one.store(0);
@@ -181,12 +181,22 @@ uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
         const uint64_t low = std::max(start, address), high = std::min(stop, end);
         if (low >= high) continue;
         auto part = carve_away(low, (high - low) / kPageBytes);
-        if (part && table_.free(kMmuId, *part)) freed += part->word.pages();
+        if (part && free_own(*part)) freed += part->word.pages();
     }
     return freed;
 }
 
 // --- deaths ------------------------------------------------------------------------------------------
+
+// One that bears the MMU's link already may have got it from a predecessor that was killed before it pushed: then it
+// is on no list, and its home must look for it.
+bool Steward::free_own(Extent& extent) {
+    const uint32_t home = home_of(table_.extent(extent.descriptor).address);
+    const bool was_linked = table_.extent(extent.descriptor).linked.load() == kMmuId + 1;
+    const bool freed = table_.free(kMmuId, extent);
+    if (freed && was_linked && home <= kMaxProcessId) table_.slot(home).rescan.store(1);
+    return freed;
+}
 
 // Its intent and cells are settled like any process's. Beyond that, slabs are its doing: extents without a
 // record are what is left of one that was taken, a record without extents is the beginning of one. What it
@@ -248,7 +258,7 @@ uint64_t Steward::release(uint32_t dead) {
         Extent e{i, table_.owner(i)};
         if (!e.word.is(State::kOwned, dead) && !e.word.is(State::kInFlight, dead)) continue;
         // Ours first: only an owner frees, for the descriptor of another may be a new extent by then.
-        if (table_.change(e, State::kOwned, kMmuId) && table_.free(kMmuId, e)) pages += e.word.pages();
+        if (table_.change(e, State::kOwned, kMmuId) && free_own(e)) pages += e.word.pages();
     }
     Delivery unread;  // what was told of the memory just freed
     const Inbox inbox(table_, dead);

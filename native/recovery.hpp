@@ -88,6 +88,7 @@ private:
         OwnerWord before, after, left_now, right_now;
     };
     bool write_record(const SlabSpec& spec);
+    bool free_own(Extent& extent);
     bool settle_intent(uint32_t dead);
     std::optional<Change> change_of(uint32_t id) const;
     void finish(const Change& change, uint32_t id, bool dead);

@@ -116,8 +116,9 @@ int main(int argc, char** argv) {
     }
     World world;
     world_in_use = &world;
-    for (const auto& scenarios : {grant_scenarios(), inbox_scenarios(), free_scenarios(), death_scenarios(),
-                                  steward_scenarios(), sleep_scenarios(), theft_scenarios()})
+    for (const auto& scenarios :
+         {grant_scenarios(), inbox_scenarios(), free_scenarios(), death_scenarios(), steward_scenarios(),
+          sleep_scenarios(), recovery_scenarios(), theft_scenarios()})
         for (const Scenario& scenario : scenarios)
             if (wanted(scenario.name)) failed += !run_and_report(world, scenario);
     std::printf(failed == 0 ? "all passed\n" : "%d failed\n", failed);

@@ -23,6 +23,7 @@ std::vector<Scenario> free_scenarios();
 std::vector<Scenario> death_scenarios();
 std::vector<Scenario> steward_scenarios();
 std::vector<Scenario> sleep_scenarios();
+std::vector<Scenario> recovery_scenarios();
 std::vector<Scenario> theft_scenarios();
 
 // Tests of another kind: a name and a function that returns what is wrong.
