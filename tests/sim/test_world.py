@@ -24,7 +24,7 @@ from checkers import all_checkers
 
 REPLAY = Path(__file__).with_name("replay.py")
 FIRST = int(os.environ.get("BEQUEST_SIM_FIRST", "0"))
-SEEDS = int(os.environ.get("BEQUEST_SIM_SEEDS", "2000"))
+SEEDS = int(os.environ.get("BEQUEST_SIM_SEEDS", "300"))
 WORKERS = min(os.cpu_count() or 1, 8)
 
 
