@@ -14,7 +14,7 @@ PAGE = 4096
 
 def keep_slab(seat: actors.Seat, slab: int) -> None:
     """Maps a slab's memory aside, where neither the library nor the rack knows of it."""
-    fd = seat.me._links.open_slab(slab)
+    fd = seat.me._links.open_slab(slab)[0]
     seat.kept["slab"] = mmap.mmap(fd, os.fstat(fd).st_size)
     os.close(fd)
 
@@ -22,7 +22,7 @@ def keep_slab(seat: actors.Seat, slab: int) -> None:
 def cut_slab_at(seat: actors.Seat, address: int) -> None:
     """Takes the memory of a whole slab away from everybody."""
     [slab] = [slab[0] for slab in seat.me.table.slabs() if slab[1] <= address < slab[1] + slab[2] * PAGE]
-    fd = seat.me._links.open_slab(slab)
+    fd = seat.me._links.open_slab(slab)[0]
     os.ftruncate(fd, 0)
     os.close(fd)
 

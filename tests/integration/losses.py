@@ -23,7 +23,7 @@ def slab_of(me: bq.Process, region: bq.Region) -> tuple[int, int]:
 
 def cut_off(me: bq.Process, region: bq.Region) -> None:
     """Its memory fails, and that of its whole slab, as when a memory element loses it."""
-    fd = me._links.open_slab(slab_of(me, region)[0])
+    fd = me._links.open_slab(slab_of(me, region)[0])[0]
     os.ftruncate(fd, 0)
     os.close(fd)
 
@@ -36,7 +36,7 @@ def close_from_outside(region: bq.Region) -> None:
 def punch_out(me: bq.Process, region: bq.Region, offset: int, nbytes: int) -> None:
     """The memory element loses some of its pages."""
     slab, address = slab_of(me, region)
-    fd = me._links.open_slab(slab)
+    fd = me._links.open_slab(slab)[0]
     with mmap.mmap(fd, nbytes, offset=region.address - address + offset) as pages:
         pages.madvise(mmap.MADV_REMOVE)
     os.close(fd)
