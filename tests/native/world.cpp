@@ -74,7 +74,7 @@ void World::admit(uint32_t id, uint32_t incarnation) {
     readers_[id] = {id};
     const auto space = std::make_shared<AddressSpace>();
     page_tables[space.get()] = &page_table(id);
-    processes[id] = std::make_unique<Attachment>(table, id, space, [](uint32_t) { return -1; });
+    processes[id] = std::make_unique<Attachment>(table, id, space, [](uint32_t) { return OpenedSlab{-1, {}}; });
 }
 
 void World::open_mailbox(uint32_t id, std::vector<uint32_t> readers, uint32_t incarnation) {
