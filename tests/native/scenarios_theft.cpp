@@ -251,6 +251,16 @@ std::vector<Operation> a_part_of_the_stopped(World& w) {
     return operations;
 }
 
+// The left side of a merge: the right one, if it is not part of it by then, is the victim's as before.
+std::vector<Operation> a_left_part(World& w) {
+    owning_two_and_two(w);
+    const uint64_t left = w.table.extent(w.held(1, 0).descriptor).address;
+    return {{"1 merges", [&w] { merges(w); }}, w.mmu("steals a part from 1 for 2", [&w, left] {
+                const std::vector<AddressRange> only{{left, 1}};
+                w.rob(1, 2, 1, &only);
+            })};
+}
+
 // Of oneself: the old handles are spent, and there are new ones.
 std::vector<Operation> of_oneself(World& w) {
     owning_two_and_two(w);
@@ -409,6 +419,7 @@ std::vector<Scenario> theft_scenarios() {
         {"theft: what was stolen is freed at the victim's", freed_by_the_thief_at_the_victims},
         {"theft: what was stolen is merged and split", split_and_merged_by_the_thief},
         {"theft: a part of what is being merged", a_part},
+        {"theft: the left part of what is being merged", a_left_part},
         {"theft: a part, from one who is stopped in a merge", a_part_of_the_stopped, {0}},
         {"theft: from oneself", of_oneself},
         {"theft: not of what is not stealable", not_stealable},

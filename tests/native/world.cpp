@@ -74,7 +74,8 @@ void World::admit(uint32_t id, uint32_t incarnation) {
     readers_[id] = {id};
     const auto space = std::make_shared<AddressSpace>();
     page_tables[space.get()] = &page_table(id);
-    processes[id] = std::make_unique<Attachment>(table, id, space, [](uint32_t) { return OpenedSlab{-1, {}}; });
+    processes[id] =
+        std::make_unique<Attachment>(table, id, space, [](uint32_t) { return OpenedSlab{-1, {}}; });
 }
 
 void World::open_mailbox(uint32_t id, std::vector<uint32_t> readers, uint32_t incarnation) {
@@ -505,6 +506,9 @@ std::string World::check_beliefs(const Pages& pages) const {
         for (const Extent& e : held) {
             if (!(table.owner(e.descriptor) == e.word) || !e.word.is(State::kOwned, id))
                 return std::to_string(id) + " believes to hold extent " + std::to_string(e.descriptor);
+            if (processes.at(id)->nbytes(e) == 0)
+                return std::to_string(id) + " holds a region of no bytes: extent " +
+                       std::to_string(e.descriptor);
             if (lengths_known && processes.at(id)->nbytes(e) != e.word.pages() * kPageBytes)
                 return "extent " + std::to_string(e.descriptor) + " has lost some of its bytes";
             believed += e.word.pages();
