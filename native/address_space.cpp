@@ -73,15 +73,20 @@ AddressSpace::AddressSpace() : owner_(getpid()) {
     const uint64_t limit = read_number("/proc/sys/vm/max_map_count", 65530);
     const uint64_t taken = count_lines("/proc/self/maps") + kMappingsLeftToOthers;
     mappings_limit_ = limit > taken ? limit - taken : 0;
+    guard_window(this);
 }
 
 AddressSpace::~AddressSpace() { forget_everything(); }
 
 void AddressSpace::forget_everything() {
-    if (getpid() == owner_) munmap(pointer(kWindowBase), kWindowBytes);
+    if (getpid() == owner_) {
+        guard_window(nullptr);
+        munmap(pointer(kWindowBase), kWindowBytes);
+    }
     owner_ = 0;
     mapped_.clear();
     open_.clear();
+    lost_.clear();
     set_apart_.clear();
 }
 
@@ -96,16 +101,23 @@ void AddressSpace::reserve_room(uint64_t mappings) const {
     throw TooManyMappings(text);
 }
 
+// What was lost may have been tampered with, and is mapped anew.
 bool AddressSpace::is_mapped(uint32_t slab, uint64_t address, uint64_t nbytes) const {
+    if (!lost_.empty()) {
+        const auto after = lost_.lower_bound(address + nbytes);
+        if (after != lost_.begin() && std::prev(after)->second > address) return false;
+    }
     auto it = mapped_.upper_bound(address);
     if (it == mapped_.begin()) return false;
     --it;
     return it->second.slab == slab && it->second.end >= address + nbytes;
 }
 
-void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd, uint64_t need,
-                       uint64_t need_bytes) {
-    reserve_room(4);
+void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, const OpenedSlab& opened,
+                       uint64_t need, uint64_t need_bytes) {
+    reserve_room(4 + 2 * opened.failed.size());
+    const WindowLock lock;
+    stand_first_in_line();  // new memory, and perhaps new handlers: now and then is often enough
     const uint64_t end = base + slab_bytes;
     carve_out(need, need + need_bytes);
     uint64_t gap = base;
@@ -117,20 +129,38 @@ void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd
         gap = std::max(gap, it->second.end);
     }
     if (gap < end) gaps.emplace_back(gap, end);
-    for (const auto& [start, stop] : gaps) map_piece(start, stop, slab, base, fd);
+    for (const auto& [start, stop] : gaps) map_piece(start, stop, slab, base, opened);
 }
 
-void AddressSpace::map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd) {
-    void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, fd,
+namespace {
+// A file without a page: beyond its end, the kernel says SIGBUS.
+void map_nothing(uint64_t start, uint64_t end) {
+    const int nothing = memfd_create("bequest-failed", MFD_CLOEXEC);
+    if (nothing < 0) fail("mapping memory that has failed");
+    void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, nothing, 0);
+    ::close(nothing);
+    if (at == MAP_FAILED) fail("mapping memory that has failed");
+    madvise(at, end - start, MADV_DONTFORK);
+}
+}  // namespace
+
+void AddressSpace::map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base,
+                             const OpenedSlab& opened) {
+    void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, opened.fd,
                     static_cast<off_t>(start - slab_base));
     if (at == MAP_FAILED) fail("mapping a slab");
     madvise(at, end - start, MADV_DONTFORK);  // a child must not inherit memory that has one owner
     mapped_[start] = {end, slab, slab_base};
+    for (const auto& [offset, nbytes] : opened.failed) {
+        const uint64_t low = std::max(start, slab_base + offset);
+        const uint64_t high = std::min(end, slab_base + offset + nbytes);
+        if (low < high) map_nothing(low, high);
+    }
 }
 
 // Forgets what is mapped in [start, end); the addresses will be mapped anew by the caller.
 void AddressSpace::carve_out(uint64_t start, uint64_t end) {
-    mark_closed(start, end);
+    remove(open_, start, end);
     join_again(start, end);
     auto it = mapped_.upper_bound(start);
     if (it != mapped_.begin()) --it;
@@ -197,40 +227,61 @@ bool AddressSpace::touches_an_open_range(uint64_t address, uint64_t nbytes) cons
     return it != open_.begin() && std::prev(it)->second >= address;
 }
 
-void AddressSpace::open(uint64_t address, uint64_t nbytes) {
-    if (is_open(address, nbytes)) return;
+bool AddressSpace::is_all_mapped(uint64_t start, uint64_t end) const {
+    auto it = mapped_.upper_bound(start);
+    if (it == mapped_.begin()) return false;
+    for (--it; start < end; ++it) {
+        if (it == mapped_.end() || it->first > start || it->second.end <= start) return false;
+        start = it->second.end;
+    }
+    return true;
+}
+
+bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
+    const uint64_t end = address + nbytes;
+    const WindowLock lock;
+    if (has_scratch(address, end)) return false;
+    if (is_open(address, nbytes)) return true;
+    if (!is_all_mapped(address, end)) return false;
     if (!touches_an_open_range(address, nbytes)) reserve_room(2);  // else it grows one that is there
     set_apart_if_flipped_again(address, nbytes);
     if (mprotect(pointer(address), nbytes, PROT_READ | PROT_WRITE) != 0) fail("opening pages");
-    mark_open(address, address + nbytes);
+    mark_open(address, end);
+    return true;
 }
 
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
+    const WindowLock lock;
     if (lies_inside_an_open_range(address, nbytes)) reserve_room(2);  // else no mapping is added
     set_apart_if_flipped_again(address, nbytes);
     if (mprotect(pointer(address), nbytes, PROT_NONE) != 0) fail("closing pages");
-    mark_closed(address, address + nbytes);
+    remove(open_, address, address + nbytes);
 }
 
 void AddressSpace::mark_open(uint64_t start, uint64_t end) {
-    auto it = open_.upper_bound(start);
-    if (it != open_.begin() && std::prev(it)->second >= start) --it;
-    while (it != open_.end() && it->first <= end) {
-        start = std::min(start, it->first);
-        end = std::max(end, it->second);
-        it = open_.erase(it);
-    }
-    open_[start] = end;
+    add(open_, start, end);
+    if (!lost_.empty()) remove(lost_, start, end);
 }
 
-void AddressSpace::mark_closed(uint64_t start, uint64_t end) {
-    auto it = open_.upper_bound(start);
-    if (it != open_.begin() && std::prev(it)->second > start) --it;
-    while (it != open_.end() && it->first < end) {
-        const uint64_t open_start = it->first, open_end = it->second;
-        it = open_.erase(it);
-        if (open_start < start) open_[open_start] = start;
-        if (open_end > end) it = open_.emplace(end, open_end).first;
+void AddressSpace::add(Runs& runs, uint64_t start, uint64_t end) {
+    auto it = runs.upper_bound(start);
+    if (it != runs.begin() && std::prev(it)->second >= start) --it;
+    while (it != runs.end() && it->first <= end) {
+        start = std::min(start, it->first);
+        end = std::max(end, it->second);
+        it = runs.erase(it);
+    }
+    runs[start] = end;
+}
+
+void AddressSpace::remove(Runs& runs, uint64_t start, uint64_t end) {
+    auto it = runs.upper_bound(start);
+    if (it != runs.begin() && std::prev(it)->second > start) --it;
+    while (it != runs.end() && it->first < end) {
+        const uint64_t run_start = it->first, run_end = it->second;
+        it = runs.erase(it);
+        if (run_start < start) runs[run_start] = start;
+        if (run_end > end) it = runs.emplace(end, run_end).first;
     }
 }
 
@@ -238,6 +289,67 @@ uint64_t AddressSpace::open_bytes() const {
     uint64_t bytes = 0;
     for (const auto& [start, end] : open_) bytes += end - start;
     return bytes;
+}
+
+// --- losses ------------------------------------------------------------------------------------
+
+Believed AddressSpace::believed(uint64_t address) const {
+    const auto find = [&](const Runs& runs, Belief belief) -> Believed {
+        auto it = runs.upper_bound(address);
+        if (it == runs.begin() || std::prev(it)->second <= address) return {Belief::kClosed, 0, 0};
+        --it;
+        return {belief, it->first, it->second};
+    };
+    const Believed lost = find(lost_, Belief::kLost);
+    return lost.belief == Belief::kLost ? lost : find(open_, Belief::kOpen);
+}
+
+// Back to the bare window.
+void AddressSpace::drop(uint64_t start, uint64_t end) {
+    carve_out(start, end);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap(pointer(start), end - start, PROT_NONE, flags, -1, 0) == MAP_FAILED)
+        fail("forgetting a mapping");
+    madvise(pointer(start), end - start, MADV_DONTFORK);
+}
+
+void AddressSpace::lose(uint64_t address, uint64_t nbytes) {
+    const WindowLock lock;
+    drop(address, address + nbytes);
+    add(lost_, address, address + nbytes);
+}
+
+void AddressSpace::forget_lost(uint64_t address, uint64_t nbytes) {
+    const WindowLock lock;
+    remove(lost_, address, address + nbytes);
+}
+
+std::vector<ScratchRange> AddressSpace::retire_scratch() {
+    const WindowLock lock;
+    std::vector<ScratchRange> ranges = scratch_notes();
+    for (const ScratchRange& range : ranges) {
+        drop(range.start, range.end);
+        add(lost_, range.start, range.end);
+    }
+    forget_scratch();
+    end_rows();
+    return ranges;
+}
+
+void AddressSpace::forget_all_but(const std::vector<Range>& kept) {
+    const WindowLock lock;
+    std::vector<Range> dropped;
+    auto keep = kept.begin();
+    for (const auto& [piece_start, piece] : mapped_) {
+        uint64_t start = piece_start;
+        while (keep != kept.end() && keep->end <= start) ++keep;
+        for (auto k = keep; k != kept.end() && k->start < piece.end; ++k) {
+            if (k->start > start) dropped.push_back({start, k->start});
+            start = std::max(start, k->end);
+        }
+        if (start < piece.end) dropped.push_back({start, piece.end});
+    }
+    for (const Range& range : dropped) drop(range.start, range.end);
 }
 
 }  // namespace bequest

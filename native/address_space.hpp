@@ -12,8 +12,12 @@
 // regions of some 64 KiB. A range of that size that is flipped a second time therefore gets a mapping of
 // its own: an madvise that means nothing for shared memory but keeps the kernel from joining it.
 //
-// One object per operating-system process, shared by all its attachments to one rack. Not
-// thread-safe: the binding calls it with the GIL held.
+// Pages that were open and are gone (stolen, failed) are *lost* until they are opened anew or nobody can name
+// them any more: there may be views of them, and who touches one is told (fault_barrier).
+//
+// One object per operating-system process, shared by all its attachments to one rack. Not thread-safe: the
+// binding calls it with the GIL held. The fault handler reads it on any thread, so changes are made under the
+// window lock.
 #pragma once
 
 #include <sys/types.h>
@@ -22,8 +26,10 @@
 #include <cstdint>
 #include <map>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
+#include "fault_barrier.hpp"
 #include "layout.hpp"
 
 namespace bequest {
@@ -40,6 +46,19 @@ class WindowTaken : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+enum class Belief { kClosed, kOpen, kLost };
+struct Believed {  // of a run of pages around an address
+    Belief belief;
+    uint64_t start, end;
+};
+
+// A slab's memory as its element hands it out. What has failed (offset, bytes) reads as zeros in the file, so
+// it is mapped to nothing instead: whoever touches it faults.
+struct OpenedSlab {
+    int fd;
+    std::vector<std::pair<uint64_t, uint64_t>> failed = {};
+};
+
 class AddressSpace {
 public:
     AddressSpace();
@@ -49,15 +68,31 @@ public:
     bool is_mapped(uint32_t slab, uint64_t address, uint64_t nbytes) const;
     // Maps the slab where nothing is mapped yet, and [need, need + need_bytes) in any case: those
     // addresses may have belonged to a slab that is no more. Does not keep the descriptor.
-    void map(uint32_t slab, uint64_t base, uint64_t slab_bytes, int fd, uint64_t need, uint64_t need_bytes);
-    void open(uint64_t address, uint64_t nbytes);
+    void map(uint32_t slab, uint64_t base, uint64_t slab_bytes, const OpenedSlab& opened, uint64_t need,
+             uint64_t need_bytes);
+    // False, and nothing changed, if the range is not mapped (any more): map it first.
+    bool open(uint64_t address, uint64_t nbytes);
     void close(uint64_t address, uint64_t nbytes);
     bool is_open(uint64_t address, uint64_t nbytes) const;
+
+    // --- losses --------------------------------------------------------------------------------
+    Believed believed(uint64_t address) const;     // for the fault handler, which holds the window lock
+    void lose(uint64_t address, uint64_t nbytes);  // what is mapped there is forgotten
+    void forget_lost(uint64_t address, uint64_t nbytes);  // nobody can name it any more
+    // Makes scratch memory vanish; what had it is lost. Tells what it was.
+    std::vector<ScratchRange> retire_scratch();
+    // Forgets every mapping outside of these ranges, which ascend: what others did to it goes with it.
+    struct Range {
+        uint64_t start, end;
+    };
+    void forget_all_but(const std::vector<Range>& kept);
 
     // Drops the window: nothing of the rack is reachable afterwards, and this object is of no more use.
     void forget_everything();
 
-    uint64_t mappings_bound() const { return 2 * (open_.size() + mapped_.size() + set_apart_.size()) + 1; }
+    uint64_t mappings_bound() const {
+        return 2 * (open_.size() + mapped_.size() + set_apart_.size() + lost_.size()) + 1;
+    }
     uint64_t mappings_limit() const { return mappings_limit_; }
     uint64_t open_bytes() const;
 
@@ -74,15 +109,20 @@ private:
     void reserve_room(uint64_t mappings) const;
     bool lies_inside_an_open_range(uint64_t address, uint64_t nbytes) const;
     bool touches_an_open_range(uint64_t address, uint64_t nbytes) const;
+    bool is_all_mapped(uint64_t start, uint64_t end) const;
     void carve_out(uint64_t start, uint64_t end);
-    void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, int fd);
+    void drop(uint64_t start, uint64_t end);
+    void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, const OpenedSlab& opened);
     void set_apart_if_flipped_again(uint64_t address, uint64_t nbytes);
     void join_again(uint64_t start, uint64_t end);
-    void mark_open(uint64_t start, uint64_t end);
-    void mark_closed(uint64_t start, uint64_t end);
 
-    std::map<uint64_t, Piece> mapped_;     // by start address; disjoint
-    std::map<uint64_t, uint64_t> open_;    // start -> end; disjoint, never adjacent
+    using Runs = std::map<uint64_t, uint64_t>;  // start -> end; disjoint, never adjacent
+    static void add(Runs& runs, uint64_t start, uint64_t end);
+    static void remove(Runs& runs, uint64_t start, uint64_t end);
+    void mark_open(uint64_t start, uint64_t end);
+
+    std::map<uint64_t, Piece> mapped_;  // by start address; disjoint
+    Runs open_, lost_;
     std::map<uint64_t, Apart> set_apart_;  // by start address; disjoint
     std::array<uint64_t, 256> flipped_{};  // ranges seen lately, by hash
     uint64_t mappings_limit_;

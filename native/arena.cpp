@@ -10,8 +10,9 @@ bool Arena::is_huge(const Extent& run) const {
 
 bool Arena::suits(const Extent& run, const RunRequest& request) const {
     const Descriptor& d = table_.extent(run.descriptor);
+    const SlabRecord& slab = table_.slab_record(d.slab);
     return (!request.huge || d.address % kHugePageBytes == 0) &&
-           (request.element == kAnyElement || table_.slab_record(d.slab).element == request.element);
+           (request.element == kAnyElement || slab.element == request.element) && slab.has_failed.load() == 0;
 }
 
 void Arena::put(const Extent& run) {

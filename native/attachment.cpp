@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cerrno>
+#include <system_error>
 
 #include "doorbell.hpp"
 
 namespace bequest {
 
 namespace {
+constexpr int kMappingTriesMax = 100;
+
 // Any number of increments may be lost to a race between threads of one process; none is, because
 // the binding serialises them. Readers elsewhere see a recent value.
 void count(Shared<uint64_t>& counter, uint64_t by = 1) {
@@ -26,40 +30,70 @@ Attachment::Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> s
       pool_(table, id),
       arena_(table, id, pool_) {}
 
-uint64_t Attachment::nbytes(const Extent& e) const {
-    return std::min<uint64_t>(table_.extent(e.descriptor).nbytes, e.word.pages() * kPageBytes);
-}
+uint64_t Attachment::nbytes(const Extent& e) const { return table_.nbytes(e); }
 
 void Attachment::ensure_mapped(const Extent& e) {
+    if (has_scratch()) space_->retire_scratch();
     const uint32_t slab = table_.extent(e.descriptor).slab;
     const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
     if (space_->is_mapped(slab, start, bytes)) return;
-    const int fd = open_slab_(slab);
+    const OpenedSlab opened = open_slab_(slab);
     try {
         const SlabRecord& record = table_.slab_record(slab);
         if (!space_->is_mapped(slab, start, bytes))  // another thread may have been here meanwhile
-            space_->map(slab, record.address, uint64_t{record.pages} * kPageBytes, fd, start, bytes);
+            space_->map(slab, record.address, uint64_t{record.pages} * kPageBytes, opened, start, bytes);
     } catch (...) {
-        ::close(fd);
+        ::close(opened.fd);
         throw;
     }
-    ::close(fd);
+    ::close(opened.fd);
 }
 
 void Attachment::open_pages(const Extent& e) {
-    ensure_mapped(e);
-    space_->open(address(e), e.word.pages() * kPageBytes);
+    const uint64_t start = address(e);
+    open_mapped({e}, {{start, start + e.word.pages() * kPageBytes}});
+}
+
+// While a slab's file is asked for, another thread may find that memory was stolen and forget all mappings
+// but those of what is held.
+void Attachment::open_mapped(const std::vector<Extent>& extents, const std::vector<Range>& ranges) {
+    for (const Extent& e : extents) ensure_mapped(e);
+    int tries = 0;
+    for (size_t opened = 0; opened < ranges.size();) {
+        if (space_->open(ranges[opened].start, ranges[opened].end - ranges[opened].start)) {
+            opened++;
+            continue;
+        }
+        if (++tries == kMappingTriesMax)
+            throw std::system_error(ESTALE, std::generic_category(), "mapping memory that changes under us");
+        for (const Extent& e : extents) ensure_mapped(e);
+        opened = 0;
+    }
 }
 
 void Attachment::close_pages(const Extent& e) { space_->close(address(e), e.word.pages() * kPageBytes); }
 
-// Ours before it is looked at: until then the MMU may have taken the run and made its descriptor another's,
-// and opening pages by it would open another's memory.
-std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes) {
+// Its descriptor may be another extent's by now: so the address that is opened is one that was ours, and the
+// one that is closed again is the same.
+void Attachment::reopen(const Extent& e) {
+    const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
+    if (!still_ours(e)) return;
+    ensure_mapped(e);
+    while (!space_->open(start, bytes)) {  // as in open_mapped
+        if (!still_ours(e)) return;
+        ensure_mapped(e);
+    }
+    if (!still_ours(e)) space_->close(start, bytes);
+}
+
+// Ours before its pages are opened: until then the MMU may have taken the run and made its descriptor
+// another's, and opening pages by it would open another's memory.
+std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags) {
     while (auto run = arena_.pick(request)) {
-        if (!table_.change(*run, State::kOwned, id_)) continue;
+        table_.bear(*run);
+        if (!table_.define(*run, nbytes, flags) || !table_.change(*run, State::kOwned, id_)) continue;
         try {
-            open_pages(*run);  // the whole run at once: one mapping stays one
+            reopen(*run);  // the whole run at once: one mapping stays one
         } catch (...) {
             put_home(*run);
             throw;
@@ -67,12 +101,13 @@ std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbyt
         if (run->word.pages() > request.pages) {
             const auto rest = split(*run, request.pages);
             if (!rest) {
+                if (!still_ours(*run)) continue;
                 put_home(*run);
                 return std::nullopt;
             }
             put_home(*rest);
         }
-        table_.extent(run->descriptor).nbytes = nbytes;
+        if (!still_ours(*run)) continue;  // stolen before it meant anything
         count(table_.slot(id_).allocs);
         return run;
     }
@@ -89,6 +124,13 @@ bool Attachment::free(Extent e) {
     if (!at_home) close_pages(e);
     if (!table_.free(id_, e)) return false;
     if (at_home) arena_.put(e);
+    count(table_.slot(id_).frees);
+    return true;
+}
+
+// To the Rack MMU, like memory that is away: it is in nobody's arena, and goes when its slab goes.
+bool Attachment::free_failed(Extent e) {
+    if (!table_.change(e, State::kOwned, kMmuId)) return false;
     count(table_.slot(id_).frees);
     return true;
 }
@@ -135,13 +177,22 @@ void Attachment::close_pages(const std::vector<Extent>& extents) {
     for (const Range& r : neighbours_joined(extents, extents.size())) space_->close(r.start, r.end - r.start);
 }
 
+// From the front. Nothing is done to the pages of others: their descriptors may be other extents' by now.
+size_t Attachment::count_ours(const std::vector<Extent>& extents) const {
+    size_t ours = 0;
+    while (ours < extents.size() && still_ours(extents[ours])) ours++;
+    return ours;
+}
+
 GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std::string_view tag,
                               uint64_t capacity) {
     assert(tag.size() <= kTagBytesMax);
     if (!table_.is_live(to.id, to.incarnation)) return {GrantStatus::kDead, 0};
     const Inbox inbox(table_, to.id);
     // Closed before the first cell is claimed: a claimed cell holds up everybody else's deliveries behind it.
-    const size_t closed = inbox.room_for(extents.size(), capacity);
+    const size_t ours = count_ours(extents);
+    if (ours == 0 && !extents.empty()) return {GrantStatus::kLost, 0};
+    const size_t closed = inbox.room_for(ours, capacity);
     if (closed == 0) return {GrantStatus::kFull, 0};
     const std::vector<Range> ranges = neighbours_joined(extents, closed);
     try {
@@ -149,32 +200,33 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
     } catch (...) {
         // Backwards, so that what was closed last makes room for what was closed first.
         for (auto r = ranges.rbegin(); r != ranges.rend(); ++r) space_->open(r->start, r->end - r->start);
+        if (count_ours(extents) < closed)  // too rare for more than safety
+            for (const Range& r : ranges) space_->close(r.start, r.end - r.start);
         throw;
     }
+    // Sealed as soon as they are claimed: the sealed cells of one who has lost the memory can be cleared
+    // away.
     std::vector<uint64_t> cells;
     cells.reserve(closed);
     while (cells.size() < closed) {
         const auto position = inbox.claim(id_, capacity);
         if (!position) break;
+        const Extent& e = extents[cells.size()];
+        const Extent in_flight{e.descriptor, e.word.next(State::kInFlight, to.id)};
+        inbox.seal(*position, in_flight, to.incarnation, {id_, incarnation_}, tag);
         cells.push_back(*position);
     }
-    for (size_t i = cells.size(); i < closed; i++) open_pages(extents[i]);
+    for (size_t i = cells.size(); i < closed; i++) reopen(extents[i]);
     if (cells.empty()) return {GrantStatus::kFull, 0};
     BEQUEST_STEP("pages closed");
 
     size_t committed = 0;
     uint64_t pages = 0;
-    for (; committed < cells.size(); committed++) {
-        Extent& e = extents[committed];
-        const Extent in_flight{e.descriptor, e.word.next(State::kInFlight, to.id)};
-        inbox.seal(cells[committed], in_flight, to.incarnation, {id_, incarnation_}, tag);
-        if (!table_.change(e.descriptor, e.word, in_flight.word)) break;  // the commit point
-        e.word = in_flight.word;
-        pages += e.word.pages();
-    }
+    while (committed < cells.size() && table_.change(extents[committed], State::kInFlight, to.id))
+        pages += extents[committed++].word.pages();  // each its own commit point
     const bool lost = committed < cells.size();
     for (size_t i = committed; i < cells.size(); i++) inbox.abandon(cells[i], id_);
-    for (size_t i = committed + 1; i < cells.size(); i++) open_pages(extents[i]);
+    for (size_t i = committed + 1; i < cells.size(); i++) reopen(extents[i]);
     if (!table_.is_live(to.id, to.incarnation))
         return {GrantStatus::kDead, take_back(inbox, extents, committed, cells)};
     for (size_t i = 0; i < committed; i++) inbox.publish(cells[i], id_);
@@ -195,7 +247,7 @@ size_t Attachment::take_back(const Inbox& inbox, std::vector<Extent>& extents, s
     size_t kept = committed;
     for (; kept > 0 && table_.change(extents[kept - 1], State::kOwned, id_); kept--) {
         inbox.abandon(cells[kept - 1], id_);
-        open_pages(extents[kept - 1]);
+        reopen(extents[kept - 1]);
     }
     for (size_t i = 0; i < kept; i++) {
         inbox.publish(cells[i], id_);
@@ -216,20 +268,31 @@ GrantStatus Attachment::send(const Peer& to, std::string_view message, uint64_t 
     return GrantStatus::kDone;
 }
 
-bool Attachment::is_for_us(const Delivery& delivery, uint32_t inbox) {
-    if (delivery.incarnation != table_.incarnation(inbox)) {
-        Extent e = delivery.extent;  // meant for somebody dead whose id we bear: nobody's any more
-        if (e.descriptor < kMaxExtents && e.word.is(State::kInFlight, inbox) &&
+bool Attachment::is_for_us(const Delivery& delivery, const Peer& addressee) {
+    if (delivery.incarnation != addressee.incarnation) {
+        Extent e = delivery.extent;  // meant for somebody dead whose id it bears: nobody's any more
+        if (e.descriptor < kMaxExtents && e.word.is(State::kInFlight, addressee.id) &&
             table_.change(e, State::kOwned, id_))
             table_.free(id_, e);
         return false;
     }
     if (delivery.extent.descriptor == kNoDescriptor) return true;
-    return delivery.extent.descriptor < kMaxExtents && delivery.extent.word.is(State::kInFlight, inbox) &&
-           still_ours(delivery.extent);
+    return delivery.extent.descriptor < kMaxExtents &&
+           delivery.extent.word.is(State::kInFlight, addressee.id) && still_ours(delivery.extent);
 }
 
-std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
+// All of them, or none.
+void Attachment::open_all(const std::vector<Extent>& extents, const std::vector<Range>& ranges) {
+    try {
+        open_mapped(extents, ranges);
+    } catch (...) {
+        for (const Range& r : ranges)
+            if (space_->is_open(r.start, r.end - r.start)) space_->close(r.start, r.end - r.start);
+        throw;
+    }
+}
+
+std::vector<Accepted> Attachment::accept(uint32_t inbox_id, uint32_t incarnation, size_t limit) {
     const Inbox inbox(table_, inbox_id);
     std::vector<Accepted> accepted;
     std::vector<uint64_t> cells;
@@ -238,7 +301,12 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
     while (accepted.size() < limit) {
         const auto position = inbox.take(id_, delivery);
         if (!position) break;
-        if (!is_for_us(delivery, inbox_id)) {
+        if (delivery.incarnation != incarnation && delivery.incarnation == table_.incarnation(inbox_id)) {
+            inbox.put_back(*position, id_);  // we are the heir of one whose id another bears by now
+            ring_doorbell(table_.slot(inbox_id), 1);
+            break;
+        }
+        if (!is_for_us(delivery, {inbox_id, incarnation})) {
             inbox.finish(*position, id_);
             continue;
         }
@@ -252,13 +320,9 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
         ring_space_bell(table_.slot(inbox_id));  // what nobody can use was cleared away
         return accepted;
     }
-    const std::vector<Range> ranges = neighbours_joined(arrived, arrived.size());
     try {
-        for (const Extent& e : arrived) ensure_mapped(e);
-        for (const Range& r : ranges) space_->open(r.start, r.end - r.start);
+        open_all(arrived, neighbours_joined(arrived, arrived.size()));
     } catch (...) {
-        for (const Range& r : ranges)
-            if (space_->is_open(r.start, r.end - r.start)) space_->close(r.start, r.end - r.start);
         for (size_t i = cells.size(); i-- > 0;) inbox.put_back(cells[i], id_);
         ring_doorbell(table_.slot(inbox_id), static_cast<uint32_t>(cells.size()));  // for other receivers
         throw;
@@ -280,6 +344,33 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, size_t limit) {
     if (table_.slot(inbox_id).sleepers.load() > 0 && inbox.ready()) ring_doorbell(table_.slot(inbox_id), 1);
     count(table_.slot(id_).accepts, kept);
     return accepted;
+}
+
+std::vector<Accepted> Attachment::inherit(const Peer& dead, size_t limit) {
+    if (table_.slot(dead.id).heir.load() != table_.heir_word(id_)) return {};
+    return accept(dead.id, dead.incarnation, limit);
+}
+
+std::vector<Extent> Attachment::adopt(const Peer& victim, const IsHeld& is_held) {
+    std::vector<PlacedExtent> found;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const Extent e{i, table_.owner(i)};
+        if (e.word.is(State::kOwned, id_) && table_.bears_mark(e, victim.id, victim.incarnation) &&
+            !is_held(e))
+            found.push_back(table_.placed(e));
+    }
+    std::sort(found.begin(), found.end());
+    std::vector<Extent> extents, adopted;
+    for (const PlacedExtent& placed : found) extents.push_back(placed.extent);
+    open_all(extents, neighbours_joined(extents, extents.size()));
+    for (Extent& e : extents) {
+        if (table_.change(e, State::kOwned, id_)) {  // the commit point: the mark is void
+            adopted.push_back(e);
+        } else {
+            close_pages(e);
+        }
+    }
+    return adopted;
 }
 
 }  // namespace bequest

@@ -6,6 +6,12 @@
 //   grant:   close own pages -> claim a cell -> CAS the owner word (the commit point) -> publish the cell
 //   accept:  take the cell -> open own pages -> CAS the owner word (the commit point) -> finish the cell
 //   free:    close own pages (unless they stay at home) -> CAS -> put on the home's return list
+//   adopt:   open own pages -> CAS the owner word, to a new epoch (the commit point)
+//
+// Memory may be stolen from us between any two steps. The thief's Rack MMU changes the word, then keeps us
+// from the pages, then tells the thief. So whenever we open pages whose word says that they are ours already,
+// we look at the word once more after that, and close them if it does not: either we see the change, or we
+// were kept out after we had opened them.
 //
 // Not thread-safe; the binding serialises calls by the GIL. `open_slab` is called when a slab is
 // not mapped yet: it asks the memory element for its file and returns a descriptor for us to close.
@@ -34,11 +40,12 @@ struct GrantResult {
 
 class Attachment {
 public:
-    using OpenSlab = std::function<int(uint32_t slab)>;
+    using OpenSlab = std::function<OpenedSlab(uint32_t slab)>;
     Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> space, OpenSlab open_slab);
 
-    std::optional<Extent> alloc(const RunRequest& request, uint64_t nbytes);
+    std::optional<Extent> alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags = 0);
     bool free(Extent extent);
+    bool free_failed(Extent extent);  // its memory is gone: nobody is given it again
     std::optional<Extent> split(Extent& left, uint64_t pages);
     bool merge(Extent& left, Extent& right);
 
@@ -48,7 +55,17 @@ public:
                       uint64_t capacity = kInboxCells);
     GrantStatus send(const Peer& to, std::string_view message, uint64_t capacity = kInboxCells);
     // Up to `limit` messages waiting in `inbox`: this process's id or a mailbox's.
-    std::vector<Accepted> accept(uint32_t inbox, size_t limit);
+    std::vector<Accepted> accept(uint32_t inbox, size_t limit) {
+        return accept(inbox, table_.incarnation(inbox), limit);
+    }
+
+    // What the Rack MMU has stolen for us from that life of a process and we do not hold yet: opened, and
+    // sorted by address. Throws if it cannot be opened, and then nothing of it is.
+    using IsHeld = std::function<bool(const Extent&)>;
+    std::vector<Extent> adopt(const Peer& victim, const IsHeld& is_held);
+    // Up to `limit` messages that wait for a dead process whose heir we are.
+    std::vector<Accepted> inherit(const Peer& dead, size_t limit);
+
     void close_pages(const Extent& extent);
     void open_pages(const Extent& extent);
     void close_pages(const std::vector<Extent>& extents);  // neighbours in one step
@@ -62,15 +79,18 @@ public:
     const Arena& arena() const { return arena_; }
 
 private:
-    struct Range {
-        uint64_t start, end;
-    };
+    using Range = AddressSpace::Range;
     std::vector<Range> neighbours_joined(const std::vector<Extent>& extents, size_t count) const;
     void put_home(Extent extent);  // of an extent that has never left
     void ensure_mapped(const Extent& extent);
+    void open_mapped(const std::vector<Extent>& extents, const std::vector<Range>& ranges);
     size_t take_back(const Inbox& inbox, std::vector<Extent>& extents, size_t committed,
                      const std::vector<uint64_t>& cells);
-    bool is_for_us(const Delivery& delivery, uint32_t inbox);
+    std::vector<Accepted> accept(uint32_t inbox, uint32_t incarnation, size_t limit);
+    bool is_for_us(const Delivery& delivery, const Peer& addressee);
+    void reopen(const Extent& extent);
+    size_t count_ours(const std::vector<Extent>& extents) const;
+    void open_all(const std::vector<Extent>& extents, const std::vector<Range>& ranges);
 
     Table table_;
     uint32_t id_, incarnation_;

@@ -2,14 +2,44 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstring>
 
 namespace bequest {
+
+void reconcile(const std::vector<std::shared_ptr<Member>>& members) {
+    std::vector<AddressSpace::Range> kept;
+    for (const auto& member : members) {
+        member->seen_revocations = member->slot().revocations.load();
+        for (Holding* holding : member->holdings) {
+            holding->drop_stolen();
+            for (const PlacedExtent& piece : holding->pieces())
+                kept.push_back({piece.address, piece.address + piece.extent.word.pages() * kPageBytes});
+        }
+    }
+    std::sort(kept.begin(), kept.end(), [](const auto& a, const auto& b) { return a.start < b.start; });
+    if (!members.empty()) members.front()->attachment.space().forget_all_but(kept);
+}
+
+void Member::account_for(uint64_t start, uint64_t end, FaultKind kind) {
+    for (Holding* holding : holdings) {
+        const uint64_t first = holding->address(),
+                       last = first + holding->pages_of({0, holding->nbytes()}).end;
+        if (start < last && first < end)
+            holding->drop_bad({std::max(start, first) - first, std::min(end, last) - first}, kind);
+    }
+}
+
+Holding* Member::holding_at(uint64_t address) const {
+    for (Holding* holding : holdings)
+        if (holding->piece_at(address) || holding->loss_at(address)) return holding;
+    return nullptr;
+}
 
 Holding::Holding(std::shared_ptr<Member> member, const Extent& extent)
     : member_(std::move(member)),
       address_(member_->attachment.address(extent)),
       nbytes_(member_->attachment.nbytes(extent)),
-      pieces_{extent} {
+      pieces_{{address_, extent}} {
     enter();
 }
 
@@ -21,6 +51,10 @@ void Holding::enter() {
 }
 
 Holding::~Holding() {
+    for (const Loss& loss : losses_)  // nobody can have a view of them now
+        if (!is_lost_elsewhere(loss))
+            member_->attachment.space().forget_lost(address_ + loss.span.start,
+                                                    loss.span.end - loss.span.start);
     std::vector<Holding*>& holdings = member_->holdings;
     holdings[place_] = holdings.back();
     holdings[place_]->place_ = place_;
@@ -38,7 +72,7 @@ Span Holding::pages_of(const Span& span) const {
 
 bool Holding::owns(const Span& span) const {
     uint64_t covered = span.start;
-    for (const Extent& piece : pieces_) {
+    for (const PlacedExtent& piece : pieces_) {
         const Span s = span_of(piece);
         if (s.start > covered) break;
         covered = std::max(covered, s.end);
@@ -48,7 +82,7 @@ bool Holding::owns(const Span& span) const {
 
 std::vector<Span> Holding::remaining(const Span& within) const {
     std::vector<Span> spans;
-    for (const Extent& piece : pieces_) {
+    for (const PlacedExtent& piece : pieces_) {
         Span s = span_of(piece);
         s = {std::max(s.start, within.start), std::min({s.end, within.end, nbytes_})};
         if (s.start >= s.end) continue;
@@ -81,9 +115,9 @@ bool Holding::cut_at(uint64_t at) {
     for (size_t i = 0; i < pieces_.size(); i++) {
         const Span s = span_of(pieces_[i]);
         if (at <= s.start || at >= s.end) continue;
-        const auto right = member_->attachment.split(pieces_[i], (at - s.start) / kPageBytes);
+        const auto right = member_->attachment.split(pieces_[i].extent, (at - s.start) / kPageBytes);
         if (!right) return false;
-        pieces_.insert(pieces_.begin() + static_cast<std::ptrdiff_t>(i) + 1, *right);
+        pieces_.insert(pieces_.begin() + static_cast<std::ptrdiff_t>(i) + 1, {address_ + at, *right});
         return true;
     }
     return true;
@@ -93,29 +127,28 @@ std::optional<Extent> Holding::take_out(const Span& span) {
     assert(span.start % kPageBytes == 0 && span.end % kPageBytes == 0 && span.start < span.end);
     if (!owns(span)) return std::nullopt;
     if (!cut_at(span.start) || !cut_at(span.end)) return std::nullopt;
-    const auto inside = [&](const Extent& e) {
-        const Span s = span_of(e);
+    const auto inside = [&](const PlacedExtent& piece) {
+        const Span s = span_of(piece);
         return s.start >= span.start && s.end <= span.end;
     };
     const auto first = std::find_if(pieces_.begin(), pieces_.end(), inside);
     assert(first != pieces_.end());
-    Extent whole = *first;
+    PlacedExtent whole = *first;
     auto last = first + 1;
     for (; last != pieces_.end() && inside(*last); ++last) {
-        if (!member_->attachment.merge(whole, *last)) break;
+        if (!member_->attachment.merge(whole.extent, last->extent)) break;
     }
     *first = whole;
     pieces_.erase(first + 1, last);
     const Span got = span_of(whole);
     if (got.start != span.start || got.end != span.end) return std::nullopt;
     pieces_.erase(first);
-    return whole;
+    return whole.extent;
 }
 
-void Holding::put_in(const Extent& extent) {
-    const auto at = std::find_if(pieces_.begin(), pieces_.end(),
-                                 [&](const Extent& e) { return offset(e) > offset(extent); });
-    pieces_.insert(at, extent);
+void Holding::put_in(const Extent& extent, uint64_t offset) {
+    const PlacedExtent piece{address_ + offset, extent};
+    pieces_.insert(std::upper_bound(pieces_.begin(), pieces_.end(), piece), piece);
 }
 
 uint64_t Holding::free_span(const Span& span) {
@@ -125,7 +158,7 @@ uint64_t Holding::free_span(const Span& span) {
     try {
         return member_->attachment.free(*whole) ? bytes : 0;
     } catch (...) {
-        put_in(*whole);
+        put_in(*whole, span.start);
         throw;
     }
 }
@@ -133,10 +166,101 @@ uint64_t Holding::free_span(const Span& span) {
 uint64_t Holding::free_all() {
     uint64_t bytes = 0;
     while (!pieces_.empty()) {
-        const Extent piece = pieces_.back();  // freed before it is forgotten: freeing may throw
+        const Extent piece = pieces_.back().extent;  // freed before it is forgotten: freeing may throw
         if (member_->attachment.free(piece)) bytes += piece.word.pages() * kPageBytes;
         pieces_.pop_back();
     }
+    return bytes + free_bad({0, UINT64_MAX});
+}
+
+// --- losses --------------------------------------------------------------------------------------
+
+const Loss* Holding::loss_of(const Span& span) const {
+    for (const Loss& loss : losses_)
+        if (loss.span.overlaps(span)) return &loss;
+    return nullptr;
+}
+
+const Loss* Holding::loss_at(uint64_t address) const {
+    return loss_of({address - address_, address - address_ + 1});
+}
+
+const PlacedExtent* Holding::piece_at(uint64_t address) const {
+    for (const PlacedExtent& piece : pieces_)
+        if (address - piece.address < piece.extent.word.pages() * kPageBytes) return &piece;
+    return nullptr;
+}
+
+bool Holding::stands(const Span& span) const {
+    for (const PlacedExtent& piece : pieces_)
+        if (span_of(piece).overlaps(span) && !member_->attachment.still_ours(piece.extent)) return false;
+    return true;
+}
+
+bool Holding::has_bad(const Span& span) const {
+    for (const PlacedExtent& piece : bad_)
+        if (span_of(piece).overlaps(span)) return true;
+    return false;
+}
+
+// Addresses come back, and may be lost again.
+bool Holding::is_lost_elsewhere(const Loss& loss) const {
+    for (const Holding* other : member_->holdings) {
+        const uint64_t start = address_ + loss.span.start - other->address_;
+        if (other != this && other->loss_of({start, start + loss.span.end - loss.span.start})) return true;
+    }
+    return false;
+}
+
+bool Holding::drop_if_stolen(const PlacedExtent& piece) {
+    Attachment& attachment = member_->attachment;
+    if (attachment.still_ours(piece.extent)) return false;
+    const OwnerWord now = attachment.table().owner(piece.extent.descriptor);
+    std::string cause = "was stolen";
+    if (now.state() == State::kOwned && now.id() <= kMaxProcessId) {
+        const Slot& thief = attachment.table().slot(now.id());
+        cause += " by '" + std::string(thief.name, strnlen(thief.name, kNameBytesMax)) + "'";
+    }
+    const Span span = span_of(piece);
+    losses_.push_back({span, true, cause});
+    attachment.space().lose(piece.address, span.end - span.start);
+    fate = cause;
+    return true;
+}
+
+void Holding::drop_stolen() {
+    const auto is_stolen = [this](const PlacedExtent& piece) { return drop_if_stolen(piece); };
+    std::erase_if(pieces_, is_stolen);
+    std::erase_if(bad_, is_stolen);
+}
+
+// A piece of which a page is bad is bad as a whole, and stays ours until it is freed. Its other pages stay
+// open to who has views of them.
+void Holding::drop_bad(const Span& bad, FaultKind kind) {
+    const bool fenced = kind == FaultKind::kFenced;
+    std::erase_if(pieces_, [&](const PlacedExtent& piece) {
+        if (!span_of(piece).overlaps(bad)) return false;
+        if (drop_if_stolen(piece)) return true;
+        fate = fenced ? "was fenced off for a theft" : "has failed";
+        losses_.push_back({span_of(piece), fenced, fate});
+        bad_.push_back(piece);
+        return true;
+    });
+}
+
+uint64_t Holding::free_bad(const Span& span) {
+    uint64_t bytes = 0;
+    std::erase_if(bad_, [&](const PlacedExtent& piece) {
+        const Span s = span_of(piece);
+        if (!s.overlaps(span)) return false;
+        Attachment& attachment = member_->attachment;
+        attachment.space().lose(piece.address, s.end - s.start);
+        const Loss* loss = loss_of(s);
+        const bool freed =
+            loss && loss->stolen ? attachment.free(piece.extent) : attachment.free_failed(piece.extent);
+        if (freed) bytes += s.end - s.start;
+        return true;
+    });
     return bytes;
 }
 

@@ -6,6 +6,11 @@
 // buffer is a borrow of a range; ownership of a range can change only while nobody borrows it. That
 // is the whole borrow checker.
 //
+// Memory may be taken from us, and it may fail. Whoever does the first changes the owner word and then counts
+// it in the slot (`revocations`); whenever that number has changed, we look which words still stand. Pieces
+// whose words do not are *lost*; so is one whose memory failed, but that one is still ours to free. A holding
+// remembers its losses, so that every later use of it says what happened.
+//
 // A Member is the attached process with all its holdings: when it detaches, they go.
 #pragma once
 
@@ -20,18 +25,37 @@ class Holding;
 
 struct Member {
     Member(Table table, uint32_t id, std::shared_ptr<AddressSpace> space, Attachment::OpenSlab open_slab)
-        : attachment(table, id, std::move(space), std::move(open_slab)) {}
+        : attachment(table, id, std::move(space), std::move(open_slab)),
+          seen_revocations(slot().revocations.load()) {}
+
+    Slot& slot() const { return attachment.table().slot(attachment.id()); }
+    bool was_robbed() const { return slot().revocations.load(std::memory_order_relaxed) != seen_revocations; }
+    // These pages are bad: what holds them has lost them.
+    void account_for(uint64_t start, uint64_t end, FaultKind kind);
+    Holding* holding_at(uint64_t address) const;  // that has them, or has lost them
+
     Attachment attachment;
+    uint32_t seen_revocations;
     std::vector<Holding*> holdings;
     bool usable = true;  // false once detached, or in the child of a fork
 };
+
+// Finds out what is no longer theirs, and forgets all mappings but those of what is: who has fenced them from
+// the rest has left traces there. All members of one address space.
+void reconcile(const std::vector<std::shared_ptr<Member>>& members);
 
 struct Span {  // byte offsets into a holding
     uint64_t start, end;
     bool overlaps(const Span& other) const { return start < other.end && other.start < end; }
 };
 
-class Holding {
+struct Loss {
+    Span span;
+    bool stolen;        // or failed
+    std::string cause;  // "was stolen by 'b'"
+};
+
+class Holding : public std::enable_shared_from_this<Holding> {
 public:
     Holding(std::shared_ptr<Member> member, const Extent& extent);
     explicit Holding(std::shared_ptr<Member> member);  // of no memory: a bare message
@@ -53,12 +77,23 @@ public:
     // Removes exactly these pages as one extent, splitting and joining as needed. The span must be
     // page-granular and owned. Nothing if the table has no descriptor left.
     std::optional<Extent> take_out(const Span& span);
-    void put_in(const Extent& extent);
+    void put_in(const Extent& extent, uint64_t offset);
     // Gives every remaining piece back to its allocator; returns the bytes freed.
     uint64_t free_all();
     uint64_t free_span(const Span& span);
-    const std::vector<Extent>& pieces() const { return pieces_; }
-    void forget() { pieces_.clear(); }  // for whoever detaches: the MMU frees them
+    const std::vector<PlacedExtent>& pieces() const { return pieces_; }
+    void forget() { pieces_.clear(), bad_.clear(); }  // for whoever detaches: the MMU frees them
+
+    // --- losses ----------------------------------------------------------------------------------
+    const Loss* loss_of(const Span& span) const;  // the first in it, or nullptr
+    const Loss* loss_at(uint64_t address) const;
+    const PlacedExtent* piece_at(uint64_t address) const;
+    void drop_stolen();
+    void drop_bad(const Span& bad, FaultKind kind);
+    uint64_t free_bad(const Span& span);   // what is of no use, and still ours: the bytes freed
+    bool stands(const Span& span) const;   // no word of it has changed behind our back
+    bool has_bad(const Span& span) const;  // of no use, but still ours to free
+    void* handle = nullptr;                // of the language above, for the memory as a whole
 
     std::string fate;    // why pages are gone, for the error message: "was granted to 'reducer-1'"
     bool quiet = false;  // dropping the last handle is how this one is meant to be freed
@@ -67,15 +102,22 @@ public:
 
 private:
     void enter();
-    uint64_t offset(const Extent& e) const { return member_->attachment.address(e) - address_; }
-    Span span_of(const Extent& e) const { return {offset(e), offset(e) + e.word.pages() * kPageBytes}; }
+    bool drop_if_stolen(const PlacedExtent& piece);
+    bool is_lost_elsewhere(const Loss& loss) const;
+    Span span_of(const PlacedExtent& piece) const {
+        const uint64_t start = piece.address - address_;
+        return {start, start + piece.extent.word.pages() * kPageBytes};
+    }
     bool cut_at(uint64_t offset_bytes);
 
     std::shared_ptr<Member> member_;
     size_t place_ = 0;  // in member_->holdings
     uint64_t address_ = 0;
     uint64_t nbytes_ = 0;
-    std::vector<Extent> pieces_;  // sorted by address
+    // With the addresses that they had when they were ours: a descriptor may be another extent's by now.
+    std::vector<PlacedExtent> pieces_;  // sorted by address
+    std::vector<PlacedExtent> bad_;     // pieces that are still ours, and of no use
+    std::vector<Loss> losses_;
     std::vector<Span> borrows_;
 };
 

@@ -173,6 +173,30 @@ uint32_t Inbox::settle(uint32_t dead) const {
     return settled;
 }
 
+uint32_t Inbox::unblock(uint32_t sender) const {
+    const uint64_t head = table_.slot(id_).head.load(), tail = table_.slot(id_).tail.load();
+    uint32_t unblocked = 0;
+    for (uint64_t position = head; position <= tail && position - head <= kInboxCells; position++)
+        unblocked += unblock_cell(position, sender);
+    return unblocked;
+}
+
+// Once sealed the cell is read-only to its sender, but for its word.
+bool Inbox::unblock_cell(uint64_t position, uint32_t sender) const {
+    const Cell& c = cell(position);
+    const CellWord seen{c.word.load()};
+    if (!(seen == CellWord::make(CellState::kClaimed, sender, lap_of(position)))) return false;
+    if (c.sealed_at.load() != position + 1) return false;  // it may be writing to it
+    const Extent granted{c.descriptor, {c.extent_word}};
+    if (granted.descriptor >= kMaxExtents) return false;  // a bare message, which needs no commit
+    const OwnerWord now = table_.owner(granted.descriptor);
+    const bool may_commit =
+        now.is(State::kOwned, sender) && now.next(State::kInFlight, granted.word.id()) == granted.word;
+    if (may_commit) return false;
+    const bool committed = now == granted.word;
+    return change(position, seen, at_rest(committed ? CellState::kFull : CellState::kSkip, position));
+}
+
 bool Inbox::settle_cell(uint64_t position, uint32_t dead) const {
     const Cell& c = cell(position);
     const CellWord seen{c.word.load()};

@@ -49,12 +49,16 @@ public:
 
     // --- for the daemon, after `dead` has died: every cell it had in hand, and what it hid --------
     uint32_t settle(uint32_t dead) const;
+    // Of a sender that lives but has lost memory: cells of its that wait for a commit which has happened, or
+    // can happen no more.
+    uint32_t unblock(uint32_t sender) const;
 
 private:
     Cell& cell(uint64_t position) const { return table_.cell(id_, position); }
     bool change(uint64_t position, CellWord from, CellWord to) const;
     void lower_head(uint64_t position) const;
     bool settle_cell(uint64_t position, uint32_t dead) const;
+    bool unblock_cell(uint64_t position, uint32_t sender) const;
 
     Table table_;
     uint32_t id_;

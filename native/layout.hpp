@@ -54,7 +54,7 @@ constexpr uint32_t kTagBytesMax = 216;
 constexpr uint32_t kNoDescriptor = UINT32_MAX;
 
 constexpr uint64_t kTableMagic = 0x3156'5453'4551'4542;  // "BEQSTV1" and a version below it
-constexpr uint32_t kTableVersion = 1;
+constexpr uint32_t kTableVersion = 2;
 
 // --- the owner word: who owns this run of pages, how many, and since which epoch -------------
 //
@@ -110,13 +110,27 @@ struct TableHeader {
 // An intent makes a multi-step change of two descriptors restartable: it is armed before the
 // first step and disarmed after the last; whoever settles a dead process completes it if the
 // commit word has changed and undoes it if not.
+//
+// The Rack MMU, which steals from the living too, looks at it while its process goes on. So each arming has a
+// serial number: what was read between two looks at the same number belongs together.
 enum class IntentKind : uint32_t { kNone = 0, kSplit = 1, kMerge = 2 };
 struct Intent {
-    Shared<uint32_t> armed;           // an IntentKind
+    Shared<uint32_t> armed;           // serial number << 2 | IntentKind
     Guarded<uint32_t> left, right;    // descriptors
     Guarded<uint32_t> settled_state;  // the State that both sides have outside the change
     Guarded<uint64_t> before, after;  // left's owner word on either side of the commit
+
+    static IntentKind kind(uint32_t armed) { return static_cast<IntentKind>(armed & 3); }
+    IntentKind kind() const { return kind(armed.load()); }
 };
+
+// A robust futex: while its bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The kernel
+// marks it when that thread has ended and wakes one who waits. Others wait on each line, so that nobody's
+// wake-up is lost.
+struct alignas(64) Lifeline {
+    Shared<uint32_t> word;  // 0: not attached, or left in good order
+};
+enum LifelineUse : uint32_t { kLifelineOfMonitor = 0, kLifelineOfStandbys = 1, kLifelineCount = 2 };
 
 struct Slot {               // one per id
     Shared<uint64_t> life;  // incarnation << 2 | Life
@@ -133,6 +147,11 @@ struct Slot {               // one per id
     alignas(64) Intent intent;
     alignas(64) Shared<uint64_t> grants;
     Shared<uint64_t> granted_pages, accepts, allocs, frees;
+    Shared<uint32_t> revocations;  // how often memory was taken from it: it must look what it still has
+    Shared<uint32_t> heir;  // who may empty its inbox now that it is dead: incarnation << 10 | id, or 0
+    alignas(64) Lifeline lifelines[kLifelineCount];
+    Shared<uint32_t> watched;  // how many want it to beat
+    Shared<uint32_t> beats;
 };
 enum class Life : uint32_t { kEmpty = 0, kLive = 1, kDead = 2 };
 
@@ -143,17 +162,49 @@ struct SlabRecord {
     Guarded<uint32_t> pages;
     Guarded<uint32_t> home;
     Guarded<uint32_t> huge;
-    uint32_t reserved[9];
+    Shared<uint32_t> has_failed;  // memory of it is lost: no run of it is allocated any more
+    uint32_t reserved[8];
+};
+
+enum ExtentFlag : uint32_t { kNotStealable = 1 };
+
+// What a region is besides its pages: how many bytes of it the user asked for (an extent never has more of
+// them than its pages hold), and its flags.
+//
+//   63        27     26     25      0
+//   [  nbytes  ][ flags ][  stamp   ]
+//
+// Memory can be stolen from a process between any two of its steps, and that process may go on hours later.
+// So the details are written before the owner word that makes them count, never after it, and by a
+// compare-and-swap: the stamp is the epoch of the writer's word, so that a writer who comes too late finds
+// the stamp of the next one and changes nothing (Table::define).
+struct Details {
+    uint64_t bits = 0;
+
+    static constexpr unsigned kStampBits = 26, kFlagBits = 1, kBytesBits = 37;
+    static Details make(uint64_t nbytes, uint32_t flags, uint64_t epoch) {
+        return {(nbytes & ((1ull << kBytesBits) - 1)) << (kStampBits + kFlagBits) |
+                uint64_t{flags & 1} << kStampBits | (epoch & ((1ull << kStampBits) - 1))};
+    }
+    uint64_t nbytes() const { return bits >> (kStampBits + kFlagBits); }
+    uint32_t flags() const { return bits >> kStampBits & 1; }
 };
 
 struct Descriptor {  // an extent
     Shared<uint64_t> owner;
     Guarded<uint64_t> address;  // constant for as long as the descriptor is not empty
-    Guarded<uint64_t> nbytes;   // what the user asked for; never more than the pages hold
+    Shared<uint64_t> details;   // see Details
     Guarded<uint32_t> slab;
     Shared<uint32_t> next;    // in a return list: descriptor + 1
     Shared<uint32_t> linked;  // id + 1 of who put it on a return list, 0: on none
-    uint32_t reserved[7];
+    // The mark of a theft: from whom, and the epoch of the thief's word. It is good while the owner word has
+    // that epoch: whatever the thief does with the extent, adopting it first of all, wipes it.
+    Guarded<uint32_t> stolen_epoch;
+    Guarded<uint32_t> stolen_from, stolen_incarnation;
+    // Which region this is part of: made up when it is allocated or comes from another group, and kept,
+    // whoever gets it, until it is freed. Another region at these addresses has another (see Table::bear).
+    Guarded<uint64_t> birth;
+    uint32_t reserved[2];
 };
 
 // --- inbox cells -----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ bool Steward::write_record(const SlabSpec& spec) {
     record.pages = spec.pages;
     record.home = spec.home;
     record.huge = spec.huge;
+    record.has_failed.store(0);
     record.id_plus_one.store(spec.slab + 1);
     const uint32_t index = spec.slab % kMaxSlabs;
     uint32_t used = table_.header().slabs_used.load();
@@ -33,7 +34,7 @@ bool Steward::add_slab(const SlabSpec& spec) {
     if (!write_record(spec)) return pool_.give_back(*empty), false;
     Descriptor& d = table_.extent(*empty);
     d.address = spec.address;
-    d.nbytes = 0;
+    d.details.store(Details::make(0, 0, table_.owner(*empty).epoch()).bits);
     d.slab = spec.slab;
     const OwnerWord unused = table_.owner(*empty);
     if (unused.state() != State::kEmpty ||
@@ -70,7 +71,8 @@ bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addr
 bool Steward::take_slab(uint32_t slab) {
     const SlabRecord& record = table_.slab_record(slab);
     std::vector<Extent> extents = extents_of(slab);
-    if (extents.empty() || table_.slot(home_of(record.address)).intent.armed.load() != 0) return false;
+    if (extents.empty() || table_.slot(home_of(record.address)).intent.kind() != IntentKind::kNone)
+        return false;
     std::vector<Extent> taken;
     uint64_t pages = 0;
     bool all = true;
@@ -84,7 +86,7 @@ bool Steward::take_slab(uint32_t slab) {
             pages += e.word.pages();  // it may have become another's
     }
     if (!all || pages != record.pages) {
-        for (Extent& e : taken) table_.free(kMmuId, e);
+        for (Extent& e : taken) free_own(e);
         return false;
     }
     table_.slab_record(slab).id_plus_one.store(0);
@@ -126,7 +128,8 @@ bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to) {
     const auto position = inbox.claim(kMmuId);
     if (!position) return false;
     const Extent in_flight{extent.descriptor, extent.word.next(State::kInFlight, to.id)};
-    table_.extent(extent.descriptor).nbytes = nbytes;
+    table_.bear(extent);
+    if (!table_.define(extent, nbytes, 0)) return inbox.abandon(*position, kMmuId), false;
     inbox.seal(*position, in_flight, to.incarnation, {to.sender, 0},
                to.tag);  // 0: not of this group, its name is not here
     if (!table_.change(extent.descriptor, extent.word, in_flight.word)) {  // the commit point
@@ -178,35 +181,64 @@ uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
         const uint64_t low = std::max(start, address), high = std::min(stop, end);
         if (low >= high) continue;
         auto part = carve_away(low, (high - low) / kPageBytes);
-        if (part && table_.free(kMmuId, *part)) freed += part->word.pages();
+        if (part && free_own(*part)) freed += part->word.pages();
     }
     return freed;
 }
 
 // --- deaths ------------------------------------------------------------------------------------------
 
-bool Steward::settle_intent(uint32_t dead) {
-    Intent& intent = table_.slot(dead).intent;
-    const auto kind = static_cast<IntentKind>(intent.armed.load());
-    if (kind == IntentKind::kNone) return false;
-    const bool committed = table_.owner(intent.left % kMaxExtents).bits == intent.after;
-    const uint32_t right = intent.right % kMaxExtents;
-    const OwnerWord now = table_.owner(right);
-    const State state = static_cast<State>(uint32_t{intent.settled_state});
-    if (now.state() == State::kEmbryo && now.id() == OwnerWord{intent.before}.id()) {
-        const bool sane = state == State::kFree || state == State::kOwned;  // a member wrote it
-        const bool keep = sane && (kind == IntentKind::kSplit) == committed;
-        if (!keep && committed)  // a merge that had not told how long it is now
-            table_.extent(intent.left % kMaxExtents).nbytes =
-                OwnerWord{intent.before}.pages() * kPageBytes + table_.extent(right).nbytes;
-        table_.change(right, now, keep ? now.next(state, now.id()) : now.next(State::kEmpty, kNobody));
+// One that bears the MMU's link already may have got it from a predecessor that was killed before it pushed: then it
+// is on no list, and its home must look for it.
+bool Steward::free_own(Extent& extent) {
+    const uint32_t home = home_of(table_.extent(extent.descriptor).address);
+    const bool was_linked = table_.extent(extent.descriptor).linked.load() == kMmuId + 1;
+    const bool freed = table_.free(kMmuId, extent);
+    if (freed && was_linked && home <= kMaxProcessId) table_.slot(home).rescan.store(1);
+    return freed;
+}
+
+// Its intent and cells are settled like any process's. Beyond that, slabs are its doing: extents without a
+// record are what is left of one that was taken, a record without extents is the beginning of one. What it
+// had made its own in a slab that is there is for the books to explain. Its empty descriptors are anybody's.
+uint32_t Steward::recover() {
+    uint32_t ended = settle(kMmuId);
+    for (uint32_t i = 0; i < kBlockCount; i++) {
+        uint64_t ours = kMmuId;
+        table_.block(i).compare_exchange_strong(ours, kNobody);
     }
-    intent.armed.store(static_cast<uint32_t>(IntentKind::kNone));
+    std::unordered_map<uint32_t, bool> has_extents;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const OwnerWord word = table_.owner(i);
+        if (word.state() == State::kEmpty) continue;
+        const uint32_t slab = table_.extent(i).slab;
+        if (table_.has_slab(slab))
+            has_extents[slab] = true;
+        else if (word.id() == kMmuId)
+            ended += table_.change(i, word, word.next(State::kEmpty, kNobody));
+    }
+    for (uint32_t index = 0; index < table_.slab_limit(); index++) {
+        SlabRecord& record = table_.slab_record(index);
+        const uint32_t id_plus_one = record.id_plus_one.load();
+        if (id_plus_one == 0 || has_extents.contains(id_plus_one - 1)) continue;
+        record.id_plus_one.store(0);
+        ended++;
+    }
+    return ended;
+}
+
+bool Steward::settle_intent(uint32_t dead) {
+    const auto change = change_of(dead);
+    if (!change) return false;
+    finish(*change, dead, true);
+    Shared<uint32_t>& armed = table_.slot(dead).intent.armed;
+    armed.store(armed.load() & ~3u);
     return true;
 }
 
 uint32_t Steward::settle(uint32_t dead) {
     uint32_t settled = settle_intent(dead);
+    if (table_.life(dead) == Life::kDead) settled_[dead % kIdCount] = table_.slot(dead).life.load();
     for (uint32_t id = 1; id < kIdCount; id++) {
         Slot& slot = table_.slot(id);
         if (slot.life.load() == 0) continue;  // vacated slots count: their next bearer gets the cells
@@ -226,7 +258,7 @@ uint64_t Steward::release(uint32_t dead) {
         Extent e{i, table_.owner(i)};
         if (!e.word.is(State::kOwned, dead) && !e.word.is(State::kInFlight, dead)) continue;
         // Ours first: only an owner frees, for the descriptor of another may be a new extent by then.
-        if (table_.change(e, State::kOwned, kMmuId) && table_.free(kMmuId, e)) pages += e.word.pages();
+        if (table_.change(e, State::kOwned, kMmuId) && free_own(e)) pages += e.word.pages();
     }
     Delivery unread;  // what was told of the memory just freed
     const Inbox inbox(table_, dead);
@@ -260,7 +292,7 @@ OwnerWord Steward::as_settled(uint32_t descriptor) const {
     if (word.state() != State::kEmbryo) return word;
     for (uint32_t id = 1; id < kIdCount; id++) {
         const Intent& intent = table_.slot(id).intent;
-        const auto kind = static_cast<IntentKind>(intent.armed.load());
+        const IntentKind kind = intent.kind();
         if (kind == IntentKind::kNone || intent.right != descriptor) continue;
         const bool committed = table_.owner(intent.left % kMaxExtents).bits == intent.after;
         if ((kind == IntentKind::kSplit) == committed)
@@ -280,6 +312,19 @@ std::vector<Extent> Steward::extents_of(uint32_t slab) const {
     std::vector<Extent> extents;
     for (const PlacedExtent& p : found) extents.push_back(p.extent);
     return extents;
+}
+
+std::optional<Extent> Steward::extent_at(uint64_t address, uint32_t hint) const {
+    const auto looked_at = [&](uint32_t i) -> std::optional<Extent> {
+        const uint64_t start = table_.extent(i).address;
+        const OwnerWord word = as_settled(i);
+        if (address < start || address - start >= word.pages() * kPageBytes) return std::nullopt;
+        return table_.has_slab(table_.extent(i).slab) ? std::optional<Extent>({i, word}) : std::nullopt;
+    };
+    const uint32_t limit = table_.extent_limit();
+    std::optional<Extent> found = hint < limit ? looked_at(hint) : std::nullopt;
+    for (uint32_t i = 0; i < limit && !found; i++) found = looked_at(i);
+    return found;
 }
 
 std::vector<std::string> Steward::audit() const {

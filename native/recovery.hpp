@@ -5,6 +5,7 @@
 // same compare-and-swap as the processes' own acts, and may run while they run.
 #pragma once
 
+#include <array>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,6 +32,13 @@ struct Holdings {
     uint64_t extents = 0, pages = 0, free_pages = 0;
 };
 
+struct AddressRange {
+    uint64_t start, bytes;
+    bool touches(uint64_t address, uint64_t nbytes) const {
+        return start < address + nbytes && address < start + bytes;
+    }
+};
+
 class Steward {
 public:
     explicit Steward(Table table) : table_(table), pool_(table, kMmuId) {}
@@ -48,24 +56,53 @@ public:
     uint64_t free_away(uint64_t address, uint64_t pages);
 
     // --- deaths ----------------------------------------------------------------------------------
+    uint32_t recover();  // its own predecessor's: a Rack MMU that was killed
     uint32_t settle(uint32_t dead);
     uint64_t release(uint32_t dead);
     Holdings holdings(uint32_t id) const;
 
+    // --- thefts (theft.cpp) ------------------------------------------------------------------------
+    // What may be stolen of a process, sorted by address; all of it, or the extents that touch these ranges.
+    // Extents are taken whole: they are what was allocated, or split off, as one.
+    std::vector<PlacedExtent> stealable(uint32_t victim, const std::vector<AddressRange>* only = nullptr);
+    // Takes exactly these, as far as their words still stand; returns what was taken, with the thief's words.
+    // A victim that lives must be kept from the pages before, or nothing is gained, and again after: it may
+    // have been opening some of them, and looks at its words once it has (Attachment). The thief is told
+    // after that.
+    std::vector<PlacedExtent> steal(const std::vector<Extent>& wanted, uint32_t victim, uint32_t thief);
+    // Who may empty a dead process's inbox (Attachment::inherit). False if a living process is that already.
+    bool name_heir(uint32_t victim, uint32_t thief);
+
     // Every slab's extents, sorted by address; changes under way are shown as if settled.
     std::vector<Extent> extents_of(uint32_t slab) const;
+    // In which extent an address lies; `hint` is looked at first.
+    std::optional<Extent> extent_at(uint64_t address, uint32_t hint) const;
     std::vector<std::string> audit() const;
     Table table() const { return table_; }
 
 private:
+    struct Change {
+        IntentKind kind;
+        uint32_t left, right;
+        State state;
+        OwnerWord before, after, left_now, right_now;
+    };
     bool write_record(const SlabSpec& spec);
+    bool free_own(Extent& extent);
     bool settle_intent(uint32_t dead);
+    std::optional<Change> change_of(uint32_t id) const;
+    void finish(const Change& change, uint32_t id, bool dead);
+    void finish_for(uint32_t victim);
+    std::vector<PlacedExtent> owned_by(uint32_t victim) const;
+    std::vector<AddressRange> reach_of(const std::vector<AddressRange>& only, uint32_t victim) const;
+    void help_along(uint32_t victim);
     bool deliver(Extent from, uint64_t nbytes, const Addressee& to);
     std::optional<Extent> carve_away(uint64_t address, uint64_t pages);
     OwnerWord as_settled(uint32_t descriptor) const;
 
     Table table_;
     DescriptorPool pool_;
+    std::array<uint64_t, kIdCount> settled_{};  // the lives that were settled
 };
 
 }  // namespace bequest

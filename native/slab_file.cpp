@@ -1,10 +1,10 @@
 #include "slab_file.hpp"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <system_error>
 
 #include "layout.hpp"
@@ -72,9 +72,16 @@ uint64_t warm_slab(int fd, uint64_t offset, uint64_t nbytes, bool huge) {
 
 void copy_pages(int source, uint64_t source_offset, int destination, uint64_t destination_offset,
                 uint64_t nbytes) {
-    const Mapping from(source, source_offset, nbytes, PROT_READ);
     const Mapping to(destination, destination_offset, nbytes, PROT_READ | PROT_WRITE);
-    std::memcpy(to.base(), from.base(), nbytes);
+    // Either file may be cut while it is copied: that fails the call, where touching its pages would kill us.
+    for (uint64_t done = 0; done < nbytes;) {
+        const ssize_t got =
+            pread(source, to.base() + done, nbytes - done, static_cast<off_t>(source_offset + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got == 0) errno = EIO;
+        if (got <= 0) Mapping::fail("copying pages of a slab that has lost its memory");
+        done += static_cast<uint64_t>(got);
+    }
 }
 
 }  // namespace bequest

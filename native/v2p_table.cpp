@@ -38,11 +38,13 @@ void arm(Intent& intent, IntentKind kind, uint32_t left, uint32_t right, OwnerWo
     intent.settled_state = static_cast<uint32_t>(before.state());
     intent.before = before.bits;
     intent.after = after.bits;
-    intent.armed.store(static_cast<uint32_t>(kind));
+    const uint32_t serial = (intent.armed.load() >> 2) + 1;
+    intent.armed.store(serial << 2 | static_cast<uint32_t>(kind));
     BEQUEST_STEP("intent armed");
 }
 
-void disarm(Intent& intent) { intent.armed.store(static_cast<uint32_t>(IntentKind::kNone)); }
+// By an exchange, which nothing passes: the next arming's fields are not written before it.
+void disarm(Intent& intent) { intent.armed.exchange(intent.armed.load() & ~3u); }
 
 }  // namespace
 
@@ -78,6 +80,11 @@ void Table::admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char
     s.sleepers.store(0);
     s.space_waiters.store(0);
     s.rescan.store(0);
+    s.revocations.store(0);
+    s.heir.store(kNobody);
+    for (Lifeline& line : s.lifelines) line.word.store(0);
+    s.watched.store(0);
+    s.beats.store(0);
     s.grants = s.granted_pages = s.accepts = s.allocs = s.frees = 0;
     s.life.store(life_word(Life::kLive, incarnation));
 }
@@ -107,6 +114,29 @@ bool Table::change(Extent& e, State state, uint32_t id) const {
     return true;
 }
 
+bool Table::define(const Extent& e, uint64_t nbytes, uint32_t flags) const {
+    Shared<uint64_t>& details = extent(e.descriptor).details;
+    uint64_t seen = details.load();
+    do {
+        if (!(owner(e.descriptor) == e.word)) return false;
+    } while (!details.compare_exchange_weak(seen, Details::make(nbytes, flags, e.word.epoch()).bits));
+    BEQUEST_STEP("details defined");
+    return true;
+}
+
+void Table::mark_stolen(uint32_t descriptor, OwnerWord stolen, uint32_t victim) const {
+    Descriptor& d = extent(descriptor);
+    d.stolen_from = victim;
+    d.stolen_incarnation = incarnation(victim);
+    d.stolen_epoch = static_cast<uint32_t>(stolen.epoch());
+}
+
+bool Table::bears_mark(const Extent& e, uint32_t victim, uint32_t victim_incarnation) const {
+    const Descriptor& d = extent(e.descriptor);
+    return d.stolen_epoch == e.word.epoch() && d.stolen_from == victim &&
+           d.stolen_incarnation == victim_incarnation;
+}
+
 std::optional<Extent> Table::split(uint32_t self, Extent& left, uint64_t pages, uint32_t empty) const {
     const State state = left.word.state();
     const uint64_t total = left.word.pages();
@@ -119,8 +149,13 @@ std::optional<Extent> Table::split(uint32_t self, Extent& left, uint64_t pages, 
     const OwnerWord after = left.word.next(state, left.word.id(), pages);
     const uint64_t left_bytes = pages * kPageBytes;
     r.address = l.address + left_bytes;
-    r.nbytes = l.nbytes > left_bytes ? l.nbytes - left_bytes : 0;
+    const uint64_t bytes = nbytes(left);
+    // The left side's own need no change: it has no more than its pages hold.
+    r.details.store(
+        Details::make(bytes > left_bytes ? bytes - left_bytes : 0, flags(left.descriptor), unused.epoch())
+            .bits);
     r.slab = l.slab;
+    r.birth = l.birth;
     Intent& intent = slot(self).intent;
     const OwnerWord embryo = unused.next(State::kEmbryo, left.word.id(), total - pages);
     // Armed before the embryo exists: whoever settles us may then find either.
@@ -135,9 +170,8 @@ std::optional<Extent> Table::split(uint32_t self, Extent& left, uint64_t pages, 
         return std::nullopt;
     }
     left.word = after;
-    if (l.nbytes > left_bytes) l.nbytes = left_bytes;
     Extent right{empty, embryo.next(state, left.word.id())};
-    change(empty, embryo, right.word);
+    change(empty, embryo, right.word);  // unless the Rack MMU has done it for us, see theft.cpp
     disarm(intent);
     BEQUEST_STEP("intent disarmed");
     return right;
@@ -148,11 +182,19 @@ bool Table::adjacent(const Extent& left, const Extent& right) const {
     return l.slab == r.slab && l.address + left.word.pages() * kPageBytes == r.address;
 }
 
+// The left side is full if the right one has any bytes, and has all of them if not.
+uint64_t Table::merged_bytes(const Extent& left, const Extent& right) const {
+    const uint64_t bytes = nbytes(right);
+    return bytes == 0 ? nbytes(left) : left.word.pages() * kPageBytes + bytes;
+}
+
 bool Table::merge(uint32_t self, Extent& left, Extent& right) const {
     const State state = left.word.state();
     const uint32_t id = left.word.id();
     assert(right.word.is(state, id));
-    if (!adjacent(left, right)) return false;  // they were, when the caller looked: one has gone since
+    if (!adjacent(left, right)) return false;   // they were, when the caller looked: one has gone since
+    const bool owned = state == State::kOwned;  // else the next alloc says what they are
+    if (owned && flags(left.descriptor) != flags(right.descriptor)) return false;
     const OwnerWord after = left.word.next(state, id, left.word.pages() + right.word.pages());
     const OwnerWord embryo = right.word.next(State::kEmbryo, id);
     Intent& intent = slot(self).intent;
@@ -162,13 +204,13 @@ bool Table::merge(uint32_t self, Extent& left, Extent& right) const {
         disarm(intent);
         return false;
     }
-    if (!change(left.descriptor, left.word, after)) {  // the commit point
-        const OwnerWord undone = embryo.next(state, id);
-        if (change(right.descriptor, embryo, undone)) right.word = undone;
+    const bool defined = !owned || define(left, merged_bytes(left, right), flags(left.descriptor));
+    if (!defined || !change(left.descriptor, left.word, after)) {  // the commit point
+        right.word = embryo.next(state, id);
+        change(right.descriptor, embryo, right.word);  // or the Rack MMU has done it, to the same word
         disarm(intent);
         return false;
     }
-    extent(left.descriptor).nbytes = left.word.pages() * kPageBytes + extent(right.descriptor).nbytes;
     left.word = after;
     change(right.descriptor, embryo, embryo.next(State::kEmpty, kNobody));
     disarm(intent);

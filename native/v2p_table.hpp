@@ -64,6 +64,8 @@ public:
         return slot(id).life.load() == (uint64_t{incarnation} << 2 | static_cast<uint64_t>(Life::kLive));
     }
 
+    uint32_t heir_word(uint32_t id) const { return incarnation(id) << 10 | id; }
+
     // --- ownership ---------------------------------------------------------------------------
     // The one way in which an owner word changes. Asserts that the transition is a legal one.
     bool change(uint32_t descriptor, OwnerWord from, OwnerWord to) const;
@@ -73,9 +75,26 @@ public:
     // descriptor of the caller's. Nothing if the extent is no longer the caller's.
     std::optional<Extent> split(uint32_t self, Extent& left, uint64_t pages, uint32_t empty) const;
     // `right` must begin where `left` ends, in the same slab, with the same state and owner. If `left` is no
-    // longer the caller's, `right` still is, with a new word.
+    // longer the caller's, `right` has a new word: the caller's, unless that was stolen too.
     bool merge(uint32_t self, Extent& left, Extent& right) const;
     bool adjacent(const Extent& left, const Extent& right) const;
+
+    // --- details -----------------------------------------------------------------------------
+    uint64_t nbytes(const Extent& e) const {
+        const uint64_t bytes = Details{extent(e.descriptor).details.load()}.nbytes();
+        return bytes < e.word.pages() * kPageBytes ? bytes : e.word.pages() * kPageBytes;
+    }
+    uint32_t flags(uint32_t descriptor) const { return Details{extent(descriptor).details.load()}.flags(); }
+    bool is_stealable(uint32_t descriptor) const { return (flags(descriptor) & kNotStealable) == 0; }
+    // For who has the extent in hand. False, and nothing changed, if its word has moved on.
+    bool define(const Extent& e, uint64_t nbytes, uint32_t flags) const;
+    // For who has free or arriving memory in hand, before it becomes a region.
+    void bear(const Extent& e) const {
+        extent(e.descriptor).birth = uint64_t{e.descriptor} << 32 | e.word.epoch();
+    }
+    // Whether it was stolen from that life of `victim` and nobody has laid a hand on it since.
+    bool bears_mark(const Extent& e, uint32_t victim, uint32_t incarnation) const;
+    void mark_stolen(uint32_t descriptor, OwnerWord stolen, uint32_t victim) const;
     PlacedExtent placed(const Extent& e) const { return {extent(e.descriptor).address, e}; }
 
     // --- coming home -------------------------------------------------------------------------
@@ -85,6 +104,7 @@ public:
     bool free(uint32_t self, Extent& extent) const;
 
 private:
+    uint64_t merged_bytes(const Extent& left, const Extent& right) const;
     bool link(uint32_t pusher, uint32_t descriptor) const;
     void push(uint32_t home, uint32_t descriptor) const;
     template <class T>

@@ -2,98 +2,43 @@
 //
 // Calls that may wait release the GIL while they do; every other call holds it, and that is the lock
 // of everything below.
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "../doorbell.hpp"
-#include "python.hpp"
+#include "seats.hpp"
 
 namespace bequest {
 
 namespace {
 
-// One window per operating-system process, and one rack in it. Handles that outlive their attachment keep
-// the window, but not the rack from changing.
-class Seats {
-public:
-    std::shared_ptr<AddressSpace> space(const std::string& rack) {
-        auto space = owner_ == getpid() ? space_.lock() : nullptr;
-        if (space && rack_ != rack) {
-            if (is_anyone_attached())
-                raise_error(
-                    "NotAttached",
-                    "this process is attached to the rack %s already; detach from it first (one rack at "
-                    "a time: both would use the same addresses)",
-                    rack_.c_str());
-            space->forget_everything();
-            space = nullptr;
-        }
-        if (!space) {
-            space = std::make_shared<AddressSpace>();
-            space_ = space;
-            rack_ = rack;
-            owner_ = getpid();
-            members_.clear();
-        }
-        return space;
-    }
-    void add(const std::shared_ptr<Member>& member) {
-        std::erase_if(members_, [](const std::weak_ptr<Member>& gone) { return gone.expired(); });
-        members_.push_back(member);
-    }
-
-    // The last to leave drops the window whole; before that, what was its own is closed.
-    void leave(Member& member) {
-        if (!is_anyone_attached()) {
-            member.attachment.space().forget_everything();
-            space_.reset();
-            return;
-        }
-        std::vector<Extent> extents = member.attachment.arena().runs();
-        for (const Holding* holding : member.holdings)
-            extents.insert(extents.end(), holding->pieces().begin(), holding->pieces().end());
-        member.attachment.close_pages(extents);
-    }
-
-private:
-    bool is_anyone_attached() const {
-        for (const auto& reference : members_) {
-            const auto member = reference.lock();
-            if (member && member->usable) return true;
-        }
-        return false;
-    }
-
-    std::weak_ptr<AddressSpace> space_;
-    std::string rack_;
-    pid_t owner_ = 0;
-    std::vector<std::weak_ptr<Member>> members_;
-};
-
-Seats& seats() {
-    static Seats seats;
-    return seats;
-}
-
 void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::string& rack,
           const nb::object& open_slab, const nb::object& region_type, double spin) {
     if (id == 0 || id > kMaxProcessId) raise_error("ValueError", "%u is no process id", id);
     auto* file = nb::cast<TableFile*>(table);
-    auto open = [open_slab](uint32_t slab) { return nb::cast<int>(open_slab(slab)); };
+    auto open = [open_slab](uint32_t slab) {
+        auto [fd, failed] =
+            nb::cast<std::pair<int, std::vector<std::pair<uint64_t, uint64_t>>>>(open_slab(slab));
+        return OpenedSlab{fd, std::move(failed)};
+    };
     auto member = std::make_shared<Member>(file->table(), id, seats().space(rack), std::move(open));
     seats().add(member);
+    catch_faults();
     new (self) ProcessBase{table, region_type, std::move(member), static_cast<int64_t>(spin * 1e9)};
 }
 
-nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element) {
+nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element,
+                 bool stealable) {
     ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
     Member& member = process.usable();
     const uint64_t unit = huge ? kHugePageBytes : kPageBytes;
     const uint64_t pages = (nbytes + unit - 1) / unit * (unit / kPageBytes);
-    const auto extent = member.attachment.alloc({pages, huge, element}, nbytes);
+    const auto extent =
+        member.attachment.alloc({pages, huge, element}, nbytes, stealable ? 0 : kNotStealable);
     if (!extent) return nb::none();
     nb::object owner = nb::borrow(self);
     return wrap_region(owner, process.region_type,
@@ -108,15 +53,59 @@ std::string name_of(const Table& table, const Peer& peer) {
     return {slot.name, strnlen(slot.name, kNameBytesMax)};
 }
 
-nb::list take_waiting(const nb::object& owner, ProcessBase& process, uint32_t inbox, size_t limit) {
+nb::list as_regions(const nb::object& owner, ProcessBase& process, std::vector<Accepted> accepted) {
     nb::list regions;
     const Table table = process.member->attachment.table();
-    for (Accepted& a : process.usable().attachment.accept(inbox, limit)) {
-        auto holding = hold(process.member, a.extent);
+    // All are held before a first Python object is made: that may run other code of the program, which may
+    // find that memory was stolen and forget all mappings but those of what is held.
+    std::vector<std::shared_ptr<Holding>> holdings;
+    holdings.reserve(accepted.size());
+    for (const Accepted& a : accepted) holdings.push_back(hold(process.member, a.extent));
+    for (size_t i = 0; i < accepted.size(); i++) {
+        Accepted& a = accepted[i];
+        const uint64_t bytes = holdings[i]->nbytes();
+        regions.append(wrap_region(
+            owner, process.region_type,
+            {owner, std::move(holdings[i]), {0, bytes}, std::move(a.tag), name_of(table, a.sender)}));
+    }
+    return regions;
+}
+
+nb::list take_waiting(const nb::object& owner, ProcessBase& process, uint32_t inbox, size_t limit) {
+    return as_regions(owner, process, process.usable().attachment.accept(inbox, limit));
+}
+
+// What waits for a dead process whose heir this one is.
+nb::list inherit(nb::handle_t<ProcessBase> self, uint32_t dead, uint32_t incarnation, size_t limit) {
+    ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
+    if (dead == 0 || dead > kMaxProcessId) raise_error("ValueError", "%u is no process id", dead);
+    return as_regions(nb::borrow(self), process,
+                      process.usable().attachment.inherit({dead, incarnation}, limit));
+}
+
+bool holds(const Member& member, const Extent& extent) {
+    for (const Holding* holding : member.holdings)
+        for (const PlacedExtent& piece : holding->pieces())
+            if (piece.extent.descriptor == extent.descriptor && piece.extent.word == extent.word) return true;
+    return false;
+}
+
+// What the Rack MMU has stolen for this process from that life of a process, as regions sorted by address.
+nb::list adopt(nb::handle_t<ProcessBase> self, uint32_t victim, uint32_t incarnation) {
+    ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
+    nb::object owner = nb::borrow(self);
+    Member& member = process.usable();
+    take_stock();  // it may be stolen from another attachment of this program, whose loss comes first
+    const std::string from = name_of(member.attachment.table(), {victim % kIdCount, incarnation});
+    std::vector<std::shared_ptr<Holding>> holdings;  // all of them before a Python object is made, as above
+    for (const Extent& e : member.attachment.adopt({victim, incarnation},
+                                                   [&](const Extent& held) { return holds(member, held); }))
+        holdings.push_back(hold(process.member, e));
+    nb::list regions;
+    for (std::shared_ptr<Holding>& holding : holdings) {
         const uint64_t bytes = holding->nbytes();
         regions.append(
-            wrap_region(owner, process.region_type,
-                        {owner, std::move(holding), {0, bytes}, std::move(a.tag), name_of(table, a.sender)}));
+            wrap_region(owner, process.region_type, {owner, std::move(holding), {0, bytes}, {}, from}));
     }
     return regions;
 }
@@ -209,7 +198,8 @@ GrantResult grant_regions(Member& member, const std::vector<RegionBase*>& region
         extents.push_back(*extent);
     }
     const auto put_back = [&](size_t from) {
-        for (size_t i = from; i < extents.size(); i++) regions[i]->holding->put_in(extents[i]);
+        for (size_t i = from; i < extents.size(); i++)
+            regions[i]->holding->put_in(extents[i], regions[i]->span.start);
     };
     if (extents.size() < regions.size()) {
         put_back(0);
@@ -264,7 +254,7 @@ nb::object surrender(ProcessBase& process, RegionBase& region) {
     try {
         attachment.close_pages(*extent);
     } catch (...) {
-        region.holding->put_in(*extent);
+        region.holding->put_in(*extent, region.span.start);
         throw;
     }
     return nb::make_tuple(extent->descriptor, extent->word.bits);
@@ -276,7 +266,24 @@ void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor) {
     const Extent extent{descriptor, attachment.table().owner(descriptor)};
     if (!extent.word.is(State::kOwned, attachment.id())) return;
     attachment.open_pages(extent);
-    region.holding->put_in(extent);
+    region.holding->put_in(extent, region.span.start);
+}
+
+// A handle on what is already held at `place`: of the bytes from `address` on as many as are held with it.
+nb::object region_at(nb::handle_t<ProcessBase> self, uint64_t place, uint64_t address, uint64_t nbytes) {
+    ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
+    for (Holding* holding : process.usable().holdings) {
+        const uint64_t start = holding->address(), end = start + holding->nbytes();
+        if (place < start || place >= end) continue;
+        const Span wanted{std::max(address, start) - start, std::min(address + nbytes, end) - start};
+        for (const Span& owned : holding->remaining(wanted)) {
+            if (place - start < owned.start || place - start >= owned.end) continue;
+            nb::object owner = nb::borrow(self);
+            return wrap_region(owner, process.region_type,
+                               {owner, holding->shared_from_this(), owned, {}, {}});
+        }
+    }
+    return nb::none();
 }
 
 nb::object find(ProcessBase& process, const std::string& name) {
@@ -299,6 +306,7 @@ size_t live_views(ProcessBase& process) {
 void leave(ProcessBase& process, bool forked) {
     Member& member = *process.member;
     if (!member.usable) return;
+    if (!forked) look_around(member);
     member.usable = false;
     if (!forked) seats().leave(member);
     for (Holding* holding : member.holdings) holding->forget();
@@ -306,11 +314,17 @@ void leave(ProcessBase& process, bool forked) {
 
 }  // namespace
 
+Seats& seats() {
+    static Seats seats;
+    return seats;
+}
+
 Member& ProcessBase::usable() const {
     if (!member->usable)
         raise_error("NotAttached",
                     "this process is not attached to the rack: it has detached, or is the "
                     "child of a fork; attach it under a name of its own");
+    look_around(*member);
     return *member;
 }
 
@@ -327,7 +341,9 @@ void bind_process(nb::module_& m) {
                          AddressSpace& space = p.usable().attachment.space();
                          return nb::make_tuple(space.mappings_bound(), space.mappings_limit());
                      })
-        .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a)
+        .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a, "stealable"_a = true)
+        .def("_adopt", &adopt, "victim"_a, "incarnation"_a)
+        .def("_inherit", &inherit, "dead"_a, "incarnation"_a, "limit"_a)
         .def("_accept", &accept, "inbox"_a, "limit"_a, "timeout_ns"_a)
         .def("_grant", &grant, "regions"_a, "first"_a, "to"_a, "incarnation"_a, "tag"_a, "name"_a,
              "capacity"_a)
@@ -358,6 +374,7 @@ void bind_process(nb::module_& m) {
         .def("_surrender", &surrender, "region"_a)
         .def("_take_back", &take_back, "region"_a, "descriptor"_a)
         .def("_find", &find, "name"_a)
+        .def("_region_at", &region_at, "place"_a, "address"_a, "nbytes"_a)
         .def(
             "_is_live",
             [](ProcessBase& p, uint32_t id, uint32_t incarnation) {

@@ -43,13 +43,14 @@ PyType_Slot region_slots[] = {
 // The last handle is gone. Memory that nobody can name any more is freed, and that is worth a warning.
 void drop(Holding* holding) {
     Member& member = *holding->member();
-    if (member.usable && !holding->is_empty()) {
+    if (member.usable && !(holding->is_empty() && !holding->has_bad({0, UINT64_MAX}))) {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
-        if (!holding->quiet && PyErr_ResourceWarning(nullptr, 1,
-                                                     "a region of %zu bytes was dropped and is freed; "
-                                                     "grant it, free it, or use it in a with statement",
-                                                     static_cast<size_t>(holding->nbytes())) != 0)
+        if (!holding->quiet && holding->stands({0, UINT64_MAX}) && !holding->is_empty() &&
+            PyErr_ResourceWarning(nullptr, 1,
+                                  "a region of %zu bytes was dropped and is freed; "
+                                  "grant it, free it, or use it in a with statement",
+                                  static_cast<size_t>(holding->nbytes())) != 0)
             PyErr_WriteUnraisable(nullptr);
         PyErr_Restore(type, value, trace);
         try {
@@ -73,7 +74,10 @@ nb::object part(nb::handle_t<RegionBase> self, uint64_t start, uint64_t end) {
     return wrap_region(whole.process, self.type(), std::move(slice));
 }
 
+uint64_t free_remaining(RegionBase& region);
+
 uint64_t free_region(RegionBase& region) {
+    if (region.usable().has_bad(region.span)) return free_remaining(region);
     region.require_owned();
     region.require_unborrowed("freed");
     if (region.span.start == region.span.end) return 0;
@@ -86,7 +90,7 @@ uint64_t free_region(RegionBase& region) {
 uint64_t free_remaining(RegionBase& region) {
     Holding& holding = region.usable();
     region.require_unborrowed("freed");
-    uint64_t freed = 0;
+    uint64_t freed = holding.free_bad(region.span);
     for (const Span& owned : holding.remaining(region.span))
         freed += holding.free_span(holding.pages_of(owned));
     if (freed > 0) holding.fate = "was freed";
@@ -135,11 +139,14 @@ nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
     auto a = region.holding->take_out(left);
     auto b = a ? other.holding->take_out(right) : std::nullopt;
     Attachment& attachment = region.holding->member()->attachment;
-    const bool merged = a && b && attachment.table().adjacent(*a, *b) && attachment.merge(*a, *b);
+    const Table table = attachment.table();
+    const bool alike = !a || !b || table.flags(a->descriptor) == table.flags(b->descriptor);
+    const bool merged = a && b && table.adjacent(*a, *b) && attachment.merge(*a, *b);
     if (!merged) {
-        if (a) region.holding->put_in(*a);
-        if (b) other.holding->put_in(*b);
-        raise_error("ValueError", "these two regions lie in different slabs and cannot be one");
+        if (a) region.holding->put_in(*a, left.start);
+        if (b) other.holding->put_in(*b, right.start);
+        raise_error("ValueError", alike ? "these two regions lie in different slabs and cannot be one"
+                                        : "one of these two regions is stealable and the other is not");
     }
     region.holding->fate = other.holding->fate = "was merged";
     auto holding = hold(region.holding->member(), *a);
@@ -155,12 +162,15 @@ Holding& RegionBase::usable() const {
         raise_error("NotAttached",
                     "the process that owned this region has detached, or was forked: its "
                     "memory is not here; attach to the rack in this process");
+    look_around(*holding->member());
     return *holding;
 }
 
 void RegionBase::require_owned() const {
     const Holding& h = usable();
+    if (!h.stands(span)) take_stock();
     if (!h.owns(span)) {
+        if (const Loss* loss = h.loss_of(span)) raise_lost(h, *loss);
         const bool all = h.is_spent();
         raise_error("RegionMoved", "%s this region (%zu bytes at %#zx) %s; it is no longer yours",
                     all ? "the memory of" : "a part of", static_cast<size_t>(h.nbytes()),
@@ -179,6 +189,12 @@ void RegionBase::require_unborrowed(const char* verb) const {
                     views == 1 ? "" : "s", views == 1 ? "is" : "are", views == 1 ? "it" : "them", verb);
 }
 
+nb::object region_of(const Holding& holding) {
+    auto* handle = static_cast<PyObject*>(holding.handle);
+    if (!handle || Py_REFCNT(handle) == 0) return nb::none();
+    return nb::borrow(handle);
+}
+
 std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Extent& extent) {
     return {extent.descriptor == kNoDescriptor ? new Holding(member) : new Holding(member, extent), drop};
 }
@@ -186,8 +202,10 @@ std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Exten
 nb::object wrap_region(const nb::object& process, nb::handle region_type, RegionBase&& region) {
     (void)process;
     nb::object object = nb::inst_alloc(region_type);
-    new (nb::inst_ptr<RegionBase>(object)) RegionBase(std::move(region));
+    auto* made = new (nb::inst_ptr<RegionBase>(object)) RegionBase(std::move(region));
     nb::inst_mark_ready(object);
+    if (made->span.start == 0 && made->span.end == made->holding->nbytes())
+        made->registration.enter(*made->holding, object.ptr());
     return object;
 }
 
@@ -203,7 +221,11 @@ void bind_region(nb::module_& m) {
         .def_prop_ro("sender", [](RegionBase& r) { return r.sender; })
         .def_prop_ro("views", [](RegionBase& r) { return r.holding->borrows_of(r.span); })
         .def_prop_ro("owned",
-                     [](RegionBase& r) { return r.holding->member()->usable && r.holding->owns(r.span); })
+                     [](RegionBase& r) {
+                         if (!r.holding->member()->usable) return false;
+                         look_around(*r.holding->member());
+                         return r.holding->owns(r.span) && r.holding->stands(r.span);
+                     })
         .def_prop_ro("remaining",
                      [](RegionBase& r) {
                          nb::list spans;

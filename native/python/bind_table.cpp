@@ -1,5 +1,7 @@
 // bequest._core.Table: the V2P table as the Rack MMU's daemon and the command line see it.
 #include <fcntl.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <sys/mman.h>
@@ -9,6 +11,7 @@
 #include <map>
 #include <system_error>
 
+#include "../liveness.hpp"
 #include "python.hpp"
 
 namespace bequest {
@@ -46,6 +49,7 @@ void bind_lives(TableClass& table) {
                 t.table().admit(id, incarnation, os_pid, name.c_str());
             },
             "id"_a, "incarnation"_a, "os_pid"_a, "name"_a)
+        .def("recover", [](TableFile& t) { return t.steward().recover(); })
         .def(
             "mark_dead", [](TableFile& t, uint32_t id) { t.table().mark_dead(id); }, "id"_a)
         .def(
@@ -98,6 +102,13 @@ void bind_slabs(TableClass& table) {
             },
             "descriptor"_a, "word"_a)
         .def(
+            "fail_slab",
+            [](TableFile& t, uint32_t slab) {
+                if (!t.table().has_slab(slab)) raise_error("ValueError", "there is no slab %u", slab);
+                t.table().slab_record(slab).has_failed.store(1);
+            },
+            "slab"_a)
+        .def(
             "restore",
             [](TableFile& t, uint32_t descriptor, uint64_t word) {
                 const auto restored = t.steward().restore({descriptor, {word}});
@@ -121,6 +132,19 @@ void bind_slabs(TableClass& table) {
             "address"_a, "pages"_a);
 }
 
+// Signs of life: who wants them, and how many there were.
+void bind_signs(TableClass& table) {
+    using namespace nb::literals;
+    table
+        .def(
+            "watch",
+            [](TableFile& t, uint32_t id, uint32_t watchers) { set_watchers(t.table().slot(id), watchers); },
+            "id"_a, "watchers"_a)
+        .def(
+            "watchers", [](TableFile& t, uint32_t id) { return t.table().slot(id).watched.load(); }, "id"_a)
+        .def("beats", [](TableFile& t, uint32_t id) { return t.table().slot(id).beats.load(); }, "id"_a);
+}
+
 // What becomes of the dead's steps and memory.
 void bind_deaths(TableClass& table) {
     using namespace nb::literals;
@@ -137,6 +161,47 @@ void bind_deaths(TableClass& table) {
             "id"_a);
 }
 
+nb::list as_tuples(const std::vector<PlacedExtent>& extents) {
+    nb::list tuples;
+    for (const auto& [address, extent] : extents)
+        tuples.append(nb::make_tuple(extent.descriptor, extent.word.bits, address, extent.word.pages()));
+    return tuples;
+}
+
+// Memory that is taken from one process for another.
+void bind_thefts(TableClass& table) {
+    using namespace nb::literals;
+    using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
+    table
+        .def(
+            "stealable",
+            [](TableFile& t, uint32_t victim, const std::optional<Ranges>& only) {
+                std::vector<AddressRange> ranges;
+                if (only)
+                    for (const auto& [address, nbytes] : *only) ranges.push_back({address, nbytes});
+                return as_tuples(t.steward().stealable(victim, only ? &ranges : nullptr));
+            },
+            "victim"_a, "only"_a = nb::none())
+        .def(
+            "steal",
+            [](TableFile& t, const std::vector<std::pair<uint32_t, uint64_t>>& extents, uint32_t victim,
+               uint32_t thief) {
+                std::vector<Extent> wanted;
+                for (const auto& [descriptor, word] : extents) wanted.push_back({descriptor, {word}});
+                return as_tuples(t.steward().steal(wanted, victim, thief));
+            },
+            "extents"_a, "victim"_a, "thief"_a)
+        .def(
+            "name_heir",
+            [](TableFile& t, uint32_t victim, uint32_t thief) {
+                return t.steward().name_heir(victim, thief);
+            },
+            "victim"_a, "thief"_a)
+        .def(
+            "revocations", [](TableFile& t, uint32_t id) { return t.table().slot(id).revocations.load(); },
+            "id"_a);
+}
+
 nb::list usage(TableFile& t) {
     std::map<uint32_t, Holdings> by_id;
     for (uint32_t i = 0; i < t.table().extent_limit(); i++) {
@@ -149,6 +214,14 @@ nb::list usage(TableFile& t) {
     nb::list usage;
     for (const auto& [id, h] : by_id) usage.append(nb::make_tuple(id, h.extents, h.pages, h.free_pages));
     return usage;
+}
+
+nb::object find_extent(TableFile& t, uint64_t address, uint32_t hint) {
+    const auto e = t.steward().extent_at(address, hint);
+    if (!e) return nb::none();
+    const Descriptor& d = t.table().extent(e->descriptor);
+    return nb::make_tuple(e->descriptor, uint64_t{d.address}, e->word.pages(),
+                          static_cast<uint32_t>(e->word.state()), e->word.id(), uint64_t{d.birth});
 }
 
 // What the table says, for reports and audits.
@@ -185,14 +258,16 @@ void bind_reports(TableClass& table) {
                 return extents;
             },
             "slab"_a)
+        .def("find_extent", &find_extent, "address"_a, "hint"_a)
         .def(
             "descriptor",
             [](TableFile& t, uint32_t index) {
                 if (index >= kMaxExtents) raise_error("ValueError", "there is no descriptor %u", index);
                 const Descriptor& d = t.table().extent(index);
                 const OwnerWord word = t.table().owner(index);
-                return nb::make_tuple(uint64_t{d.address}, word.pages(), uint64_t{d.nbytes}, uint32_t{d.slab},
-                                      static_cast<uint32_t>(word.state()), word.id(), word.epoch());
+                return nb::make_tuple(uint64_t{d.address}, word.pages(), t.table().nbytes({index, word}),
+                                      uint32_t{d.slab}, static_cast<uint32_t>(word.state()), word.id(),
+                                      word.epoch());
             },
             "index"_a)
         .def(
@@ -250,7 +325,9 @@ void bind_table(nb::module_& m) {
     TableClass table(m, "Table", "One group's V2P table, in shared memory.");
     bind_lives(table);
     bind_slabs(table);
+    bind_signs(table);
     bind_deaths(table);
+    bind_thefts(table);
     bind_reports(table);
 }
 

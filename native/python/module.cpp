@@ -81,6 +81,8 @@ NB_MODULE(_core, m) {
     bind_table(m);
     bind_region(m);
     bind_process(m);
+    bind_liveness(m);
+    bind_faults(m);
 
     m.def("warm", &warm_slab, nb::arg("fd"), nb::arg("offset"), nb::arg("nbytes"), nb::arg("huge"),
           nb::call_guard<nb::gil_scoped_release>(),

@@ -3,6 +3,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <utility>
+
 #include "../holding.hpp"
 #include "../recovery.hpp"
 
@@ -42,15 +44,40 @@ struct ProcessBase {
     Member& usable() const;  // raises NotAttached
 };
 
+// Memory may have been stolen from us, or have failed: finds out, if there is a sign of it.
+void take_stock();
+inline void look_around(const Member& member) {
+    if (has_scratch() || member.was_robbed()) take_stock();
+}
+
+// That a Python object is the handle of a holding as a whole.
+class Registration {
+public:
+    Registration() = default;
+    Registration(Registration&& other) noexcept : holding_(std::exchange(other.holding_, nullptr)) {}
+    ~Registration() {
+        if (holding_) holding_->handle = nullptr;
+    }
+    void enter(Holding& holding, PyObject* handle) {
+        if (holding.handle) return;
+        holding_ = &holding;
+        holding_->handle = handle;
+    }
+
+private:
+    Holding* holding_ = nullptr;
+};
+
 struct RegionBase {
     nb::object process;
     std::shared_ptr<Holding> holding;
     Span span;
     std::string tag;
     std::string sender;
+    Registration registration = {};
 
     Holding& usable() const;                          // raises NotAttached
-    void require_owned() const;                       // raises RegionMoved
+    void require_owned() const;                       // raises RegionMoved, MemoryRevoked, MemoryFailure
     void require_memory(const char* verb) const;      // raises BadSize
     void require_unborrowed(const char* verb) const;  // raises BufferError
 };
@@ -58,8 +85,14 @@ struct RegionBase {
 nb::object wrap_region(const nb::object& process, nb::handle region_type, RegionBase&& region);
 std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Extent& extent);
 
+nb::object region_of(const Holding& holding);  // its handle, or None
+[[noreturn]] void raise_lost(const Holding& holding, const Loss& loss);
+void catch_faults();
+
+void bind_faults(nb::module_& m);
 void bind_table(nb::module_& m);
 void bind_process(nb::module_& m);
 void bind_region(nb::module_& m);
+void bind_liveness(nb::module_& m);
 
 }  // namespace bequest

@@ -32,10 +32,15 @@ if TYPE_CHECKING:
         BadName,
         BadSize,
         BequestError,
+        FenceFailed,
         InboxFull,
+        MemoryFailure,
+        MemoryLost,
+        MemoryRevoked,
         NameTaken,
         NoRack,
         NotAttached,
+        NotOwner,
         ProcessDead,
         RackFault,
         RackGone,
@@ -43,16 +48,34 @@ if TYPE_CHECKING:
         RegionMoved,
         TagTooLong,
         TooManyMappings,
+        UnknownName,
         UnknownProcess,
         UnsupportedPlatform,
         VersionMismatch,
+        WrongCapability,
         WrongSecret,
     )
+    from bequest.memory.estate import Estate
+    from bequest.memory.events import (
+        ContactCalled,
+        ElementBack,
+        ElementSilent,
+        Event,
+        Events,
+        EventsDropped,
+        MemoryFailed,
+        ProcessCleared,
+        ProcessDied,
+        ProcessSuspected,
+    )
+    from bequest.memory.group import Group, Quorum
     from bequest.memory.inbox import Inbox
+    from bequest.memory.names import Published
     from bequest.memory.pickling import NotPickled, dumps, loads
     from bequest.memory.process import Process, current
-    from bequest.memory.rack import Group, Rack, connect
+    from bequest.memory.rack import Rack, connect
     from bequest.memory.region import Region
+    from bequest.memory.standby import Death, Standby
     from bequest.queue import Queue
 
 __version__ = "0.1.0"
@@ -65,27 +88,49 @@ __all__ = [
     "BadName",
     "BadSize",
     "BequestError",
+    "ContactCalled",
+    "Death",
+    "ElementBack",
+    "ElementSilent",
+    "Estate",
+    "Event",
+    "Events",
+    "EventsDropped",
+    "FenceFailed",
     "Group",
     "Inbox",
     "InboxFull",
+    "MemoryFailed",
+    "MemoryFailure",
+    "MemoryLost",
+    "MemoryRevoked",
     "NameTaken",
     "NoRack",
     "NotAttached",
+    "NotOwner",
     "NotPickled",
     "Process",
+    "ProcessCleared",
     "ProcessDead",
+    "ProcessDied",
+    "ProcessSuspected",
+    "Published",
     "Queue",
+    "Quorum",
     "Rack",
     "RackFault",
     "RackGone",
     "RackMemoryError",
     "Region",
     "RegionMoved",
+    "Standby",
     "TagTooLong",
     "TooManyMappings",
+    "UnknownName",
     "UnknownProcess",
     "UnsupportedPlatform",
     "VersionMismatch",
+    "WrongCapability",
     "WrongSecret",
     "connect",
     "current",
@@ -94,11 +139,27 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bequest.memory.events": (
+        "ContactCalled",
+        "ElementBack",
+        "ElementSilent",
+        "Event",
+        "Events",
+        "EventsDropped",
+        "MemoryFailed",
+        "ProcessCleared",
+        "ProcessDied",
+        "ProcessSuspected",
+    ),
+    "bequest.memory.estate": ("Estate",),
+    "bequest.memory.group": ("Group", "Quorum"),
     "bequest.memory.inbox": ("Inbox",),
+    "bequest.memory.names": ("Published",),
     "bequest.memory.pickling": ("NotPickled", "dumps", "loads"),
     "bequest.memory.process": ("Process", "current"),
-    "bequest.memory.rack": ("Group", "Rack", "connect"),
+    "bequest.memory.rack": ("Rack", "connect"),
     "bequest.memory.region": ("Region",),
+    "bequest.memory.standby": ("Death", "Standby"),
     "bequest.queue": ("Queue",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -11,7 +11,14 @@ turns that into the exception, and `FAILURE_KINDS` is the whole list of kinds.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bequest import _core
+
+if TYPE_CHECKING:
+    from bequest._core import RegionBase
 
 # What is free where: (memory element, free bytes, largest allocation that fits).
 FreeMemory = tuple[str, int, int]
@@ -52,6 +59,18 @@ class WrongSecret(BequestError, PermissionError):
     """The group secret is not that of any group of this rack."""
 
 
+class WrongCapability(BequestError, PermissionError):
+    """The capability does not open the victim's memory, or the group's policy lets nobody (or not you) have it."""
+
+
+class UnknownName(BequestError, KeyError):
+    """Nothing is published under this path. `Process.list` tells what is."""
+
+
+class NotOwner(BequestError, PermissionError):
+    """What is published there belongs to another process, which the message names."""
+
+
 class TagTooLong(BequestError, ValueError):
     """The inline message that travels with a region is too long. Put it into the region."""
 
@@ -90,8 +109,71 @@ class AcceptTimeout(BequestError, TimeoutError):
 # --- faults of components ---------------------------------------------------------------------------------
 
 
+class FenceFailed(BequestError, RuntimeError):
+    """The victim could not be kept from its memory by the means that its group allows. Nothing was stolen."""
+
+
+class MemoryLost(BequestError):
+    """What `MemoryRevoked` and `MemoryFailure` have in common: memory of this process is not there any more.
+
+    ``address`` is what was touched, or where the lost part begins; ``region`` the handle of the memory, or None if
+    there is none (any more); ``nbytes`` its size; ``cause`` what happened, as in "was stolen by 'b'".
+
+    They rise where a program asks for the memory (``memoryview(region)``, ``region.grant``), and where it touches it
+    through a view that it has already, from inside NumPy or another C extension too. Then the native fault handler
+    raises the class without arguments, in the thread that touched it, and it fills in the particulars itself. What
+    was read of the memory in that call means nothing, and what was written to it is gone.
+    """
+
+    address: int | None
+    region: RegionBase | None
+    cause: str
+    nbytes: int
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        address: int | None = None,
+        region: RegionBase | None = None,
+        cause: str = "",
+        nbytes: int = 0,
+    ) -> None:
+        if message is None:
+            fault = _core.take_fault()
+            message = "memory of this process is gone"
+            if fault is not None:
+                message, address, region, cause, nbytes = fault
+        super().__init__(message)
+        self.address, self.region, self.cause, self.nbytes = address, region, cause, nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A region cannot go to another process with it.
+        state = {"address": self.address, "region": None, "cause": self.cause, "nbytes": self.nbytes}
+        return type(self), (str(self),), state
+
+
+class MemoryRevoked(MemoryLost, BufferError):
+    """The memory was stolen from this process: it has another owner, or is about to have. Go on without it.
+
+    A BufferError, for that is what a view is that does not hold: the same call might succeed on other memory.
+    """
+
+
+class MemoryFailure(MemoryLost, OSError):
+    """The memory has failed: its memory element has gone, or the hardware under it. What was in it is lost.
+
+    An OSError with errno EIO, which is what reading from a failed disk is. The region can be freed; everything else
+    that is done with it raises this again.
+    """
+
+    def __init__(self, message: str | None = None, **particulars: Any) -> None:
+        super().__init__(message, **particulars)
+        self.errno = errno.EIO
+
+
 class RackGone(BequestError, ConnectionError):
-    """A daemon of the rack has ended, and with it every region. Connect anew for a fresh rack."""
+    """The rack has ended, and with it every region. Connect anew for a fresh rack."""
 
 
 class NoRack(BequestError, ConnectionError):
@@ -142,6 +224,10 @@ FAILURE_KINDS: dict[str, type[BequestError]] = {
     "address-space": AddressSpaceFull,
     "version": VersionMismatch,
     "protocol": RackFault,
+    "capability": WrongCapability,
+    "no-name": UnknownName,
+    "not-owner": NotOwner,
+    "fence": FenceFailed,
 }
 
 

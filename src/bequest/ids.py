@@ -13,6 +13,8 @@ from bequest.limits import (
     LAST_MAILBOX_ID,
     MAX_PROCESS_ID,
     NAME_BYTES_MAX,
+    PATH_BYTES_MAX,
+    PATH_DEPTH_MAX,
     PROCESS_SPACE_BITS,
     PROCESS_SPACE_BYTES,
     WINDOW_BASE,
@@ -63,3 +65,22 @@ def check_name(name: str, what: str = "name") -> str:
     if "/" in name or not name.isprintable():
         raise BadName(f"the {what} {name!r} contains '/' or a character that cannot be printed")
     return name
+
+
+def check_path(path: str) -> str:
+    """A path of the namespace, in its one spelling ("/a//b/" is "/a/b"); raises `BadName` if it cannot be one."""
+    if not isinstance(path, str):
+        raise TypeError(f"a path is a str, not {type(path).__name__}")
+    if not path.startswith("/"):
+        raise BadName(f"the path {path!r} does not begin with '/'")
+    parts = [part for part in path.split("/") if part]
+    if len(parts) > PATH_DEPTH_MAX:
+        raise BadName(f"the path {path[:99]!r}… has {len(parts)} parts; {PATH_DEPTH_MAX} are allowed")
+    for part in parts:
+        if part in (".", ".."):
+            raise BadName(f"the path {path!r} has a part {part!r}, which means nothing here")
+        check_name(part, f"part of the path {path[:99]!r}")
+    normal = "/" + "/".join(parts)
+    if (length := len(normal.encode())) > PATH_BYTES_MAX:
+        raise BadName(f"the path {path[:99]!r}… has {length} bytes of UTF-8; {PATH_BYTES_MAX} are allowed")
+    return normal

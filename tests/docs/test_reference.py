@@ -60,6 +60,17 @@ def test_every_public_name_has_its_heading(name: str) -> None:
         assert headings[f"bequest.{name}"] == signature_of(found, bound=False)
 
 
+EVENTS = {name for name, found in PLAIN_CLASSES.items() if issubclass(found, bq.Event)}
+
+
+def test_every_event_has_its_row_with_its_fields() -> None:
+    rows = {row[0]: row[1] for row in table_rows(REFERENCE, "`bequest.Event`")}
+    assert set(rows) == EVENTS - {"Event"}
+    for name, written in rows.items():
+        fields = re.findall(r"\w+", written.replace("`", ""))
+        assert fields == list(getattr(bq, name).__dataclass_fields__), name
+
+
 # Public in Python's sense only: for the command line, or for the package itself.
 INTERNAL = {
     "Rack": {"request"},
@@ -68,14 +79,19 @@ INTERNAL = {
     "Inbox": {"close"},
     "Queue": set(),
     "Group": set(),
+    "Events": set(),
+    "Standby": set(),
+    "Death": set(),
 }
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN_CLASSES))
+@pytest.mark.parametrize("name", sorted(set(PLAIN_CLASSES) - EVENTS))
 def test_every_member_has_its_heading(name: str) -> None:
     headings = documented()
     members = {
-        key: value for key, value in members_of(PLAIN_CLASSES[name]).items() if key not in INTERNAL[name]
+        key: value
+        for key, value in members_of(PLAIN_CLASSES[name]).items()
+        if key not in INTERNAL.get(name, set())
     }
     assert members
     missing = [member for member in members if f"{name}.{member}" not in headings]

@@ -184,6 +184,15 @@ def hold_view(seat: Seat, key: str) -> None:
     seat.kept[f"view of {key}"] = memoryview(seat.kept[key])
 
 
+def own_id(seat: Seat) -> int:
+    return seat.me.id
+
+
+def adopt(seat: Seat, key: str, victim: int, incarnation: int) -> None:
+    """Opens the one region that was stolen for it."""
+    [seat.kept[key]] = seat.me._adopt(victim, incarnation)
+
+
 def depth(seat: Seat) -> int:
     return len(seat.me.inbox)
 

@@ -16,9 +16,7 @@ def element_ticket(seat: actors.Seat) -> bytes:
 def try_to_open(seat: actors.Seat, slab: int) -> str:
     """Asks the memory element for a slab, with this process's own ticket."""
     links = seat.me._links
-    with contextlib.closing(
-        type(links.mmu).connect(links._directory / links.attached.elements[0].path)
-    ) as element:
+    with contextlib.closing(type(links.mmu)(links.directory / links.attached.elements[0].path)) as element:
         try:
             element.request(wire.OpenSlab(links.attached.element_ticket, slab))
         except bq.BequestError:

@@ -14,8 +14,16 @@ PAGE = 4096
 
 def keep_slab(seat: actors.Seat, slab: int) -> None:
     """Maps a slab's memory aside, where neither the library nor the rack knows of it."""
-    fd = seat.me._links.open_slab(slab)
+    fd = seat.me._links.open_slab(slab)[0]
     seat.kept["slab"] = mmap.mmap(fd, os.fstat(fd).st_size)
+    os.close(fd)
+
+
+def cut_slab_at(seat: actors.Seat, address: int) -> None:
+    """Takes the memory of a whole slab away from everybody."""
+    [slab] = [slab[0] for slab in seat.me.table.slabs() if slab[1] <= address < slab[1] + slab[2] * PAGE]
+    fd = seat.me._links.open_slab(slab)[0]
+    os.ftruncate(fd, 0)
     os.close(fd)
 
 
@@ -63,7 +71,7 @@ def reopen(seat: actors.Seat, slab: int) -> None:
 def join(seat: actors.Seat, name: str, secret: bytes) -> None:
     """Asks the Rack MMU for a place in a group, over a connection of its own."""
     links = seat.me._links
-    mmu = type(links.mmu).connect(links._directory / "mmu.sock")
+    mmu = type(links.mmu)(links.directory / "mmu.sock")
     try:
         mmu.request(wire.Attach(name, secret))
     finally:

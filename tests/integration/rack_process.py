@@ -15,6 +15,7 @@ from bequest.runtime.directory import RackDirectory
 from bequest.runtime.embedded import start_detached
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
+from racks import daemons_of
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> bool:
@@ -45,10 +46,8 @@ class RackProcess:
         return cls(start_detached(make_config(name=name, **flags)))  # type: ignore[arg-type]
 
     def daemons(self) -> dict[str, int]:
-        """Operating-system pids by role: mmu, and the elements' names."""
-        children = Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children").read_text().split()
-        names = {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in children}
-        return {name.removeprefix("bequest-"): pid for pid, name in names.items()}
+        """Operating-system pids by role: mmu, and the elements' names; of those that run."""
+        return daemons_of(self.supervisor)
 
     def descriptors(self) -> dict[str, int]:
         return {role: len(os.listdir(f"/proc/{pid}/fd")) for role, pid in self.daemons().items()}

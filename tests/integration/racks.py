@@ -72,15 +72,13 @@ class RackUnderTest:
         return sum(element.used for element in self.elements().values())
 
     def daemons(self) -> dict[str, int]:
-        """Operating-system pids by role: mmu, the memory elements, the compute elements."""
-        children = Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children").read_text().split()
-        return {
-            Path(f"/proc/{pid}/comm").read_text().strip().removeprefix("bequest-"): int(pid)
-            for pid in children
-        }
+        """Operating-system pids by role: mmu, the memory elements, the compute elements; of those that run."""
+        return daemons_of(self.supervisor)
 
     def daemon(self, role: str) -> int:
-        return self.daemons()[role]
+        """One of them; if it has just died, its successor."""
+        found: int = until(lambda: self.daemons().get(role), f"daemon {role}")
+        return found
 
     # --- its end ------------------------------------------------------------------------------------------
 
@@ -164,6 +162,17 @@ def _leave(process: bq.Process) -> None:
     except BufferError:  # a failed test's frames hold views
         process._leave(forked=False)
         process._links.close()
+
+
+def daemons_of(supervisor: int) -> dict[str, int]:
+    found = {}
+    with contextlib.suppress(OSError):  # it has ended itself
+        for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+            with contextlib.suppress(OSError):  # gone meanwhile
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                if name.startswith("bequest-") and is_running(int(pid)):
+                    found[name.removeprefix("bequest-")] = int(pid)
+    return found
 
 
 def is_running(pid: int) -> bool:

@@ -365,7 +365,7 @@ def test_ps(bequest: Screen, attached: AbstractContextManager[Callable[[], None]
     with attached:
         answer = bequest.document("ps")
         assert answer["rack"].keys() == {
-            "name", "generation", "uptime_seconds", "policy", "orphan_keep_seconds", "embedded", "groups", "computes",
+            "name", "daemons", "uptime_seconds", "policy", "orphan_keep_seconds", "embedded", "groups", "computes",
         }  # fmt: skip
         assert answer["rack"]["computes"] == {"host0": 2}
         assert all(process.keys() == PROCESS_FIELDS for process in answer["processes"])

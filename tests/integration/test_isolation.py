@@ -60,6 +60,17 @@ def test_a_hostile_member_can_open_any_page_of_its_group(yard: Yard, rack: RackU
     assert mate.do(actors.values, "region") == [6, 66]
 
 
+def test_a_hostile_member_can_cut_memory_off_which_kills_nobody(yard: Yard, rack: RackUnderTest) -> None:
+    enemy, mate = yard.actor("enemy"), yard.actor("mate")
+    address = mate.do(actors.alloc, "region", PAGE, 5)
+    enemy.do(hostile.cut_slab_at, address)
+    with pytest.raises(bq.MemoryFailure):
+        mate.do(actors.values, "region")
+    other = mate.do(actors.alloc, "other", SLAB, 6)
+    assert other != address
+    assert mate.do(actors.values, "other") == [6]
+
+
 def test_a_hostile_member_can_keep_a_slab_after_it_has_detached(
     yard: Yard, rack: RackUnderTest, red: bq.Group
 ) -> None:

@@ -32,7 +32,7 @@ inline State state_of(const Table& table, uint32_t descriptor) {
     const OwnerWord word = table.owner(descriptor);
     if (word.state() != State::kEmbryo) return word.state();
     const Intent& intent = table.slot(word.id()).intent;
-    const uint32_t kind = intent.armed.load();
+    const uint32_t kind = intent.armed.load() % 4;
     if (kind == 0 || intent.right != descriptor) return State::kEmpty;
     const bool committed = table.owner(intent.left).bits == intent.after;
     const bool counts = (kind == static_cast<uint32_t>(IntentKind::kSplit)) == committed;

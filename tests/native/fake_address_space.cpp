@@ -10,6 +10,14 @@ namespace bequest {
 namespace tests {
 const AddressSpace* opens_nothing = nullptr;
 const AddressSpace* closes_nothing = nullptr;
+std::map<const AddressSpace*, const Shared<uint32_t>*> page_tables;
+
+namespace {
+void look_at_page_table(const AddressSpace* space) {
+    const auto table = page_tables.find(space);
+    if (table != page_tables.end()) table->second->load();
+}
+}  // namespace
 }  // namespace tests
 
 AddressSpace::AddressSpace() : mappings_limit_(UINT64_MAX), owner_(0) {}
@@ -17,7 +25,7 @@ AddressSpace::~AddressSpace() = default;
 
 bool AddressSpace::is_mapped(uint32_t, uint64_t, uint64_t) const { return true; }
 
-void AddressSpace::map(uint32_t, uint64_t, uint64_t, int, uint64_t, uint64_t) {}
+void AddressSpace::map(uint32_t, uint64_t, uint64_t, const OpenedSlab&, uint64_t, uint64_t) {}
 
 bool AddressSpace::is_open(uint64_t address, uint64_t nbytes) const {
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
@@ -25,18 +33,43 @@ bool AddressSpace::is_open(uint64_t address, uint64_t nbytes) const {
     return true;
 }
 
-void AddressSpace::open(uint64_t address, uint64_t nbytes) {
+bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
+    tests::look_at_page_table(this);
     if (tests::opens_nothing == this) throw TooManyMappings("a test");
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
         open_[page] = page + kPageBytes;
+    return true;
 }
 
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
+    tests::look_at_page_table(this);
     if (tests::closes_nothing == this) throw TooManyMappings("a test");
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes) open_.erase(page);
 }
 
 void AddressSpace::forget_everything() { open_.clear(); }
+
+Believed AddressSpace::believed(uint64_t address) const {
+    const uint64_t page = address / kPageBytes * kPageBytes;
+    uint64_t start = page, end = page;
+    while (open_.count(start - kPageBytes) > 0) start -= kPageBytes;
+    while (open_.count(end) > 0) end += kPageBytes;
+    return {open_.count(page) > 0 ? Belief::kOpen : Belief::kClosed, start, end};
+}
+
+void AddressSpace::lose(uint64_t address, uint64_t nbytes) { close(address, nbytes); }
+
+void AddressSpace::forget_lost(uint64_t, uint64_t) {}
+
+std::vector<ScratchRange> AddressSpace::retire_scratch() { return {}; }
+
+void AddressSpace::forget_all_but(const std::vector<Range>& kept) {
+    std::erase_if(open_, [&](const auto& page) {
+        for (const Range& range : kept)
+            if (page.first >= range.start && page.first < range.end) return false;
+        return true;
+    });
+}
 
 uint64_t AddressSpace::open_bytes() const { return open_.size() * kPageBytes; }
 

@@ -8,4 +8,8 @@ namespace bequest::tests {
 extern const AddressSpace* opens_nothing;
 extern const AddressSpace* closes_nothing;
 
+// Set for those whose pages another may close from outside: looked at whenever they open or close any, so
+// that the explorer knows that the order matters.
+extern std::map<const AddressSpace*, const Shared<uint32_t>*> page_tables;
+
 }  // namespace bequest::tests

@@ -106,7 +106,8 @@ int main(int argc, char** argv) {
         return argc == 1;
     };
     int failed = 0;
-    for (const auto& tests : {explorer_tests(), checker_tests(), hostile_tests(), stress_tests()}) {
+    for (const auto& tests :
+         {explorer_tests(), checker_tests(), hostile_tests(), stress_tests(), fault_tests()}) {
         for (const Test& test : tests) {
             if (!wanted(test.name)) continue;
             const int64_t started = monotonic_ns();
@@ -115,8 +116,9 @@ int main(int argc, char** argv) {
     }
     World world;
     world_in_use = &world;
-    for (const auto& scenarios : {grant_scenarios(), inbox_scenarios(), free_scenarios(), death_scenarios(),
-                                  steward_scenarios(), sleep_scenarios()})
+    for (const auto& scenarios :
+         {grant_scenarios(), inbox_scenarios(), free_scenarios(), death_scenarios(), steward_scenarios(),
+          sleep_scenarios(), recovery_scenarios(), theft_scenarios()})
         for (const Scenario& scenario : scenarios)
             if (wanted(scenario.name)) failed += !run_and_report(world, scenario);
     std::printf(failed == 0 ? "all passed\n" : "%d failed\n", failed);

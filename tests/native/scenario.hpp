@@ -23,6 +23,8 @@ std::vector<Scenario> free_scenarios();
 std::vector<Scenario> death_scenarios();
 std::vector<Scenario> steward_scenarios();
 std::vector<Scenario> sleep_scenarios();
+std::vector<Scenario> recovery_scenarios();
+std::vector<Scenario> theft_scenarios();
 
 // Tests of another kind: a name and a function that returns what is wrong.
 struct Test {
@@ -33,5 +35,6 @@ std::vector<Test> explorer_tests();
 std::vector<Test> checker_tests();
 std::vector<Test> hostile_tests();
 std::vector<Test> stress_tests();
+std::vector<Test> fault_tests();
 
 }  // namespace bequest::tests

@@ -107,7 +107,7 @@ std::vector<Operation> nbytes_of_a_descriptor_lost(World& w) {
     w.free(1, w.alloc(1, 1));  // so that nothing is left on its list
     w.also = [&w]() -> std::string {
         for (uint32_t i = 0; i < w.table.extent_limit(); i++)
-            if (w.table.owner(i).is(State::kInFlight, 3) && w.table.extent(i).nbytes != 77)
+            if (w.table.owner(i).is(State::kInFlight, 3) && w.table.nbytes({i, w.table.owner(i)}) != 77)
                 return "a region was delivered with another's length";
         return "";
     };

@@ -94,7 +94,8 @@ public:
         : rack_(rack),
           id_(id),
           random_(seed),
-          me_(rack.table, id, std::make_shared<AddressSpace>(), [](uint32_t) { return -1; }) {}
+          me_(rack.table, id, std::make_shared<AddressSpace>(), [](uint32_t) { return OpenedSlab{-1, {}}; }) {
+    }
 
     void live(int acts) {
         for (int i = 0; i < acts; i++) act();

@@ -44,12 +44,19 @@ World::~World() {
 
 void World::clear() {
     processes.clear();
+    page_tables.clear();
     incarnations.clear();
     held_.clear();
     readers_.clear();
     tags_.clear();
     sent_.clear();
     received_.clear();
+    heard_.clear();
+    acting_.clear();
+    thefts_.clear();
+    being_robbed_.clear();
+    robbed_in_part_.clear();
+    lengths_known = true;
     also = nullptr;
     opens_nothing = closes_nothing = nullptr;
     for (uint64_t page : explorer_->take_dirty_pages())
@@ -65,8 +72,10 @@ void World::admit(uint32_t id, uint32_t incarnation) {
     incarnations[id] = incarnation;
     held_[id].clear();
     readers_[id] = {id};
-    processes[id] = std::make_unique<Attachment>(table, id, std::make_shared<AddressSpace>(),
-                                                 [](uint32_t) { return -1; });
+    const auto space = std::make_shared<AddressSpace>();
+    page_tables[space.get()] = &page_table(id);
+    processes[id] =
+        std::make_unique<Attachment>(table, id, space, [](uint32_t) { return OpenedSlab{-1, {}}; });
 }
 
 void World::open_mailbox(uint32_t id, std::vector<uint32_t> readers, uint32_t incarnation) {
@@ -98,14 +107,15 @@ void World::start_ring_at(uint32_t id, uint64_t position) {
 
 // --- acts of processes -----------------------------------------------------------------------------------
 
-bool World::try_alloc(uint32_t id, uint64_t pages) {
-    const auto extent = processes.at(id)->alloc({pages, false}, pages * kPageBytes);
+bool World::try_alloc(uint32_t id, uint64_t pages, uint32_t flags) {
+    const Act act(*this, id);
+    const auto extent = processes.at(id)->alloc({pages, false}, pages * kPageBytes, flags);
     if (extent) held_[id].push_back(*extent);
     return extent.has_value();
 }
 
-Extent World::alloc(uint32_t id, uint64_t pages) {
-    const bool done = try_alloc(id, pages);
+Extent World::alloc(uint32_t id, uint64_t pages, uint32_t flags) {
+    const bool done = try_alloc(id, pages, flags);
     assert(done && "a scenario allocates no more than it has");
     (void)done;
     return held_[id].back();
@@ -119,11 +129,13 @@ void World::drop(uint32_t id, const Extent& extent) {
 }
 
 bool World::free(uint32_t id, Extent extent) {
+    const Act act(*this, id);
     drop(id, extent);
     return processes.at(id)->free(extent);
 }
 
 Extent World::split(uint32_t id, Extent left, uint64_t pages) {
+    const Act act(*this, id);
     drop(id, left);
     const auto right = processes.at(id)->split(left, pages);
     held_[id].push_back(left);
@@ -133,6 +145,7 @@ Extent World::split(uint32_t id, Extent left, uint64_t pages) {
 }
 
 Extent World::merge(uint32_t id, Extent left, Extent right) {
+    const Act act(*this, id);
     drop(id, left);
     drop(id, right);
     const bool merged = processes.at(id)->merge(left, right);
@@ -148,6 +161,7 @@ Message& World::announce(uint32_t id, uint32_t to, int times) {
 }
 
 GrantStatus World::grant(uint32_t id, uint32_t to, std::vector<Extent> extents, uint64_t capacity) {
+    const Act act(*this, id);
     for (const Extent& e : extents) drop(id, e);
     const size_t index = sent_.size();
     const std::string tag = announce(id, to, static_cast<int>(extents.size())).tag;
@@ -188,13 +202,40 @@ bool World::came(const std::string& tag) const {
     return std::any_of(received_.begin(), received_.end(), [&](const Message& m) { return m.tag == tag; });
 }
 
+bool World::heard_by(uint32_t id, const std::string& tag) const {
+    return std::any_of(heard_.begin(), heard_.end(),
+                       [&](const auto& heard) { return heard.first == id && heard.second == tag; });
+}
+
 size_t World::accept(uint32_t id, uint32_t inbox, size_t limit) {
-    const std::vector<Accepted> accepted = processes.at(id)->accept(inbox, limit);
+    const Act act(*this, id);
+    return receive(id, inbox, processes.at(id)->accept(inbox, limit));
+}
+
+size_t World::inherit(uint32_t id, uint32_t dead, uint32_t incarnation) {
+    const Act act(*this, id);
+    return receive(id, dead, processes.at(id)->inherit({dead, incarnation}, kEverything));
+}
+
+size_t World::receive(uint32_t id, uint32_t inbox, const std::vector<Accepted>& accepted) {
     for (const Accepted& a : accepted) {
         if (a.extent.descriptor != kNoDescriptor) held_[id].push_back(a.extent);
         received_.push_back({a.sender.id, inbox, a.tag});
+        heard_.insert({id, a.tag});
     }
     return accepted.size();
+}
+
+size_t World::adopt(uint32_t id, uint32_t victim) {
+    const Act act(*this, id);
+    std::vector<Extent>& held = held_[id];
+    const auto is_held = [&](const Extent& e) {
+        return std::any_of(held.begin(), held.end(),
+                           [&](const Extent& h) { return h.descriptor == e.descriptor && h.word == e.word; });
+    };
+    const std::vector<Extent> adopted = processes.at(id)->adopt({victim, incarnations.at(victim)}, is_held);
+    held.insert(held.end(), adopted.begin(), adopted.end());
+    return adopted.size();
 }
 
 // --- acts of the Rack MMU
@@ -223,6 +264,7 @@ Operation World::burial(uint32_t id, int after) {
 bool World::deliver(const SlabSpec& slab, uint64_t nbytes, uint32_t to) {
     const size_t index = sent_.size();
     const std::string tag = announce(kMmuId, to, 1).tag;
+    lengths_known = false;
     const bool done = steward->add_slab_granted(slab, nbytes, {to, incarnations.at(to), kMmuId, tag});
     sent_[index].at_least = sent_[index].at_most = done;
     return done;
@@ -231,6 +273,7 @@ bool World::deliver(const SlabSpec& slab, uint64_t nbytes, uint32_t to) {
 bool World::deliver_into(uint64_t address, uint64_t pages, uint32_t to) {
     const size_t index = sent_.size();
     const std::string tag = announce(kMmuId, to, 1).tag;
+    lengths_known = false;
     const bool done = steward->deliver_into(address, pages, 1, {to, incarnations.at(to), kMmuId, tag});
     sent_[index].at_least = sent_[index].at_most = done;
     return done;
@@ -240,6 +283,48 @@ void World::withdraw(uint32_t id, const Extent& extent) {
     if (!steward->withdraw(extent)) return;
     drop(id, extent);
     processes.at(id)->close_pages(extent);
+}
+
+// Anywhere the explorer sees it; the header has room.
+Shared<uint32_t>& World::page_table(uint32_t id) const {
+    return reinterpret_cast<Shared<uint32_t>*>(memory_ + kPageBytes / 2)[id];
+}
+
+// What the victim's agent does from outside.
+void World::fence(uint32_t victim, const std::vector<PlacedExtent>& extents) {
+    page_table(victim).fetch_add(1);
+    for (const auto& [address, extent] : extents)
+        processes.at(victim)->space().close(address, extent.word.pages() * kPageBytes);
+}
+
+void World::rob(uint32_t victim, uint32_t thief, int passes, const std::vector<AddressRange>* only) {
+    being_robbed_.insert(victim);
+    thefts_.insert({thief, victim});
+    if (only) robbed_in_part_.insert(victim);
+    for (; passes > 0; passes--) {
+        const std::vector<PlacedExtent> listed = steward->stealable(victim, only);
+        if (listed.empty()) break;
+        if (victim != thief) fence(victim, listed);
+        std::vector<Extent> wanted;
+        for (const PlacedExtent& placed : listed) wanted.push_back(placed.extent);
+        const std::vector<PlacedExtent> stolen = steward->steal(wanted, victim, thief);
+        if (victim != thief) fence(victim, stolen);
+    }
+    being_robbed_.erase(victim);
+}
+
+void World::rob_the_dead(uint32_t victim, uint32_t thief) {
+    steward->settle(victim);
+    std::vector<Extent> wanted;
+    for (const PlacedExtent& placed : steward->stealable(victim)) wanted.push_back(placed.extent);
+    thefts_.insert({thief, victim});
+    steward->steal(wanted, victim, thief);
+    steward->name_heir(victim, thief);
+}
+
+Operation World::theft(uint32_t victim, uint32_t thief, int after, int passes) {
+    const std::string name = "steals from " + std::to_string(victim) + " for " + std::to_string(thief);
+    return mmu(name, [this, victim, thief, passes] { rob(victim, thief, passes); }, after);
 }
 
 void World::mark_dead(uint32_t id) { table.mark_dead(id); }
@@ -256,6 +341,8 @@ std::string World::check() {
     Pages pages;
     std::string wrong;
     if (also) wrong = also();
+    if (wrong.empty()) wrong = check_stopped();
+    if (wrong.empty()) notice_thefts();
     if (wrong.empty()) wrong = check_table(pages);
     if (wrong.empty()) wrong = check_dead();
     if (wrong.empty()) wrong = check_table(pages);
@@ -276,6 +363,50 @@ std::string World::check_table(Pages& pages) const {
     if (wrong.empty() && !audit.empty()) return "only the audit complains: " + audit.front();
     if (!wrong.empty() && audit.empty()) return wrong + ", and the audit does not see it";
     return wrong;
+}
+
+// A process that is stopped inside of the core, for as long as anybody looks: the table is in order without
+// it, and nothing is left that could be stolen or that waits for it in vain. Then it dies.
+std::string World::check_stopped() {
+    std::string wrong;
+    Pages pages;
+    const std::set<uint32_t> stopped = acting_;
+    for (uint32_t id : stopped) {
+        const bool robbed = std::any_of(thefts_.begin(), thefts_.end(),
+                                        [id](const auto& theft) { return theft.second == id; });
+        if (wrong.empty() && !is_dead(id)) wrong = check_table(pages);
+        if (wrong.empty() && robbed && !is_dead(id)) wrong = check_stopped(id);
+        acting_.erase(id);
+        if (!is_dead(id)) bury(id);
+    }
+    return wrong;
+}
+
+std::string World::check_stopped(uint32_t id) {
+    const std::string who = std::to_string(id);
+    if (robbed_in_part_.count(id) == 0 && !steward->stealable(id).empty())
+        return "something is left that could be stolen of " + who;
+    for (const auto& [inbox, readers] : readers_)
+        for (uint64_t position = 0; position < 2 * kInboxCells; position++) {
+            const Cell& cell = table.cell(inbox, position);
+            const CellWord held = CellWord::make(CellState::kClaimed, id, position / kInboxCells);
+            if (CellWord{cell.word.load()} == held && cell.sealed_at.load() == position + 1)
+                return "a cell of inbox " + std::to_string(inbox) + " waits for " + who +
+                       ", which is stopped";
+        }
+    return "";
+}
+
+// Who was robbed comes to know sooner or later; who robbed finds what it has got.
+void World::notice_thefts() {
+    for (const auto& [thief, victim] : thefts_)
+        if (!is_dead(thief)) adopt(thief, victim);
+    for (auto& [id, held] : held_) {
+        if (table.slot(id).revocations.load() == 0 || is_dead(id)) continue;
+        const auto is_gone = [&](const Extent& e) { return !(table.owner(e.descriptor) == e.word); };
+        held.erase(std::remove_if(held.begin(), held.end(), is_gone), held.end());
+        for (const Extent& e : held) processes.at(id)->open_pages(e);  // what was fenced, and not stolen
+    }
 }
 
 // The dead do nothing more, so that what was settled stays settled. Memory that was sent to them too late for
@@ -333,6 +464,8 @@ void World::look_at_step(int operation, const char* where) {
         const uint64_t address = table.extent(i).address;
         for (const auto& [id, process] : processes) {
             if (is_dead(id) || may_open(id, {word.state(), word.id(), i})) continue;
+            // Victims and heirs may be opening pages, and look at the words once they have.
+            if (being_robbed_.count(id) > 0 || (acting_.count(id) > 0 && !thefts_.empty())) continue;
             for (uint64_t page = 0; page < word.pages(); page++)
                 if (process->space().is_open(address + page * kPageBytes, kPageBytes))
                     explorer_->fail("when " + explorer_->name_of(operation) + " committed, " +
@@ -373,6 +506,11 @@ std::string World::check_beliefs(const Pages& pages) const {
         for (const Extent& e : held) {
             if (!(table.owner(e.descriptor) == e.word) || !e.word.is(State::kOwned, id))
                 return std::to_string(id) + " believes to hold extent " + std::to_string(e.descriptor);
+            if (processes.at(id)->nbytes(e) == 0)
+                return std::to_string(id) + " holds a region of no bytes: extent " +
+                       std::to_string(e.descriptor);
+            if (lengths_known && processes.at(id)->nbytes(e) != e.word.pages() * kPageBytes)
+                return "extent " + std::to_string(e.descriptor) + " has lost some of its bytes";
             believed += e.word.pages();
         }
         for (const auto& [address, page] : pages) owned += page.state == State::kOwned && page.owner == id;

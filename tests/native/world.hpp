@@ -5,8 +5,10 @@
 // came, so that check() can compare beliefs, table, and open pages with each other after each schedule.
 #pragma once
 
+#include <exception>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,8 +37,8 @@ public:
     void start_ring_at(uint32_t id, uint64_t position);
 
     // --- acts of processes, kept in the ledger ------------------------------------------------------
-    Extent alloc(uint32_t id, uint64_t pages);
-    bool try_alloc(uint32_t id, uint64_t pages);
+    Extent alloc(uint32_t id, uint64_t pages, uint32_t flags = 0);
+    bool try_alloc(uint32_t id, uint64_t pages, uint32_t flags = 0);
     bool free(uint32_t id, Extent extent);
     Extent split(uint32_t id, Extent left, uint64_t pages);
     Extent merge(uint32_t id, Extent left, Extent right);
@@ -47,7 +49,10 @@ public:
     void end_send(uint32_t id, uint32_t to, uint64_t position);
     size_t sent() const;                      // messages whose senders were told that they are under way
     bool came(const std::string& tag) const;  // it was accepted, and its receiver knows
+    bool heard_by(uint32_t id, const std::string& tag) const;  // it has accepted it itself
     size_t accept(uint32_t id, uint32_t inbox, size_t limit = kEverything);
+    size_t adopt(uint32_t id, uint32_t victim);
+    size_t inherit(uint32_t id, uint32_t dead, uint32_t incarnation = 1);
     Extent held(uint32_t id, size_t index = 0) const { return held_.at(id).at(index); }
     size_t holds(uint32_t id) const { return held_.at(id).size(); }
     void drop(uint32_t id, const Extent& extent);  // it knows that it no longer holds it
@@ -62,8 +67,18 @@ public:
     void bury(uint32_t id) { mark_dead(id), settle_and_release(id); }
     Operation burial(uint32_t id, int after = -1);
 
+    // A theft from one who may be alive, as the Rack MMU goes about it: lists, has the victim's pages closed,
+    // takes, has them closed again, until nothing is new.
+    void rob(uint32_t victim, uint32_t thief, int passes = 3,
+             const std::vector<AddressRange>* only = nullptr);
+    Operation theft(uint32_t victim, uint32_t thief, int after = -1, int passes = 3);
+    // One from the dead: settled first; the thief may empty the inbox.
+    void rob_the_dead(uint32_t victim, uint32_t thief);
+    void fence(uint32_t victim, const std::vector<PlacedExtent>& extents);
+
     // What is wrong with the world now that every operation has ended.
     std::string check();
+    bool lengths_known = true;  // every region is as long as its pages
     // A rule of one scenario, looked at before anything else.
     std::function<std::string()> also;
 
@@ -73,6 +88,21 @@ public:
     std::map<uint32_t, uint32_t> incarnations;
 
 private:
+    // Notes that a process is inside of the core. Who is killed there and not buried is stopped for ever.
+    struct Act {
+        Act(World& w, uint32_t id) : world(w), id(id) { world.acting_.insert(id); }
+        ~Act() {
+            if (std::uncaught_exceptions() == exceptions) world.acting_.erase(id);
+        }
+        World& world;
+        uint32_t id;
+        int exceptions = std::uncaught_exceptions();
+    };
+    Shared<uint32_t>& page_table(uint32_t id) const;
+    size_t receive(uint32_t id, uint32_t inbox, const std::vector<Accepted>& accepted);
+    std::string check_stopped();
+    std::string check_stopped(uint32_t id);
+    void notice_thefts();
     std::string describe(const void* field) const;
     std::string check_dead();
     std::string check_dead(uint32_t id);
@@ -94,6 +124,10 @@ private:
     std::map<uint32_t, std::vector<uint32_t>> readers_;  // of each inbox
     std::map<uint32_t, int> tags_;
     std::vector<Message> sent_, received_;
+    std::set<std::pair<uint32_t, std::string>> heard_;  // by whom
+    std::set<uint32_t> acting_;
+    std::set<std::pair<uint32_t, uint32_t>> thefts_;  // (thief, victim)
+    std::set<uint32_t> being_robbed_, robbed_in_part_;
 };
 
 }  // namespace bequest::tests

@@ -52,7 +52,7 @@ def test_memory_elements_are_servers_of_their_own(two_elements: RackUnderTest) -
     connected over a low-latency programmable resource interconnect."
     """
     daemons = two_elements.daemons()
-    assert len(set(daemons.values())) == len(daemons) == 4
+    assert len(set(daemons.values())) == len(daemons) == 5
     assert sorted(two_elements.elements()) == ["large", "small"]
     assert "mmu" in daemons
 

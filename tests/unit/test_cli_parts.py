@@ -62,7 +62,7 @@ def test_rates_are_gains_per_second() -> None:
             )
             for id, grants in counts
         ]
-        report = wire.RackReport("r", 0, 1, at, "best-fit", 60, False, 1, 1, [], {}, 0, 0, 0, 0)
+        report = wire.RackReport("r", 0, [], at, "best-fit", 60, False, 1, 1, [], {}, 0, 0, 0, 0)
         return Look(at, report, processes, [])
 
     rates = rates_between(look(10, (1, 100)), look(12, (1, 300), (2, 50)))

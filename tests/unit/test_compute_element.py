@@ -1,32 +1,41 @@
-"""An agent: who may enrol, and what it tells of the end of processes."""
+"""An agent: who may enrol, what it tells of the end of processes, and whom it fences and guards."""
 
 from __future__ import annotations
 
 from bequest.protocol.compute_element import ComputeElement
-from bequest.protocol.outputs import Reply, ToMmu, Unwatch, Watch
+from bequest.protocol.outputs import Confirm, Fence, Guard, Reply, ToMmu, Unwatch, Watch, WatchedProcess
 from bequest.wire import messages as wire
 
 TICKET = b"t" * 16
-EXPECT = wire.ExpectProcess(3, 8, 4711, TICKET)
+PROCESS = WatchedProcess(3, 8, 4711, TICKET, "a", 2)
+EXPECT = wire.ExpectProcess(3, 8, 4711, TICKET, "a", 2)
+
+
+def linked() -> ComputeElement:
+    """An agent of a rack without processes."""
+    agent = ComputeElement()
+    assert agent.linked() == []
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == []
+    return agent
 
 
 def enrolled() -> ComputeElement:
-    agent = ComputeElement()
-    agent.mmu_message(EXPECT)
-    outputs = agent.client_message(1, 4711, wire.Enrol(TICKET))
-    assert outputs == [Watch(1, 4711), ToMmu(wire.ProcessEnrolled(3, 8)), Reply(1, wire.Enrolled(3))]
+    agent = linked()
+    agent.mmu_message(EXPECT, 0)
+    assert agent.client_message(1, 4711, wire.Enrol(TICKET), 0) == [Watch(PROCESS, 1)]
+    assert agent.watched((3, 8)) == [ToMmu(wire.ProcessEnrolled(3, 8)), Reply(1, wire.Enrolled(3))]
     return agent
 
 
 def refused(agent: ComputeElement, peer: int, os_pid: int, ticket: bytes) -> bool:
-    (reply,) = agent.client_message(peer, os_pid, wire.Enrol(ticket))
+    (reply,) = agent.client_message(peer, os_pid, wire.Enrol(ticket), 0)
     return isinstance(reply, Reply) and isinstance(reply.message, wire.Failed)
 
 
 def test_the_expected_process_with_its_ticket_enrols_once() -> None:
-    agent = ComputeElement()
+    agent = linked()
     assert refused(agent, 1, 4711, TICKET)
-    agent.mmu_message(EXPECT)
+    agent.mmu_message(EXPECT, 0)
     assert refused(agent, 1, 4711, b"u" * 16)
     assert refused(agent, 1, 4712, TICKET)  # a child of the process, say
     agent = enrolled()
@@ -36,14 +45,169 @@ def test_the_expected_process_with_its_ticket_enrols_once() -> None:
 def test_the_end_of_a_connection_is_a_hint_that_of_the_process_a_fact() -> None:
     agent = enrolled()
     assert agent.client_gone(1) == [ToMmu(wire.ProcessLost(3, 8))]
-    assert agent.exited(1) == [Unwatch(1), ToMmu(wire.ProcessExited(3, 8))]
-    assert agent.exited(1) == []
+    assert agent.exited((3, 8)) == [ToMmu(wire.ProcessExited(3, 8))]
+    assert agent.exited((3, 8)) == []
     assert agent.client_gone(1) == []
 
 
 def test_a_detached_process_is_watched_no_more() -> None:
     agent = enrolled()
-    assert agent.mmu_message(wire.ForgetProcess(3, 7)) == []  # an earlier bearer of the id
-    assert agent.mmu_message(wire.ForgetProcess(3, 8)) == [Unwatch(1)]
+    assert agent.mmu_message(wire.ForgetProcess(3, 7), 0) == []  # an earlier bearer of the id
+    assert agent.mmu_message(wire.ForgetProcess(3, 8), 0) == [Unwatch((3, 8))]
     assert agent.client_gone(1) == []
-    assert agent.exited(1) == []
+    assert agent.exited((3, 8)) == []
+
+
+def test_a_hint_of_a_death_is_looked_into() -> None:
+    agent = enrolled()
+    assert agent.mmu_message(wire.ProveDeath(3, 7), 0) == []
+    assert agent.mmu_message(wire.ProveDeath(3, 8), 0) == [Confirm((3, 8))]
+    assert agent.exited((3, 8)) == [ToMmu(wire.ProcessExited(3, 8))]
+    assert agent.mmu_message(wire.ProveDeath(3, 8), 0) == []
+
+
+RANGES = [(0x2010_0000_0000, 4096)]
+FENCE = wire.FenceProcess(5, 3, 8, "ptrace", RANGES, hinted=True)
+
+
+def test_a_live_process_is_fenced_and_goes_on() -> None:
+    agent = enrolled()
+    assert agent.mmu_message(FENCE, 0) == [Fence(5, (3, 8), "ptrace", RANGES, True)]
+    assert agent.fenced(5, "protected") == [ToMmu(wire.ProcessFenced(5, "protected"))]
+    assert agent.mmu_message(wire.ForgetProcess(3, 8), 0) == [Unwatch((3, 8))]
+
+
+def test_a_process_that_has_gone_is_told_of_after_the_answer() -> None:
+    for how in ("dead", "killed"):
+        agent = enrolled()
+        agent.mmu_message(FENCE, 0)
+        gone = ToMmu(wire.ProcessExited(3, 8))
+        assert agent.fenced(5, how) == [ToMmu(wire.ProcessFenced(5, how)), gone]
+        assert agent.exited((3, 8)) == []  # the pidfd, later
+
+
+def test_the_end_of_a_process_or_of_its_enrolment_leaves_no_fence_unanswered() -> None:
+    agent = enrolled()
+    agent.mmu_message(FENCE, 0)
+    agent.exited((3, 8))
+    assert agent.fenced(5, "dead") == [ToMmu(wire.ProcessFenced(5, "dead"))]
+    again = wire.FenceProcess(6, 3, 8, "protect", RANGES)
+    assert agent.mmu_message(again, 0) == [ToMmu(wire.ProcessFenced(6, "dead"))]
+    agent = enrolled()
+    agent.mmu_message(FENCE, 0)
+    agent.mmu_message(wire.ForgetProcess(3, 8), 0)
+    assert agent.fence_failed(5, "why") == [ToMmu(wire.FenceFailed(5, "why"))]
+
+
+def test_what_has_not_enrolled_cannot_be_fenced() -> None:
+    agent = ComputeElement()
+    agent.mmu_message(EXPECT, 0)
+    (answer,) = agent.mmu_message(FENCE, 0)
+    assert isinstance(answer, ToMmu) and isinstance(answer.message, wire.FenceFailed)
+    (answer,) = enrolled().mmu_message(wire.FenceProcess(5, 3, 9, "protect", RANGES), 0)
+    assert isinstance(answer, ToMmu) and isinstance(answer.message, wire.FenceFailed)
+
+
+def test_a_range_is_guarded_in_all_processes_of_its_group() -> None:
+    agent = enrolled()
+    agent.mmu_message(wire.ExpectProcess(4, 1, 4712, b"u" * 16, "b", 2), 0)
+    agent.client_message(2, 4712, wire.Enrol(b"u" * 16), 0)
+    agent.watched((4, 1))
+    agent.mmu_message(wire.ExpectProcess(5, 1, 4713, b"v" * 16, "c", 9), 0)
+    agent.client_message(3, 4713, wire.Enrol(b"v" * 16), 0)
+    agent.watched((5, 1))
+    guards = agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)
+    assert guards == [Guard(7, (3, 8), 4096, 8192), Guard(7, (4, 1), 4096, 8192)]
+    assert agent.guarded(7, (3, 8), failed=False) == []
+    assert agent.guarded(7, (4, 1), failed=True) == [ToMmu(wire.RangeGuarded(7, ["b"]))]
+    assert agent.mmu_message(wire.GuardRange(8, 77, 0, 4096), 0) == [ToMmu(wire.RangeGuarded(8))]
+
+
+def test_a_process_that_went_while_it_was_to_be_guarded_needs_no_guard() -> None:
+    agent = enrolled()
+    agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)
+    agent.exited((3, 8))
+    assert agent.guarded(7, (3, 8), failed=True) == [ToMmu(wire.RangeGuarded(7))]
+
+
+# --- a new link, a new agent -------------------------------------------------------------------------------
+
+
+def test_on_a_new_link_all_is_said_again_until_it_is_acknowledged() -> None:
+    agent = enrolled()
+    agent.client_gone(1)
+    agent.exited((3, 8))  # into the broken link
+    said = [wire.ProcessEnrolled(3, 8), wire.ProcessLost(3, 8), wire.ProcessExited(3, 8)]
+    assert agent.linked() == [ToMmu(message) for message in said]
+    assert agent.mmu_message(EXPECT, 0) == []
+    assert agent.mmu_message(wire.ForgetProcess(3, 8), 0) == [Unwatch((3, 8))]
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == []
+    assert agent.linked() == []
+
+
+def test_a_new_agent_knows_whom_the_last_one_watched() -> None:
+    agent = ComputeElement([PROCESS])
+    assert agent.linked() == [ToMmu(wire.ProcessEnrolled(3, 8))]
+    assert agent.mmu_message(EXPECT, 0) == []
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == []
+    assert agent.mmu_message(FENCE, 0) == [Fence(5, (3, 8), "ptrace", RANGES, True)]
+    assert agent.exited((3, 8)) == [ToMmu(wire.ProcessExited(3, 8))]
+
+
+def test_its_process_may_connect_anew_to_a_new_agent() -> None:
+    agent = ComputeElement([PROCESS])
+    agent.linked()
+    agent.mmu_message(EXPECT, 0)
+    agent.mmu_message(wire.AnnouncementEnds(), 0)
+    assert refused(agent, 1, 4712, TICKET)
+    assert agent.client_message(1, 4711, wire.Enrol(TICKET), 0) == [Reply(1, wire.Enrolled(3))]
+    assert refused(agent, 2, 4711, TICKET)
+    assert agent.client_gone(1) == [ToMmu(wire.ProcessLost(3, 8))]
+    assert refused(agent, 3, 4711, TICKET)  # the Rack MMU has told others that it is lost
+
+
+def test_who_is_not_announced_any_more_is_forgotten() -> None:
+    agent = ComputeElement([PROCESS])
+    agent.linked()
+    other = wire.ExpectProcess(3, 9, 4712, b"u" * 16, "b", 2)  # the id has another bearer by now
+    assert agent.mmu_message(other, 0) == [Unwatch((3, 8))]
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == []
+    assert agent.exited((3, 8)) == []
+    agent = ComputeElement([PROCESS])
+    agent.linked()
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == [Unwatch((3, 8))]
+
+
+def test_a_new_agent_refuses_nobody_before_it_has_heard_who_is_expected() -> None:
+    agent = ComputeElement()
+    assert agent.client_message(1, 4711, wire.Enrol(TICKET), 0) == []
+    assert agent.client_message(2, 4711, wire.Enrol(b"u" * 16), 0) == []
+    agent.linked()
+    agent.mmu_message(EXPECT, 0)
+    watch, refusal = agent.mmu_message(wire.AnnouncementEnds(), 0)
+    assert watch == Watch(PROCESS, 1)
+    assert isinstance(refusal, Reply) and refusal.peer == 2 and isinstance(refusal.message, wire.Failed)
+
+
+def test_what_ends_while_it_is_being_watched_is_not_enrolled() -> None:
+    agent = linked()
+    agent.mmu_message(EXPECT, 0)
+    agent.client_message(1, 4711, wire.Enrol(TICKET), 0)
+    assert agent.client_gone(1) == []
+    assert agent.watched((3, 8)) == [ToMmu(wire.ProcessEnrolled(3, 8)), ToMmu(wire.ProcessLost(3, 8))]
+    assert agent.mmu_message(wire.ForgetProcess(3, 8), 0) == [Unwatch((3, 8))]
+    assert agent.watched((3, 8)) == []
+
+
+def test_nobody_waits_for_ever_for_an_enrolment_that_is_given_up() -> None:
+    agent = linked()
+    agent.mmu_message(EXPECT, 0)
+    agent.client_message(1, 4711, wire.Enrol(TICKET), 0)
+    unwatch, refusal = agent.mmu_message(wire.ForgetProcess(3, 8), 0)
+    assert unwatch == Unwatch((3, 8))
+    assert isinstance(refusal, Reply) and isinstance(refusal.message, wire.Failed)
+    assert agent.cannot_watch((3, 8), "why") == []  # it has been told already
+    agent.mmu_message(EXPECT, 0)
+    agent.client_message(1, 4711, wire.Enrol(TICKET), 0)
+    assert agent.cannot_watch((3, 8), "why") == [Reply(1, wire.Failed("memory", "why"))]
+    assert agent.client_message(1, 4711, wire.Enrol(TICKET), 0) == [Watch(PROCESS, 1)]

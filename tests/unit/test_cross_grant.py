@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from bequest.sim.fake_shard import IN_FLIGHT, MMU, OWNED, PAGE, FakeShard
 from bequest.wire import messages as wire
-from fake_shard import IN_FLIGHT, MMU, OWNED, PAGE, FakeShard
 from rack_in_a_box import MIB, Box
 
 SLAB_PAGES = 512
@@ -66,7 +66,7 @@ def test_a_part_is_copied_at_its_address_and_punched_at_the_source() -> None:
     (copy,) = world.said(wire.CopyPages)
     assert isinstance(copy, wire.CopyPages)
     assert (copy.source_offset, copy.target_offset, copy.nbytes) == (8 * PAGE, 0, 4 * PAGE)
-    assert world.said(wire.PunchPages) == [wire.PunchPages(world.slab, 8 * PAGE, 4 * PAGE)]
+    assert world.said(wire.PunchPages) == [wire.PunchPages(2, world.slab, 8 * PAGE, 4 * PAGE)]
     assert world.source.extents[part].owner == MMU
     received = world.target.accept(world.taker.pid)
     assert world.target.extents[received].address == world.address + 8 * PAGE
@@ -96,6 +96,73 @@ def test_a_part_that_comes_back_fills_the_hole_it_left() -> None:
     world.box.pass_time(2)
     assert world.target.records == {}
     assert world.source.extents[back].owner == world.giver.pid
+    world.box.check()
+
+
+class LatePunches:
+    """The element has yet to punch what it was told to."""
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+        self.obey = box._obey
+        self.jobs: list[int] = []
+        box._obey = self.hold
+
+    def hold(self, element: int, message: wire.Message) -> None:
+        if isinstance(message, wire.PunchPages):
+            self.jobs.append(message.job)
+        else:
+            self.obey(element, message)
+
+    def punch(self) -> None:
+        for job in self.jobs:
+            self.box.do(self.box.mmu.element_message(0, wire.PagesPunched(job)))
+        self.jobs = []
+
+
+def test_nothing_comes_back_into_a_hole_that_is_yet_to_be_punched() -> None:
+    """It would be punched out with it."""
+    world = TwoGroups()
+    late = LatePunches(world.box)
+    assert world.grant(world.source.own(world.giver.pid, world.address, 4)) == wire.CrossGranted(4 * PAGE)
+    assert world.grant_back(world.target.accept(world.taker.pid)) is None
+    assert len(world.said(wire.CopyPages)) == 1
+    late.punch()
+    assert world.box.replies[world.taker_peer][-1] == wire.CrossGranted(4 * PAGE)
+    assert len(world.said(wire.CopyPages)) == 2
+
+
+def test_no_address_comes_home_whose_page_is_yet_to_be_punched() -> None:
+    world = TwoGroups()
+    late = LatePunches(world.box)
+    part = world.source.own(world.giver.pid, world.address, 4)
+    world.grant(part)
+    world.target.free(world.target.accept(world.taker.pid))
+    world.box.pass_time(3)
+    assert world.source.extents[part].owner == MMU
+    late.punch()
+    world.box.pass_time(3)
+    assert world.target.records == {}
+    assert world.source.holdings(MMU)[1] == 0
+    world.box.check()
+
+
+def test_what_has_been_round_three_groups_may_come_by_again() -> None:
+    """The hole that it left in a copy stays one: its home is in another group, and could not use free pages there."""
+    world = TwoGroups()
+    third_peer, third = world.box.attach("third", uid=7)
+    elsewhere = world.box.shards[third.group]
+    world.grant(world.source.own(world.giver.pid, world.address, 10))
+    world.target.accept(world.taker.pid)
+    part = world.target._carve(OWNED, world.taker.pid, world.address, 4)
+    onward = wire.CrossGrant(part, world.target.word(part), third.pid, third.incarnation)
+    assert isinstance(world.box.ask(world.taker_peer, onward), wire.CrossGranted)
+    part = elsewhere.accept(third.pid)
+    home = wire.CrossGrant(part, elsewhere.word(part), world.giver.pid, world.giver.incarnation)
+    assert isinstance(world.box.ask(third_peer, home), wire.CrossGranted)
+    world.box.pass_time(2)
+    assert elsewhere.records == {}
+    assert world.grant(world.source.accept(world.giver.pid)) == wire.CrossGranted(4 * PAGE)
     world.box.check()
 
 

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bequest.protocol.memory_element import MemoryElement
-from bequest.protocol.outputs import CloseFile, CopyFile, MakeFile, Output, PunchFile, Reply, ToMmu
+from bequest.protocol.outputs import (
+    CloseFile,
+    CopyFile,
+    KeepFile,
+    KeptFile,
+    MakeFile,
+    Output,
+    PunchFile,
+    Reply,
+    ToMmu,
+)
 from bequest.wire import messages as wire
 
 MIB = 1 << 20
@@ -25,8 +35,11 @@ class Driver:
         self.making: list[MakeFile] = []
         self.to_mmu: list[wire.Message] = []
         self.others: list[Output] = []
+        self.kept: dict[int, KeptFile] = {}
+        self.safe_trouble = ""
         self.tell(wire.AdmitGroup(1, TICKET))
         self.tell(wire.AdmitGroup(2, OTHER_TICKET))
+        self.tell(wire.AnnouncementEnds())
 
     def tell(self, message: wire.Message) -> None:
         self.do(self.element.mmu_message(message, self.now))
@@ -38,6 +51,10 @@ class Driver:
                     self.making.append(output)
                 case CloseFile(file):
                     del self.files[file]
+                    self.kept.pop(file, None)
+                case KeepFile(file, about):
+                    self.kept[file] = about
+                    self.do(self.element.file_kept(file, about.slab, self.safe_trouble))
                 case ToMmu(message):
                     self.to_mmu.append(message)
                 case _:
@@ -178,11 +195,136 @@ def test_copies_and_holes() -> None:
     assert source is not None and target is not None
     driver.others.clear()
     driver.tell(wire.CopyPages(7, 1, 4096, 2, 8192, 100))
-    driver.tell(wire.PunchPages(1, 0, 4096))
-    assert driver.others == [CopyFile(7, source, 4096, target, 8192, 100), PunchFile(source, 0, 4096)]
-    driver.do(driver.element.copy_done(7))
-    driver.do(driver.element.copy_failed(8, "broken"))
+    driver.tell(wire.PunchPages(9, 1, 0, 4096))
+    assert driver.others == [CopyFile(1, source, 4096, target, 8192, 100), PunchFile(2, source, 0, 4096)]
+    driver.tell(wire.CopyPages(8, 1, 4096, 2, 8192, 100))
+    driver.do(driver.element.punch_done(2, 0))
+    assert driver.to_mmu[-1] == wire.PagesPunched(9)
+    driver.do(driver.element.copy_done(1, 0))
+    driver.do(driver.element.copy_failed(3, "broken", 0))
     assert driver.to_mmu[-2:] == [wire.PagesCopied(7), wire.CopyFailed(8, "broken")]
+
+
+# --- a new link, a new server ------------------------------------------------------------------------------
+
+
+def announce(driver: Driver, *messages: wire.Message) -> None:
+    """What the Rack MMU says on a new link."""
+    driver.to_mmu.clear()
+    driver.element.linked()
+    for message in (wire.AdmitGroup(1, TICKET), *messages, wire.AnnouncementEnds()):
+        driver.tell(message)
+
+
+def reborn(driver: Driver) -> Driver:
+    """A new server, which finds what the last one kept, and has heard nothing yet."""
+    fresh = Driver()
+    fresh.files = {file: about.nbytes for file, about in driver.kept.items()}
+    fresh.kept = dict(driver.kept)
+    fresh.element = MemoryElement(fresh.size, fresh.now, driver.kept)
+    return fresh
+
+
+def test_a_slab_is_promised_only_once_it_is_safe() -> None:
+    driver = Driver()
+    driver.safe_trouble = "no descriptors left"
+    driver.reserve(1)
+    driver.finish_all()
+    assert driver.to_mmu == [wire.SlabRefused(1, "no descriptors left")]
+    assert not driver.is_open_to(TICKET, 1)
+    assert driver.kept == {}
+
+
+def test_a_new_server_has_the_slabs_of_the_last_one_and_no_others() -> None:
+    driver = Driver()
+    for slab in (1, 2, 3):
+        driver.reserve(slab)
+    driver.finish_all()
+    driver.tell(wire.RetireSlab(2, recycle=True))
+    assert len(driver.kept) == 3  # a recycled file is still kept: somebody must free it
+    fresh = reborn(driver)
+    adopt = [wire.AdoptSlab(slab, 1, 2 * MIB, False) for slab in (1, 4)]
+    announce(fresh, *adopt, wire.ReserveSlab(3, 1, 2 * MIB, False))
+    assert fresh.to_mmu == [wire.SlabLost(4), wire.SlabReserved(3)]
+    assert [fresh.is_open_to(TICKET, slab) for slab in (1, 2, 3, 4)] == [True, False, True, False]
+    assert sorted(about.slab for about in fresh.kept.values()) == [1, 3]
+    assert fresh.element.usage().slab_bytes == 4 * MIB
+    fresh.tell(wire.RetireSlab(4, recycle=True))  # lost: nothing to do
+    fresh.reserve(5)
+    fresh.finish_all()
+    assert fresh.is_open_to(TICKET, 5) and len(fresh.kept) == 3
+
+
+def test_what_was_adopted_is_never_recycled() -> None:
+    """It may have been in another group, whose members hold it open."""
+    driver = Driver()
+    driver.reserve(1)
+    driver.finish_all()
+    fresh = reborn(driver)
+    announce(fresh, wire.AdoptSlab(1, 1, 2 * MIB, False))
+    fresh.tell(wire.RetireSlab(1, recycle=True))
+    assert fresh.kept == {} and fresh.files == {}
+
+
+def test_a_new_server_refuses_nobody_before_it_has_heard_all() -> None:
+    driver = Driver()
+    driver.reserve(1)
+    driver.finish_all()
+    fresh = reborn(driver)
+    assert fresh.element.client_message(7, wire.OpenSlab(TICKET, 1)) == []
+    assert fresh.element.client_message(8, wire.OpenSlab(TICKET, 2)) == []
+    announce(fresh, wire.AdoptSlab(1, 1, 2 * MIB, False))
+    granted, refused = (output for output in fresh.others if isinstance(output, Reply))
+    assert granted.peer == 7 and granted.file is not None
+    assert refused.peer == 8 and refused.file is None
+
+
+def test_a_new_link_takes_back_what_is_not_said_again() -> None:
+    driver = Driver()
+    for slab in (1, 2):
+        driver.reserve(slab)
+    driver.finish_all()
+    driver.reserve(3, 32 * MIB)
+    driver.reserve(4, 32 * MIB)
+    driver.tell(wire.RegroupSlab(1, 2))
+    announce(driver, wire.AdoptSlab(1, 1, 2 * MIB, False), wire.ReserveSlab(3, 1, 32 * MIB, False))
+    driver.finish_all()
+    assert driver.to_mmu == [wire.SlabReserved(3)]
+    assert driver.is_open_to(TICKET, 1) and not driver.is_open_to(OTHER_TICKET, 1)
+    assert sorted(about.slab for about in driver.kept.values()) == [1, 3]
+    assert driver.element.usage().slab_bytes == 34 * MIB
+    driver.tell(wire.AdmitGroup(2, OTHER_TICKET))
+
+
+def test_copies_of_an_earlier_link_end_before_anything_is_done_on_a_new_one() -> None:
+    driver = Driver()
+    for slab in (1, 2):
+        driver.reserve(slab)
+    driver.finish_all()
+    driver.tell(wire.CopyPages(7, 1, 0, 2, 0, 4096))
+    driver.others.clear()
+    adopt = [wire.AdoptSlab(slab, 1, 2 * MIB, False) for slab in (1, 2)]
+    announce(driver, *adopt)
+    driver.tell(wire.CopyPages(7, 1, 0, 2, 4096, 4096))  # another copy under an old number
+    assert driver.others == []
+    driver.do(driver.element.copy_done(1, driver.now))
+    assert driver.to_mmu == [] and len(driver.others) == 1
+    driver.do(driver.element.copy_done(2, driver.now))
+    assert driver.to_mmu == [wire.PagesCopied(7)]
+
+
+def test_memory_that_is_gone_cannot_be_moved_or_copied() -> None:
+    driver = Driver()
+    announce(driver, wire.AdoptSlab(1, 1, 2 * MIB, False))
+    driver.tell(wire.RegroupSlab(1, 2))
+    driver.tell(wire.CopyPages(7, 1, 0, 2, 0, 4096))
+    driver.tell(wire.PunchPages(8, 1, 0, 4096))
+    assert driver.to_mmu == [
+        wire.SlabLost(1),
+        wire.SlabLost(1),
+        wire.CopyFailed(7, "these pages have lost their memory"),
+        wire.PagesPunched(8),
+    ]
 
 
 class Pool(RuleBasedStateMachine):

@@ -7,9 +7,9 @@ import pytest
 
 from bequest.ids import home_of
 from bequest.protocol.rack_state import ElementInfo
+from bequest.sim.fake_shard import PAGE
 from bequest.wire import messages as wire
 from bequest.wire.codec import encode
-from fake_shard import PAGE
 from rack_in_a_box import GIB, MIB, Box
 
 
@@ -208,6 +208,17 @@ def test_a_slab_for_a_process_that_has_died_meanwhile_is_retired() -> None:
     box.answer_held()
     assert box.used() == 0
     assert box.shards[process.group].records == {}
+
+
+def test_who_was_lost_to_its_agent_while_it_waited_is_told_so() -> None:
+    box = Box()
+    peer, process = box.attach("a")
+    box.held = []
+    need(box, peer)
+    box.do(box.mmu.agent_message(wire.ProcessLost(process.pid, process.incarnation), box.now))
+    box.answer_held()
+    failed(box.replies[peer][-1], "not-attached")
+    assert box.used() == 0
 
 
 def test_a_full_table_is_a_clear_refusal() -> None:

@@ -106,6 +106,7 @@ class Group(RuleBasedStateMachine):
         self.owner: dict[int, int] = {}
         self.in_flight: dict[int, int] = {}
         self.stamp: dict[int, int] = {}
+        self.kept: set[int] = set()  # pages that were allocated not to be stolen
         self.waiting: dict[int, deque[tuple[bytes, list[int]]]] = {}
 
     def teardown(self) -> None:
@@ -125,8 +126,8 @@ class Group(RuleBasedStateMachine):
         self.handles[id] = []
         self.waiting[id] = deque()
 
-    def open_slab(self, slab: int) -> int:
-        return os.dup(self.slabs[slab].file)
+    def open_slab(self, slab: int) -> tuple[int, list[tuple[int, int]]]:
+        return os.dup(self.slabs[slab].file), []
 
     def add_slab(self, home: int) -> bool:
         """At the lowest addresses that no slab of this home has, so that addresses are used again."""
@@ -191,21 +192,23 @@ class Group(RuleBasedStateMachine):
         for id in IDS:
             self.admit(id)
 
-    @rule(id=ids, pages=st.integers(1, 6), slack=st.integers(0, PAGE - 64))
-    def alloc(self, id: int, pages: int, slack: int) -> None:
+    @rule(id=ids, pages=st.integers(1, 6), slack=st.integers(0, PAGE - 64), rarely=st.integers(0, 3))
+    def alloc(self, id: int, pages: int, slack: int, rarely: int) -> None:
         if id not in self.processes:
             return
-        region = self.processes[id]._alloc(pages * PAGE - slack, False, _core.ANY_ELEMENT)
+        stealable = rarely > 0
+        region = self.processes[id]._alloc(pages * PAGE - slack, False, _core.ANY_ELEMENT, stealable)
         if region is None:
             assert self.free_run(id) < pages, "a run that is free was not found"
             if not self.add_slab(id):
                 return
-            region = self.processes[id]._alloc(pages * PAGE - slack, False, _core.ANY_ELEMENT)
+            region = self.processes[id]._alloc(pages * PAGE - slack, False, _core.ANY_ELEMENT, stealable)
         handle = self.hold(id, region, pages)
         for page in handle.pages:
             assert page not in self.owner
             assert page not in self.in_flight
             self.owner[page] = id
+        (self.kept.difference_update if stealable else self.kept.update)(handle.pages)
         self.write(handle)
 
     @precondition(some_region)
@@ -300,6 +303,10 @@ class Group(RuleBasedStateMachine):
         right = next((h for h in self.handles[id] if h.whole and h.pages[0] == end), None)
         if right is None or left.region.nbytes != len(left.pages) * PAGE:
             return
+        if (left.pages[0] in self.kept) != (end in self.kept):
+            with pytest.raises(ValueError, match="stealable"):
+                left.region._merge(right.region)
+            return
         if any(slab.address == end for slab in self.slabs.values()):
             with pytest.raises(ValueError, match="different slabs"):
                 left.region._merge(right.region)
@@ -343,6 +350,7 @@ class Group(RuleBasedStateMachine):
         if fate == "delivered":
             tag = str(next(self.stamps)).encode()
             assert self.table.deliver_into(first, 1, PAGE, to, self.incarnations[to], id, tag)
+            self.kept.discard(first)
             self.in_flight[first] = to
             self.waiting[to].append((tag, [first]))
         else:
@@ -363,6 +371,91 @@ class Group(RuleBasedStateMachine):
             self.in_flight.pop(page, None)
         del self.handles[id], self.waiting[id]
         assert self.table.settle(id) == self.table.release(id) == 0
+
+    # --- thefts --------------------------------------------------------------------------------------------------
+
+    def stolen(self, victim: int, thief: int, extents: list[tuple[int, int, int, int]]) -> None:
+        """These extents, which are the victim's, are the thief's from now on, and it finds them, once."""
+        regions = self.processes[thief]._adopt(victim, self.incarnations[victim])
+        assert [region.address for region in regions] == [address for _, _, address, _ in extents]
+        assert self.processes[thief]._adopt(victim, self.incarnations[victim]) == []
+        for region, (_, _, address, count) in zip(regions, extents, strict=True):
+            pages = [address + i * PAGE for i in range(count)]
+            for page in pages:
+                assert self.owner[page] == victim
+                assert page not in self.kept
+                self.owner[page] = thief
+            self.read(self.hold(thief, region, count))
+
+    def stealable(self, victim: int) -> list[tuple[int, int, int, int]]:
+        """What the table lists, which is all that the model says."""
+        listed = self.table.stealable(victim)
+        pages = [address + i * PAGE for _, _, address, count in listed for i in range(count)]
+        expected = [page for page, owner in self.owner.items() if owner == victim and page not in self.kept]
+        assert sorted(expected) == pages
+        return listed
+
+    @rule(victim=ids, thief=ids, rarely=st.integers(0, 5))
+    def die_and_be_robbed(self, victim: int, thief: int, rarely: int) -> None:
+        """Another takes all, reads what had been sent to the dead, and leaves what is not to be stolen."""
+        if victim not in self.processes or thief not in self.processes or thief == victim or rarely > 0:
+            return
+        self.processes.pop(victim)._leave(False)
+        self.table.mark_dead(victim)
+        assert self.table.settle(victim) == 0
+        listed = self.stealable(victim)
+        stolen = self.table.steal([extent[:2] for extent in listed], victim, thief)
+        assert [extent[2:] for extent in stolen] == [extent[2:] for extent in listed]
+        assert self.table.steal([extent[:2] for extent in listed], victim, thief) == []
+        del self.handles[victim]
+        self.stolen(victim, thief, stolen)
+        self.inherit(victim, thief)
+        left = [page for page, owner in self.owner.items() if owner == victim]
+        assert self.table.release(victim) == len(left)
+        for page in left:
+            del self.owner[page]
+        del self.waiting[victim]
+
+    def inherit(self, dead: int, heir: int) -> None:
+        process, incarnation = self.processes[heir], self.incarnations[dead]
+        assert process._inherit(dead, incarnation, _core.INBOX_CELLS) == []
+        assert self.table.name_heir(dead, heir)
+        others = [id for id in self.processes if id != heir]
+        assert not any(self.table.name_heir(dead, other) for other in others)
+        for region in process._inherit(dead, incarnation, _core.INBOX_CELLS):
+            tag, pages = self.waiting[dead].popleft()
+            assert (region.tag, region.address) == (tag, pages[0])
+            for page in pages:
+                del self.in_flight[page]
+                self.owner[page] = heir
+            self.read(self.hold(heir, region, len(pages)))
+        assert not self.waiting[dead]
+
+    @precondition(some_region)
+    @rule(victim=ids, thief=ids, choice=choices, part=st.booleans(), stale=st.booleans())
+    def rob_the_living(self, victim: int, thief: int, choice: int, part: bool, stale: bool) -> None:
+        """All that it has, or the extent that has one of its pages; also when its words have moved on meanwhile."""
+        if victim not in self.processes or thief not in self.processes or thief == victim:
+            return
+        if not (listed := self.stealable(victim)):
+            return
+        if part:
+            _, _, address, count = listed[choice % len(listed)]
+            page = address + choice % count * PAGE
+            listed = self.table.stealable(victim, [(page, 1)])
+            assert [extent[2:] for extent in listed] == [(address, count)]
+        before = self.table.revocations(victim)
+        if stale:
+            assert self.table.steal([(d, word - 1) for d, word, _, _ in listed], victim, thief) == []
+        stolen = self.table.steal([extent[:2] for extent in listed], victim, thief)
+        assert len(stolen) == len(listed)
+        assert self.table.revocations(victim) > before
+        gone = {address + i * PAGE for _, _, address, count in stolen for i in range(count)}
+        for handle in list(self.handles[victim]):
+            handle.present -= gone
+            if not handle.present:
+                self.handles[victim].remove(handle)
+        self.stolen(victim, thief, stolen)
 
     @precondition(lambda self: len(self.processes) < len(IDS))
     @rule()

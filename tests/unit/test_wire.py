@@ -150,17 +150,23 @@ def test_packets_keep_their_borders_and_descriptors(ends: tuple[socket.socket, s
 
 @pytest.mark.parametrize("count", [5, 16, 17, 100])
 def test_too_many_descriptors_are_closed(ends: tuple[socket.socket, socket.socket], count: int) -> None:
+    read_end, write_end = os.pipe()  # of the kinds that are closed at once
     before = open_descriptors()
-    send_packet(ends[0], b"flood", [0] * count)
+    send_packet(ends[0], b"flood", [read_end] * count)
     with pytest.raises(GarbledPacket):
         receive_packet(ends[1], new_buffer())
     assert open_descriptors() == before
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_an_oversized_packet_is_noticed(ends: tuple[socket.socket, socket.socket]) -> None:
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    send_packet(ends[0], bytes(PACKET_BYTES_MAX + 1), [0])
+    read_end, write_end = os.pipe()  # of a kind that is closed at once
+    send_packet(ends[0], bytes(PACKET_BYTES_MAX + 1), [read_end])
     before = open_descriptors()
     with pytest.raises(GarbledPacket):
         receive_packet(ends[1], new_buffer())
     assert open_descriptors() == before
+    os.close(read_end)
+    os.close(write_end)

@@ -64,18 +64,20 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "userfaultfd", "userfaultfd", probes.probe_userfaultfd,
-        "A process that hangs can be fenced only by ptrace or by killing it.",
+        "A process that hangs can be fenced only by ptrace or by killing it, deaths are proven only after up to 50 ms, "
+        "and memory that is made to fail may read as zeros.",
         "Run Linux 5.19 or newer, in a container that allows userfaultfd.",
     ),
     Check(
         "ptrace", "ptrace", probes.probe_ptrace,
         "The second way to fence a hanging process is closed; there remain userfaultfd and killing it.",
-        "sysctl kernel.yama.ptrace_scope=1, as root.",
+        "sysctl kernel.yama.ptrace_scope=1, as root; on other processors than x86-64, none.",
     ),
     Check(
         "robust_futex", "robust futexes", probes.probe_robust_futex,
-        "Deaths are noticed by pidfd alone: after up to 50 ms instead of 0.2 ms.",
-        "Use a kernel with CONFIG_FUTEX and a C library that registers robust lists, as glibc and musl do.",
+        "Deaths are noticed by pidfd alone, after up to 50 ms instead of 0.2 ms; without futex_waitv each process that "
+        "is watched costs a thread.",
+        "Use Linux 5.16 or newer, and a C library that registers robust lists, as glibc and musl do.",
     ),
     Check(
         "mappings", "mappings", probes.probe_mappings,

@@ -188,6 +188,7 @@ class _View:
             "huge": slab.huge,
             "extents": slab.extents,
             "free_bytes": slab.free_pages * self.page_bytes,
+            "failed_bytes": slab.failed,
             "free_runs": slab.free_runs,
             "largest_free_bytes": slab.largest_free_run * self.page_bytes,
             "fragmentation": round(fragmentation([slab]), 6),
@@ -217,12 +218,22 @@ def element_table(
     if fragmented is not None:
         add_numbers(table, "FRAG.")
     for element in all_elements:
-        row: list[str | Text] = [name(element.name), name(element.kind), _bar(element, bar)]
+        drawn = _bar(element, bar) if element.state == "well" and not element.failed else _trouble(element)
+        row: list[str | Text] = [name(element.name), name(element.kind), drawn]
         row += [format_bytes(element.used), format_bytes(_ready(element)), format_bytes(element.size)]
         if fragmented is not None:
             row.append(format_share(fragmented[element.name]))
         table.add_row(*row)
     return fit(table, width, ("ELEMENT", "KIND"))
+
+
+def _trouble(element: ElementStatus) -> Text:
+    """In place of the bar: what is wrong with it."""
+    from rich.text import Text
+
+    if element.state == "well":
+        return Text(f"{format_bytes(element.failed)} lost", "yellow")
+    return Text({"failed": "all memory lost", "silent": "does not answer"}[element.state], "red")
 
 
 def described_element(element: ElementStatus) -> dict[str, Any]:
@@ -231,6 +242,8 @@ def described_element(element: ElementStatus) -> dict[str, Any]:
     return {
         "name": element.name,
         "kind": element.kind,
+        "state": element.state,
+        "failed_bytes": element.failed,
         "size_bytes": element.size,
         "used_bytes": element.used,
         "free_bytes": element.free,

@@ -38,7 +38,9 @@ _SYSTEM_CALLS = {"x86_64": (323, 274), "aarch64": (282, 100)}
 _UFFD_USER_MODE_ONLY = 1
 _UFFDIO_API = 0xC018AA3F
 _UFFD_API = 0xAA
+_UFFD_SIGBUS = 1 << 7
 _UFFD_WRITE_PROTECT_SHMEM = 1 << 12
+_FUTEX_WAITV = 449
 
 
 @dataclass(frozen=True)
@@ -243,11 +245,13 @@ def probe_robust_futex() -> Finding:
         return Finding(DEGRADED, f"get_robust_list: {os.strerror(ctypes.get_errno())}")
     if not head.value:
         return Finding(DEGRADED, "the C library registers no robust list")
-    return Finding(OK, "threads have robust lists")
+    if _libc().syscall(_FUTEX_WAITV, None, 0, 0, None, 0) < 0 and ctypes.get_errno() == errno.ENOSYS:
+        return Finding(DEGRADED, "threads have robust lists, but cannot wait for many at once (futex_waitv)")
+    return Finding(OK, "threads have robust lists, and can wait for many at once")
 
 
 def probe_userfaultfd() -> Finding:
-    """Stopping another process's writes without its help."""
+    """Stopping another process's writes without its help: opened and asked for what a fence needs of it."""
     numbers = _SYSTEM_CALLS.get(platform.machine())
     if numbers is None:
         return Finding(DEGRADED, f"unknown on {platform.machine()}")
@@ -255,19 +259,22 @@ def probe_userfaultfd() -> Finding:
     if fd < 0:
         return Finding(DEGRADED, f"userfaultfd(USER_MODE_ONLY): {os.strerror(ctypes.get_errno())}")
     try:
-        answer = fcntl.ioctl(fd, _UFFDIO_API, struct.pack("=QQQ", _UFFD_API, 0, 0))
+        wanted = _UFFD_SIGBUS | _UFFD_WRITE_PROTECT_SHMEM
+        fcntl.ioctl(fd, _UFFDIO_API, struct.pack("=QQQ", _UFFD_API, wanted, 0))
     except OSError as error:
-        return Finding(DEGRADED, f"UFFDIO_API: {error.strerror}")
+        return Finding(
+            DEGRADED,
+            f"opened without privilege, but cannot write-protect shared memory or raise SIGBUS ({error.strerror})",
+        )
     finally:
         os.close(fd)
-    features = struct.unpack("=QQQ", answer)[1]
-    if not features & _UFFD_WRITE_PROTECT_SHMEM:
-        return Finding(DEGRADED, "opened without privilege, but cannot write-protect shared memory")
     return Finding(OK, "opened without privilege, write-protects shared memory")
 
 
 def probe_ptrace() -> Finding:
     """The second way to stop another process's writes."""
+    if platform.machine() != "x86_64":
+        return Finding(DEGRADED, f"written for x86-64 only, not for {platform.machine()}")
     scope = _read("/proc/sys/kernel/yama/ptrace_scope")
     meaning = {
         None: (OK, "no yama: a user's processes may trace each other"),

@@ -75,8 +75,9 @@ def headline(report: RackReport, members: list[ProcessReport]) -> Text:
     if len(report.groups) > 1:
         parts.append(plural(len(report.groups), "group"))
     parts.append(f"up {format_seconds(report.uptime)}")
-    if report.generation > 1:
-        parts.append(f"generation {report.generation}")
+    restarts = sum(daemon.restarts for daemon in report.daemons)
+    if restarts:
+        parts.append(plural(restarts, "restart") + " of its daemons")
     return Text.assemble("Rack ", (report.name, "bold"), (f" · {' · '.join(parts)}", "dim"))
 
 
@@ -114,7 +115,8 @@ def _state(member: ProcessReport) -> Text:
 
     if member.kind == "mailbox":
         return Text("mailbox", "cyan")
-    return Text(member.state, STATE_STYLES.get(member.state, ""))
+    left = "" if member.freed_in is None else f", {format_seconds(member.freed_in)} left"
+    return Text(member.state + left, STATE_STYLES.get(member.state, ""))
 
 
 # --- for programs ---------------------------------------------------------------------------------------------
@@ -124,7 +126,9 @@ def described_rack(report: RackReport) -> dict[str, Any]:
     """The rack, as in every JSON document."""
     return {
         "name": report.name,
-        "generation": report.generation,
+        "daemons": [
+            {"kind": d.kind, "name": d.name, "pid": d.os_pid, "restarts": d.restarts} for d in report.daemons
+        ],
         "uptime_seconds": round(report.uptime, 3),
         "policy": report.policy,
         "orphan_keep_seconds": report.orphan_keep,
@@ -153,4 +157,5 @@ def described_process(process: ProcessReport) -> dict[str, Any]:
         "accepts": process.counters.get("accepts", 0),
         "allocs": process.counters.get("allocs", 0),
         "frees": process.counters.get("frees", 0),
+        "freed_in_seconds": None if process.freed_in is None else round(process.freed_in, 3),
     }

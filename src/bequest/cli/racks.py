@@ -108,3 +108,32 @@ def audit(rack: Rack) -> wire.AuditReport:
     from bequest.wire import messages as wire
 
     return expect(rack.request(wire.Status("audit")), wire.AuditReport)
+
+
+def thefts(rack: Rack) -> list[wire.Theft]:
+    """Attempts to steal that the rack remembers, oldest first."""
+    from bequest.memory.connections import expect
+    from bequest.wire import messages as wire
+
+    found: list[wire.Theft] = []
+    cursor: int | None = 0
+    while cursor is not None:
+        page = expect(rack.request(wire.Status("thefts", cursor)), wire.TheftList)
+        found += page.thefts
+        cursor = page.next_cursor
+    return found
+
+
+def names(rack: Rack, prefix: str) -> list[wire.Published]:
+    """What is published at a path or below, in all groups."""
+    from bequest.memory.connections import expect
+    from bequest.wire import messages as wire
+
+    found: list[wire.Published] = []
+    after: tuple[int, str] | None = None
+    while True:
+        page = expect(rack.request(wire.ListNames(prefix, after)), wire.NameList)
+        found += page.names
+        after = page.next_after
+        if after is None:
+            return found

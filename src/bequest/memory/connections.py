@@ -3,6 +3,9 @@
 The MMU's connection is the attachment's life on the control plane; the agent's is how a death is noticed (and, with
 it, pidfd); memory elements are connected to when the first slab of theirs is needed, and hand out a slab's memory to
 whoever shows the group's ticket.
+
+All of them outlive the daemon they lead to: a daemon that is killed is followed by another, and what was asked of the
+first is asked of the second.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import threading
 from pathlib import Path
 from typing import TypeVar
 
-from bequest._core import Table
+from bequest._core import Table, allow_tracer, open_fence
 from bequest.errors import BequestError, RackFault
+from bequest.limits import TICKET_BYTES
+from bequest.runtime.lasting import LastingChannel
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
 
@@ -24,18 +29,24 @@ _Reply = TypeVar("_Reply", bound=wire.Message)
 class Connections:
     """Made by attaching: raises `NameTaken`, `WrongSecret`, `BadName`, `RackGone`, and holds nothing if it does."""
 
-    def __init__(self, directory: Path, name: str, secret: bytes | None, compute: str | None) -> None:
-        self._directory = directory
-        self._elements: dict[int, Channel] = {}
+    def __init__(
+        self, directory: Path, name: str, secret: bytes | None, compute: str | None, heir: str | None = None
+    ) -> None:
+        self.directory = directory
+        self._elements: dict[int, LastingChannel] = {}
         self._connecting = threading.Lock()
-        self._agent: Channel | None = None
-        self.mmu = Channel.connect(directory / "mmu.sock")
+        self._agent: LastingChannel | None = None
+        self.mmu = LastingChannel(directory / "mmu.sock")
         try:
-            reply, fds = self.mmu.request(wire.Attach(name, secret, compute))
+            nonce = os.urandom(TICKET_BYTES)
+            reply, fds = self.mmu.request(wire.Attach(name, secret, compute, heir, nonce))
             self.attached = expect(reply, wire.Attached)
+            ticket = self.attached.agent_ticket
+            self.mmu.returns_as(wire.Resume(self.attached.pid, self.attached.incarnation, ticket))
             self.table = _open_table(fds)
-            self._agent = Channel.connect(directory / self.attached.agent_path)
-            self._agent.request(wire.Enrol(self.attached.agent_ticket))
+            self._agent = LastingChannel(directory / self.attached.agent_path)
+            enrol(self._agent, ticket)
+            self._agent.returns_as(wire.Enrol(ticket))
         except BaseException:
             self.leave()
             raise
@@ -43,22 +54,42 @@ class Connections:
     @property
     def rack(self) -> str:
         """Which rack this is: racks that follow one another under a name in one directory are not the same."""
-        listening = os.stat(self._directory / "mmu.sock")
-        return f"{self._directory} #{listening.st_ino}.{listening.st_ctime_ns}"
+        listening = os.stat(self.directory / "mmu.sock")
+        return f"{self.directory} #{listening.st_ino}.{listening.st_ctime_ns}"
 
-    def open_slab(self, slab: int) -> int:
-        """A file descriptor of the slab's memory, for the native core to map and close."""
+    def open_slab(self, slab: int) -> tuple[int, list[tuple[int, int]]]:
+        """A file descriptor of the slab's memory, for the native core to map and close, and what of it has failed."""
         element = self._element_of(slab)
         with self._connecting:  # of two threads that need a new element, one connects
             channel = self._elements.get(element.id)
-            if channel is None or channel.is_closed:
-                channel = self._elements[element.id] = Channel.connect(self._directory / element.path)
-        _, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
+            if channel is None:
+                channel = self._elements[element.id] = LastingChannel(self.directory / element.path)
+        reply, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
         if len(fds) != 1:
             for fd in fds:
                 os.close(fd)
             raise RackFault(f"memory element {element.name} sent {len(fds)} descriptors for slab {slab}")
-        return fds[0]
+        return fds[0], expect(reply, wire.SlabOpened).failed
+
+    def ask_agent(self, message: wire.Message) -> wire.Message:
+        """A request to the agent, over the connection on which this process is enrolled."""
+        assert self._agent is not None
+        reply, _ = self._agent.request(message)
+        return reply
+
+    def subscribe(self) -> Channel:
+        """A second connection to the agent, over which it pushes notices from now on."""
+        channel = Channel.connect(self.directory / self.attached.agent_path)
+        try:
+            expect(channel.request(wire.Subscribe(self.attached.agent_ticket))[0], wire.Subscribed)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def rack_is_there(self) -> bool:
+        """Whether the rack's directory is: a rack that has ended has removed it."""
+        return self.directory.exists()
 
     def _element_of(self, slab: int) -> wire.ElementAddress:
         number = self.table.slab_element(slab)
@@ -93,6 +124,20 @@ def expect(reply: wire.Message, kind: type[_Reply]) -> _Reply:
     if not isinstance(reply, kind):
         raise RackFault(f"the rack answered {type(reply).__name__} where {kind.__name__} was due")
     return reply
+
+
+def enrol(agent: Channel | LastingChannel, ticket: bytes) -> None:
+    """Has the agent watch this process, and puts into its hands what it can fence it by, should it ever hang."""
+    allow_tracer(agent.peer_pid)
+    try:
+        fence = [open_fence()]
+    except OSError:  # a sandbox forbids it: there remain ptrace and kill, as `bequest doctor` tells
+        fence = []
+    try:
+        agent.request(wire.Enrol(ticket), fds=fence)
+    finally:
+        for fd in fence:
+            os.close(fd)  # what holds for this process is not for it to lift
 
 
 def _open_table(fds: list[int]) -> Table:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bequest._core import ANY_ELEMENT, ProcessBase
+from bequest._core import ANY_ELEMENT, Lifeline, pass_raw_memory_signals
 from bequest.errors import (
     BadConfig,
     BadName,
@@ -44,8 +44,12 @@ from bequest.limits import (
     TAG_BYTES_MAX,
 )
 from bequest.memory.connections import Connections, expect
+from bequest.memory.estate import Estate, steal
+from bequest.memory.events import Events, Handler, Notices
 from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
+from bequest.memory.names import Names
 from bequest.memory.region import Region
+from bequest.memory.standby import Standby, Then
 from bequest.protocol.placement import POLICIES
 from bequest.wire import messages as wire
 
@@ -68,20 +72,27 @@ class Peer(NamedTuple):
     same_group: bool
 
 
-class Process(ProcessBase):
+class Process(Names):
     """This operating-system process, attached to a rack under a name. From `Rack.attach`; a context manager.
 
     ``name``, ``group`` and ``compute`` tell how it was attached, ``id`` is its process id in the rack.
     """
 
     def __init__(
-        self, directory: Path, name: str, secret: bytes | None, compute: str | None, spin: float
+        self,
+        directory: Path,
+        name: str,
+        secret: bytes | None,
+        compute: str | None,
+        spin: float,
+        heir: str | None = None,
     ) -> None:
         if spin < 0:
             raise ValueError(f"a process cannot spin for {spin} s; 0 sleeps at once")
-        links = Connections(directory, name, secret, compute)
+        links = Connections(directory, name, secret, compute, heir)
         try:
             super().__init__(links.table, links.attached.pid, links.rack, links.open_slab, Region, spin)
+            self._lifeline = Lifeline(links.table, links.attached.pid)
         except BaseException:
             links.leave()
             raise
@@ -92,6 +103,7 @@ class Process(ProcessBase):
         self._peers: dict[str, Peer] = {}
         self._slab_bytes = 0  # asked for so far; slabs grow with it
         self.inbox = Inbox(self)
+        self._notices = Notices(name, links)
         _attached.append(weakref.ref(self))
         if len(_exit_calls) == 0:
             run_at_exit(_detach_at_exit)
@@ -110,12 +122,15 @@ class Process(ProcessBase):
         huge: bool | None = None,
         element: str | None = None,
         placement: str | None = None,
+        stealable: bool = True,
     ) -> Region:
         """A region of ``nbytes`` bytes, owned by this process. Its contents are undefined.
 
         It gets 2 MiB pages if ``huge``, which defaults to true from 1 MiB on: they change hands a hundred times faster
         than 4 KiB pages, and take up a multiple of 2 MiB. ``element`` names the memory element to take it from;
-        ``placement`` (best-fit, worst-fit, spread) how the rack chooses one when a new slab is needed.
+        ``placement`` (best-fit, worst-fit, spread) how the rack chooses one when a new slab is needed. Memory that is
+        not ``stealable`` is kept out of `steal`, also by those in the group whom it is granted to: when its owner dies,
+        it is freed.
 
         Raises `BadSize`, `RackMemoryError` (saying what is free where), `AddressSpaceFull`, `TooManyMappings`.
         """
@@ -129,10 +144,10 @@ class Process(ProcessBase):
         wanted = ANY_ELEMENT if element is None else self._links.element_number(element)
         if nbytes > PROCESS_SPACE_BYTES:  # the rack knows what is free, and refuses
             self._need_slab(min(nbytes, _ABSURD_BYTES), huge, element, placement)
-        region: Region | None = self._alloc(nbytes, huge, wanted)
+        region: Region | None = self._alloc(nbytes, huge, wanted, stealable)
         while region is None:
             self._need_slab(nbytes, huge, element, placement)
-            region = self._alloc(nbytes, huge, wanted)
+            region = self._alloc(nbytes, huge, wanted, stealable)
         return region
 
     def _need_slab(self, nbytes: int, huge: bool, element: str | None, placement: str | None) -> None:
@@ -323,6 +338,33 @@ class Process(ProcessBase):
                     raise
             time.sleep(_PEER_POLL)
 
+    # --- stealing ----------------------------------------------------------------------------------------------------
+
+    def steal(
+        self,
+        victim: str,
+        capability: bytes | None = None,
+        *,
+        shares: Iterable[bytes] | None = None,
+        only: Iterable[str | int] | None = None,
+        incarnation: int | None = None,
+    ) -> Estate:
+        """Takes the memory of another process of the group, at the same addresses, uncopied (paper, section 3.1).
+
+        The victim may have died, hang, or run: before anything changes hands it is kept from the memory, as far as the
+        group's ``fence`` allows, and if it lives it gets `MemoryRevoked` where it touches it. ``capability`` is the
+        group's, or put together from ``shares``; a user's default group needs none. ``only`` takes a part: what is
+        published under these paths, and the regions at these addresses. A name may have had several bearers: the first
+        dead one that has left something is meant, else the living one, or the one of this ``incarnation``.
+
+        Of several thieves exactly one gets each region. Memory that was allocated with ``stealable=False``, or is on
+        its way in somebody's inbox, is not stolen; what waits in the inbox of a dead victim is part of the estate.
+
+        Raises `WrongCapability`, `UnknownProcess`, `ProcessDead` (its memory has been freed), `UnknownName` and
+        `NotOwner` (about ``only``), `FenceFailed` (nothing was stolen), `TooManyMappings`.
+        """
+        return steal(self, victim, capability, shares, only, incarnation)
+
     # --- receiving ---------------------------------------------------------------------------------------------------
 
     def accept(self, timeout: float | None = None) -> Region:
@@ -336,6 +378,53 @@ class Process(ProcessBase):
     async def accept_async(self, timeout: float | None = None) -> Region:
         """`accept`, for asyncio."""
         return await self.inbox.accept_async(timeout)
+
+    # --- losses ------------------------------------------------------------------------------------------------------
+
+    def raw_memory_signals(self, raw: bool) -> None:
+        """Whether touching lost memory gives this program the raw SIGBUS (paper, section 3.2) instead of an exception.
+
+        The signal goes to whoever has a handler for it, in C or by `signal.signal`, and kills a program that has
+        none. When the handler runs there is scratch memory under the address, so it may simply return.
+        """
+        pass_raw_memory_signals(raw)
+
+    # --- failures ----------------------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> Events:
+        """What happens to this process's memory and to processes of its group, from the first look at this on."""
+        self._notices.subscribe()
+        return self._notices.events
+
+    def on_memory_failure(self, handler: Handler | None) -> Handler | None:
+        """Has ``handler(event)`` called, in a thread of the library, when memory of this process is lost.
+
+        When it returns, the failure counts as handled. If it raises, that is logged and the emergency contacts are
+        called; so they are if it does not return within a second. None takes the handler away. May decorate a function.
+        """
+        self._notices.on_memory_failure(handler)
+        return handler
+
+    def emergency_contacts(self, names: Iterable[str]) -> None:
+        """Names the processes that are told when this one dies, or cannot handle a failure of its memory.
+
+        They hear it as `ContactCalled` among their events. The list replaces the one before. It is kept by the compute
+        element, not in rack memory, so no failure of memory affects it (paper, section 3.2).
+        """
+        self._notices.set_contacts(names)
+
+    def standby(
+        self, *, for_: str, capability: bytes | None = None, then: Then, on_suspicion: Then | None = None
+    ) -> Standby:
+        """Stands by for the process named ``for_``, of the same group: ``then(death)`` runs as soon as it dies.
+
+        It runs in a thread of the library, within some milliseconds; `Death.steal` takes the dead one's memory.
+        ``capability`` is what stealing from it needs, and is checked now. ``on_suspicion(death)`` runs when the rack
+        monitor finds that the process hangs. The process need not be attached yet, and may be again later.
+        Raises `WrongCapability`, and `UnknownProcess` if a process of that name is in another group.
+        """
+        return Standby(self, check_name(for_), capability, then, on_suspicion, own_process=False)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -352,8 +441,10 @@ class Process(ProcessBase):
                 f"{self.name!r} cannot detach while {views} view{'s' if views > 1 else ''} of its regions "
                 f"live; release them first (del the arrays, memoryview.release())"
             )
+        self._lifeline.leave()
         self._leave(forked=False)
         self.inbox.close()
+        self._notices.close()
         self._links.leave()
 
     def __enter__(self) -> Process:
@@ -413,11 +504,22 @@ def current() -> Process:
     raise NotAttached("this program is not attached to a rack: use rack.attach(name) first")
 
 
+def attached_to(directory: Path) -> Process | None:
+    """The process that this program attached last to the rack there, if it has one."""
+    for reference in reversed(_attached):
+        process = reference()
+        if process is not None and process.attached and process._links.directory == directory:
+            return process
+    return None
+
+
 def _leave_in_child() -> None:
     for reference in _attached:
         process = reference()
         if process is not None:
             process._leave(forked=True)
+            process._notices = Notices(process.name, process._links)  # its threads are not here
+            process._notices.close()
     _attached.clear()
     _exit_calls.clear()
 

@@ -8,19 +8,22 @@ known to the program's children through the environment, so that they find the s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bequest.errors import RackGone, WrongSecret
+from bequest.errors import BadConfig, RackGone, WrongSecret
 from bequest.ids import check_name
-from bequest.limits import SECRET_BYTES
+from bequest.limits import SECRET_BYTES, TICKET_BYTES
 from bequest.memory.connections import expect
-from bequest.memory.process import DEFAULT_SPIN, Process
+from bequest.memory.group import Group, Quorum, make_keys
+from bequest.memory.process import DEFAULT_SPIN, Process, attached_to
+from bequest.memory.standby import Standby, Then
+from bequest.protocol.groups import FENCE_REACHES, STEAL_POLICIES
 from bequest.runtime import embedded
-from bequest.runtime.transport import Channel
+from bequest.runtime.lasting import LastingChannel
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ RACK_VARIABLE = "BEQUEST_RACK"
 COMPUTE_VARIABLE = "BEQUEST_COMPUTE"  # set by `bequest run`: the compute element that a program was placed on
 
 _starting = threading.Lock()
+_standbys = itertools.count(1)
 
 
 def _forget_in_child() -> None:
@@ -40,23 +44,12 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-@dataclass(frozen=True, repr=False)
-class Group:
-    """Processes that trust each other with their memory. Whoever has ``secret`` can join: pass it on with care."""
-
-    name: str
-    secret: bytes
-
-    def __repr__(self) -> str:
-        return f"<bequest.Group {self.name!r}>"
-
-
 class Rack:
     """A connection to a rack, from `connect`. Threads may share it; `close` ends it, not the rack."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._mmu = Channel.connect(directory / "mmu.sock")
+        self._mmu = LastingChannel(directory / "mmu.sock")
 
     @property
     def name(self) -> str:
@@ -71,25 +64,69 @@ class Rack:
         group: Group | bytes | None = None,
         compute: str | None = None,
         spin: float = DEFAULT_SPIN,
+        heir: str | None = None,
     ) -> Process:
         """Attaches this program to the rack as the process ``name``, which must not be taken.
 
         ``group`` is a `Group` or its secret; None joins the user's default group. ``compute`` names the compute element
         (default: ``$BEQUEST_COMPUTE``, else the rack chooses). ``spin`` is how many seconds a wait for memory spins
-        before it sleeps: more is faster while a core is idle. Raises `NameTaken`, `BadName`, `WrongSecret`, `RackGone`.
+        before it sleeps: more is faster while a core is idle. ``heir`` names the only process that may steal from this
+        one where the group's steal policy is "standby". Raises `NameTaken`, `BadName`, `WrongSecret`, `RackGone`.
         """
         check_name(name)
         secret = group.secret if isinstance(group, Group) else group
         _check_secret(secret)
         place = compute if compute is not None else os.environ.get(COMPUTE_VARIABLE) or None
-        return Process(self.directory, name, secret, place, spin)
+        if heir is not None:
+            check_name(heir, "heir's name")
+        return Process(self.directory, name, secret, place, spin, heir)
 
-    def create_group(self, name: str) -> Group:
-        """A new group: a protection domain of its own. It lives while this connection does, or anyone is in it."""
+    def create_group(self, name: str, *, steal: str | Quorum = "member", fence: str = "ptrace") -> Group:
+        """A new group: a protection domain of its own. It lives while this connection does, or anyone is in it.
+
+        ``steal`` says who may steal memory in it: "member" (any member that shows the capability), "standby" (only the
+        process that the victim has named its heir, with the capability), ``Quorum(k, of=n)`` (any member that has the
+        shares of k), or "never". ``fence`` says how far the rack may go to keep a victim that runs from its memory:
+        "protect" its pages from outside, "ptrace" if that does not work, "kill" if that does not either.
+        """
         check_name(name, "group's name")
-        reply, _ = self._mmu.request(wire.CreateGroup(name))
+        policy = "quorum" if isinstance(steal, Quorum) else steal
+        if policy not in STEAL_POLICIES or steal == "quorum":
+            raise BadConfig(
+                f"no steal policy {steal!r}; there are never, member, standby, and Quorum(k, of=n)"
+            )
+        if fence not in FENCE_REACHES:
+            raise BadConfig(f"no fence {fence!r}; there are {', '.join(FENCE_REACHES)}")
+        keys = make_keys(steal)
+        reply, _ = self._mmu.request(
+            wire.CreateGroup(name, policy, fence, keys.verifier, os.urandom(TICKET_BYTES))
+        )
         created = expect(reply, wire.GroupCreated)
-        return Group(created.name, created.secret)
+        return Group(created.name, created.secret, keys.capability, keys.shares)
+
+    def standby(
+        self,
+        *,
+        for_: str,
+        capability: bytes | None = None,
+        then: Then,
+        on_suspicion: Then | None = None,
+        group: Group | bytes | None = None,
+    ) -> Standby:
+        """`Process.standby`, by this program's attached process, or else by one that is attached for it.
+
+        ``group`` is the victim's; None is the user's default group. A process attached for it detaches on `cancel`.
+        """
+        process = None if group is not None else attached_to(self.directory)
+        if process is not None:
+            return process.standby(for_=for_, capability=capability, then=then, on_suspicion=on_suspicion)
+        check_name(for_)
+        process = self.attach(f"standby-{os.getpid()}-{next(_standbys)}", group=group)
+        try:
+            return Standby(process, for_, capability, then, on_suspicion, own_process=True)
+        except BaseException:
+            process.detach()
+            raise
 
     def request(self, message: wire.Message) -> wire.Message:
         """For the command line: any request that the Rack MMU answers without descriptors."""

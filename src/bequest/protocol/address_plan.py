@@ -28,6 +28,10 @@ class AddressPlan:
             insort(runs, (address, address + length))
         return address
 
+    def restore(self, address: int, nbytes: int) -> None:
+        """Reserves a run that was reserved in a run of the daemon before."""
+        insort(self._runs.setdefault(home_of(address), []), (address, address + nbytes))
+
     def release(self, address: int) -> None:
         """Ends the reservation of the run that starts here."""
         home = home_of(address)

@@ -1,82 +1,266 @@
 """A compute element's agent: knows its processes, and tells the Rack MMU when one has ended.
 
 The Rack MMU announces each process with a ticket before the process can show it. An enrolled process is watched by the
-kernel's own means (a pidfd). Its connection closing is only a hint, since either may outlive the other.
+kernel's own means (a pidfd, and its address space's userfaultfd). Its connection closing is only a hint, since either
+may outlive the other. What processes are told of failures is `NoticeDesk`'s, what is done to them from outside
+`FenceDesk`'s. A process that turns out to have gone while it is being fenced is told of as such at once.
+
+An agent that was started anew finds the processes that its predecessor watched (``kept``); they need not enrol again,
+though they may, over a new connection. A new link to the Rack MMU begins with all that either has to say: the agent
+repeats what it has seen, also deaths until the Rack MMU has forgotten the process; whom the Rack MMU does not announce,
+it has forgotten. Until the announcement ends, an unknown ticket is not refused but waits.
 """
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable
 
 import msgspec
 
-from bequest.protocol.outputs import Output, PeerId, Reply, ToMmu, Unwatch, Watch
+from bequest.protocol.fence_desk import GONE, FenceDesk
+from bequest.protocol.notice_desk import NoticeDesk
+from bequest.protocol.outputs import (
+    Confirm,
+    Output,
+    PeerId,
+    ProcessKey,
+    Reply,
+    ToMmu,
+    Unwatch,
+    Watch,
+    WatchedProcess,
+)
 from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 
 
 class Expected(msgspec.Struct):
-    pid: int
-    incarnation: int
-    os_pid: int
-    ticket: bytes
-    peer: PeerId | None = None  # once enrolled
+    process: WatchedProcess
+    peer: PeerId | None = None  # its connection, once it has enrolled, and while that lasts
+    is_enrolled: bool = False  # it is watched, and that will survive this agent
+    is_lost: bool = False
+    has_exited: bool = False
+
+    @property
+    def key(self) -> ProcessKey:
+        return self.process.pid, self.process.incarnation
+
+    @property
+    def is_watched(self) -> bool:
+        return self.is_enrolled and not self.has_exited
 
 
 class ComputeElement:
-    def __init__(self) -> None:
+    def __init__(self, kept: Iterable[WatchedProcess] = ()) -> None:
         self._processes: dict[int, Expected] = {}
+        self._notices = NoticeDesk()
+        self._fences = FenceDesk()
+        self._announced: dict[ProcessKey, bool] | None = {}  # None: all has been said
+        self._held: list[tuple[PeerId, int, wire.Message]] = []
+        for process in kept:
+            self._add(process).is_enrolled = True
 
-    def mmu_message(self, message: wire.Message) -> list[Output]:
+    # --- inputs --------------------------------------------------------------------------------------------
+
+    def linked(self) -> list[Output]:
+        """There is a new link to the Rack MMU."""
+        self._announced = {}
+        outputs: list[Output] = []
+        for process in self._processes.values():
+            if process.is_enrolled:
+                outputs.append(ToMmu(wire.ProcessEnrolled(*process.key)))
+            if process.is_lost:
+                outputs.append(ToMmu(wire.ProcessLost(*process.key)))
+            if process.has_exited:
+                outputs.append(ToMmu(wire.ProcessExited(*process.key)))
+        return outputs
+
+    def mmu_message(self, message: wire.Message, now: float) -> list[Output]:
         match message:
-            case wire.ExpectProcess(pid, incarnation, os_pid, ticket):
-                self._processes[pid] = Expected(pid, incarnation, os_pid, ticket)
-                return []
+            case wire.ExpectProcess():
+                return self._expect(message)
             case wire.ForgetProcess(pid, incarnation):
-                return self._forget(pid, incarnation)
+                return self._forget(pid) if self._exact((pid, incarnation)) is not None else []
+            case wire.AnnouncementEnds():
+                return self._announcement_ends(now)
+            case wire.ProveDeath(pid, incarnation):
+                return [Confirm((pid, incarnation))] if self._is_watched((pid, incarnation)) else []
+            case wire.FenceProcess(_, pid, incarnation):
+                return self._fences.fence(message, self._is_watched((pid, incarnation)))
+            case wire.GuardRange():
+                return self._guard(message)
+            case wire.TellProcess():
+                return self._notices.tell_process(message, now)
+            case wire.TellGroup():
+                return self._notices.tell_group(message)
             case _:
                 raise AssertionError(f"the Rack MMU says {message}")
 
-    def client_message(self, peer: PeerId, os_pid: int, message: wire.Message) -> list[Output]:
+    def client_message(self, peer: PeerId, os_pid: int, message: wire.Message, now: float) -> list[Output]:
         """``os_pid`` is the kernel's word on who is behind the connection."""
-        assert isinstance(message, wire.Enrol)
-        process = self._expected(message.ticket)
-        if process is None or process.peer is not None or process.os_pid != os_pid:
-            refusal = Refusal(
-                "not-attached", f"os process {os_pid} has shown no valid ticket of a process to enrol"
-            )
-            return [Reply(peer, refusal.reply())]
-        process.peer = peer
-        enrolled = wire.ProcessEnrolled(process.pid, process.incarnation)
-        return [Watch(peer, os_pid), ToMmu(enrolled), Reply(peer, wire.Enrolled(process.pid))]
+        match message:
+            case wire.Enrol(ticket) | wire.Subscribe(ticket):
+                process = self._expected(ticket)
+                if process is None and self._announced is not None:
+                    self._held.append((peer, os_pid, message))
+                    return []
+                if process is None or process.process.os_pid != os_pid:
+                    return [Reply(peer, _stranger(os_pid).reply())]
+                if isinstance(message, wire.Subscribe):
+                    return self._notices.subscribe(process.key, peer)
+                return self._enrol(peer, process)
+            case _:
+                process = self._behind(peer)
+                if process is None:
+                    return [Reply(peer, _stranger(os_pid).reply())]
+                try:
+                    return self._notices.request(process.key, peer, message, now)
+                except Refusal as refusal:
+                    return [Reply(peer, refusal.reply())]
+
+    def tick(self, now: float) -> list[Output]:
+        return self._notices.tick(now)
+
+    def next_deadline(self) -> float:
+        return self._notices.next_deadline()
+
+    def watched(self, key: ProcessKey) -> list[Output]:
+        """As asked for by `Watch`; that will survive this agent."""
+        process = self._exact(key)
+        if process is None or process.has_exited:
+            return []
+        process.is_enrolled = True
+        outputs: list[Output] = [ToMmu(wire.ProcessEnrolled(*key))]
+        if process.peer is None:  # its connection has gone meanwhile
+            process.is_lost = True
+            return [*outputs, ToMmu(wire.ProcessLost(*key))]
+        return [*outputs, Reply(process.peer, wire.Enrolled(process.process.pid))]
+
+    def cannot_watch(self, key: ProcessKey, message: str) -> list[Output]:
+        process = self._exact(key)
+        if process is None or process.peer is None:
+            return []
+        refused, process.peer = Reply(process.peer, Refusal("memory", message).reply()), None
+        return [refused]
 
     def client_gone(self, peer: PeerId) -> list[Output]:
-        process = self._enrolled(peer)
-        return [] if process is None else [ToMmu(wire.ProcessLost(process.pid, process.incarnation))]
-
-    def exited(self, peer: PeerId) -> list[Output]:
-        process = self._enrolled(peer)
+        self._notices.subscriber_gone(peer)
+        process = self._behind(peer)
         if process is None:
             return []
-        del self._processes[process.pid]
-        return [Unwatch(peer), ToMmu(wire.ProcessExited(process.pid, process.incarnation))]
-
-    def _forget(self, pid: int, incarnation: int) -> list[Output]:
-        process = self._processes.get(pid)
-        if process is None or process.incarnation != incarnation:
+        process.peer = None
+        if not process.is_watched:
             return []
-        del self._processes[pid]
-        return [] if process.peer is None else [Unwatch(process.peer)]
+        process.is_lost = True
+        return [ToMmu(wire.ProcessLost(*process.key))]
+
+    def exited(self, key: ProcessKey) -> list[Output]:
+        """It is proven that nothing of the process can ever run again. Said once or more often."""
+        process = self._exact(key)
+        if process is None or process.has_exited:
+            return []
+        process.has_exited = True
+        self._fences.ended(*key)
+        return [ToMmu(wire.ProcessExited(*key)), *self._notices.died(key)]
+
+    # --- who is here ---------------------------------------------------------------------------------------
+
+    def _expect(self, message: wire.ExpectProcess) -> list[Output]:
+        key = message.pid, message.incarnation
+        if self._announced is not None:
+            self._announced[key] = True
+        if self._exact(key) is not None:
+            return []
+        outputs = self._forget(message.pid)
+        self._add(WatchedProcess(*key, message.os_pid, message.ticket, message.name, message.group))
+        return outputs
+
+    def _add(self, process: WatchedProcess) -> Expected:
+        added = self._processes[process.pid] = Expected(process)
+        self._notices.expect(added.key, process.name, process.group)
+        return added
+
+    def _enrol(self, peer: PeerId, process: Expected) -> list[Output]:
+        if process.peer is not None or process.is_lost or process.has_exited:
+            return [Reply(peer, _stranger(process.process.os_pid).reply())]
+        process.peer = peer
+        if process.is_enrolled:  # with the agent before this one
+            return [Reply(peer, wire.Enrolled(process.process.pid))]
+        return [Watch(process.process, peer)]
+
+    def _announcement_ends(self, now: float) -> list[Output]:
+        announced, self._announced = self._announced or {}, None
+        outputs: list[Output] = []
+        for process in list(self._processes.values()):
+            if process.key not in announced:
+                outputs += self._forget(process.process.pid)
+        held, self._held = self._held, []
+        for request in held:
+            outputs += self.client_message(*request, now)
+        return outputs
+
+    def _forget(self, pid: int) -> list[Output]:
+        process = self._processes.pop(pid, None)
+        if process is None:
+            return []
+        self._notices.forget(process.key)
+        outputs: list[Output] = [Unwatch(process.key)]
+        if process.peer is not None and not process.is_enrolled:  # it waits for that
+            outputs.append(Reply(process.peer, _stranger(process.process.os_pid).reply()))
+        return outputs
+
+    # --- what is done to processes -------------------------------------------------------------------------
+
+    def fenced(self, job: int, how: str) -> list[Output]:
+        process = self._fences.fenced(job)
+        answer = ToMmu(wire.ProcessFenced(job, how))  # first: only it tells a death from a killing
+        return [answer, *self.exited(process)] if how in GONE else [answer]
+
+    def fence_failed(self, job: int, message: str) -> list[Output]:
+        self._fences.fenced(job)
+        return [ToMmu(wire.FenceFailed(job, message))]
+
+    def guarded(self, job: int, key: ProcessKey, failed: bool) -> list[Output]:
+        process = self._exact(key)
+        is_unguarded = failed and process is not None and not process.has_exited
+        return self._fences.guarded(
+            job, process.process.name if is_unguarded and process is not None else None
+        )
+
+    def _guard(self, message: wire.GuardRange) -> list[Output]:
+        members = [
+            process
+            for process in self._processes.values()
+            if process.process.group == message.group and not process.has_exited
+        ]
+        watched = [process.key for process in members if process.is_enrolled]
+        unguarded = [process.process.name for process in members if not process.is_enrolled]
+        return self._fences.guard(message, watched, unguarded)
+
+    # --- who is who ----------------------------------------------------------------------------------------
+
+    def _is_watched(self, key: ProcessKey) -> bool:
+        process = self._exact(key)
+        return process is not None and process.is_watched
+
+    def _exact(self, key: ProcessKey) -> Expected | None:
+        process = self._processes.get(key[0])
+        return process if process is not None and process.key == key else None
 
     def _expected(self, ticket: bytes) -> Expected | None:
         found = None
         for process in self._processes.values():
-            if hmac.compare_digest(process.ticket, ticket):
+            if hmac.compare_digest(process.process.ticket, ticket):
                 found = process
         return found
 
-    def _enrolled(self, peer: PeerId) -> Expected | None:
+    def _behind(self, peer: PeerId) -> Expected | None:
         for process in self._processes.values():
             if process.peer == peer:
                 return process
         return None
+
+
+def _stranger(os_pid: int) -> Refusal:
+    return Refusal("not-attached", f"os process {os_pid} has shown no valid ticket of a process to enrol")

@@ -7,11 +7,22 @@ gathered into huge ones, so a pool of them is kept *warm* by what was asked for 
 A retired slab's file is *recycled*, still warm, but only for the group it served: old members may hold it open for
 ever. The file of a slab that has been in two groups is closed.
 
+Memory may *fail*: all of the element's, whose files are then cut to nothing, so that whoever touches them faults; or a
+range of a slab, which is given up where nobody may be fooled by the zeros behind it (`protocol/memory_failure.py`).
+
+A slab's file is *kept* (with the supervisor, which outlives this server) before the Rack MMU hears of it, until it is
+closed. A server that was started anew finds these files, and on the first link the Rack MMU tells which slabs they are:
+those it *adopts*. What it is not told of by the end of the announcement was retired meanwhile, and is closed; so it is
+on every new link. An adopted file is never recycled: who has held it open is not known any more. Warm files die with
+the server. Until the announcement ends, a client is not refused but waits.
+
 Slabs, warm and recycled files together do not exceed the element's size: the slabs are promised, so the others yield.
 (Only a file that is being made for the pool may, until it is made.)
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import msgspec
 
@@ -27,6 +38,9 @@ from bequest.limits import (
 from bequest.protocol.outputs import (
     CloseFile,
     CopyFile,
+    KeepFile,
+    KeptFile,
+    LoseFile,
     MakeFile,
     Note,
     Output,
@@ -62,6 +76,14 @@ class HeldSlab(msgspec.Struct):
     is_ready: bool = False
     was_regrouped: bool = False
     retried: bool = False
+    failed: list[tuple[int, int]] = msgspec.field(default_factory=list)  # (offset, bytes)
+
+
+class Announced(msgspec.Struct):
+    """What the Rack MMU has named since the link began."""
+
+    groups: dict[int, bool] = msgspec.field(default_factory=dict)
+    slabs: dict[int, bool] = msgspec.field(default_factory=dict)
 
 
 class Demand(msgspec.Struct):
@@ -77,7 +99,8 @@ class Demand(msgspec.Struct):
 
 
 class MemoryElement:
-    def __init__(self, size: int, now: float) -> None:
+    def __init__(self, size: int, now: float, kept: Mapping[int, KeptFile] | None = None) -> None:
+        """``kept`` are the files of an earlier server, by their numbers."""
         self._size = size
         self._pool_max = min(POOL_BYTES_MAX, size // 8)
         self._tickets: dict[bytes, int] = {}
@@ -93,8 +116,15 @@ class MemoryElement:
         self._demand: dict[Kind, Demand] = {}
         self._start_until = now + POOL_IDLE
         self._pool_rests_until = now
-        self._last_file = 0
-        self._last_report = wire.ElementUsage()
+        self._has_failed: str | None = None  # of what
+        self._last_file = max(kept or {}, default=0)
+        self._unadopted = {about.slab: _found(file, about) for file, about in (kept or {}).items()}
+        self._announced: Announced | None = Announced()  # None: it has ended
+        self._held: list[tuple[PeerId, wire.OpenSlab]] = []
+        self._jobs: dict[int, int | None] = {}  # ours -> the Rack MMU's number; None: of an earlier link
+        self._last_job = 0
+        self._delayed: list[wire.Message] = []
+        self._last_report: wire.ElementUsage | None = wire.ElementUsage()
         self._hits = self._misses = 0
         self._outputs: list[Output] = []
         self._next_tick = now
@@ -102,52 +132,106 @@ class MemoryElement:
 
     # --- inputs --------------------------------------------------------------------------------------------
 
+    def linked(self) -> None:
+        """There is a new link to the Rack MMU, which begins with all that it knows of this element."""
+        self._announced = Announced()
+        self._last_report = None
+        self._jobs = dict.fromkeys(self._jobs)
+        self._delayed = []
+
     def mmu_message(self, message: wire.Message, now: float) -> list[Output]:
+        if None in self._jobs.values():
+            # What was asked for on an earlier link is not undone: it might yet write over what is done now.
+            self._delayed.append(message)
+        else:
+            self._obey(message, now)
+        return self._take_outputs()
+
+    def _obey(self, message: wire.Message, now: float) -> None:
         match message:
             case wire.ReserveSlab():
                 self._reserve(message, now)
+            case wire.AdoptSlab():
+                self._adopt(message)
             case wire.RetireSlab(slab, recycle):
-                self._retire(self._slabs.pop(slab), recycle, now)
-            case wire.RegroupSlab(slab, group):
-                self._slabs[slab].group = group
-                self._slabs[slab].was_regrouped = True
-                self._outputs.append(ToMmu(wire.SlabRegrouped(slab)))
-            case wire.CopyPages(job, source, source_offset, target, target_offset, nbytes):
-                files = self._slabs[source].file.id, self._slabs[target].file.id
-                self._outputs.append(CopyFile(job, files[0], source_offset, files[1], target_offset, nbytes))
-            case wire.PunchPages(slab, offset, nbytes):
-                self._outputs.append(PunchFile(self._slabs[slab].file.id, offset, nbytes))
+                self._retire(slab, recycle, now)
             case wire.AdmitGroup(group, ticket):
                 self._tickets[ticket] = group
+                if self._announced is not None:
+                    self._announced.groups[group] = True
             case wire.ForgetGroup(group):
                 self._forget_group(group)
+            case wire.AnnouncementEnds():
+                self._announcement_ends(now)
+            case _:
+                self._act(message)
+
+    def _act(self, message: wire.Message) -> None:
+        """On a slab that is here."""
+        match message:
+            case wire.RegroupSlab(slab, group):
+                self._regroup(slab, group)
+            case wire.CopyPages():
+                self._copy(message)
+            case wire.FailMemory():
+                self._fail(message)
+            case wire.PunchPages(job, slab, offset, nbytes):
+                if slab not in self._slabs:
+                    self._outputs.append(ToMmu(wire.PagesPunched(job)))
+                    return
+                file = self._slabs[slab].file
+                self._outputs.append(PunchFile(self._number(job), file.id, offset, nbytes))
             case _:
                 raise AssertionError(f"the Rack MMU says {message}")
-        return self._take_outputs()
 
     def client_message(self, peer: PeerId, message: wire.Message) -> list[Output]:
         assert isinstance(message, wire.OpenSlab)
+        self._open(peer, message)
+        return self._take_outputs()
+
+    def _open(self, peer: PeerId, message: wire.OpenSlab) -> None:
         group = self._tickets.get(message.ticket)
         slab = self._slabs.get(message.slab)
-        if group is None or slab is None or slab.group != group or not slab.is_ready:
+        is_open = group is not None and slab is not None and slab.group == group and slab.is_ready
+        if not is_open and self._announced is not None:
+            self._held.append((peer, message))
+        elif slab is None or not is_open:
             # One answer for all of these: who has no right to a slab learns nothing of it.
             refusal = Refusal("unknown", f"this ticket opens no slab {message.slab}")
             self._outputs.append(Reply(peer, refusal.reply()))
         else:
-            self._outputs.append(Reply(peer, wire.SlabOpened(slab.id, slab.file.nbytes), file=slab.file.id))
-        return self._take_outputs()
+            opened = wire.SlabOpened(slab.id, slab.file.nbytes, slab.failed)
+            self._outputs.append(Reply(peer, opened, file=slab.file.id))
 
     def file_made(self, file: int, huge_bytes: int, now: float) -> list[Output]:
         slab = self._making.pop(file)
-        if slab is None:
+        if self._has_failed is not None:
+            self._made_too_late(file, slab)
+        elif slab is None:
             warm = self._warming.pop(file)
             warm.huge_bytes, warm.since = huge_bytes, now
             self._warm.append(warm)
             self._evict(self._size)
             self._refill(now)
+        elif self._slabs.get(slab.id) is not slab:
+            self._outputs.append(CloseFile(file))  # nobody wants it any more
         else:
             slab.file.huge_bytes = huge_bytes
-            self._ready(slab)
+            self._keep(slab)
+        return self._take_outputs()
+
+    def file_kept(self, file: int, slab: int, trouble: str) -> list[Output]:
+        """It is safe, or is not: ``trouble`` says why."""
+        held = self._slabs.get(slab)
+        if held is None or held.file.id != file or held.is_ready:
+            return []
+        if trouble or self._has_failed is not None:
+            self._refuse(held, trouble or self._failure())
+            self._outputs.append(CloseFile(file))
+        else:
+            held.is_ready = True
+            self._slab_huge_bytes += held.file.huge_bytes
+            self._outputs.append(ToMmu(wire.SlabReserved(slab)))
         return self._take_outputs()
 
     def file_failed(self, file: int, message: str, now: float) -> list[Output]:
@@ -156,21 +240,27 @@ class MemoryElement:
             del self._warming[file]
             self._pool_rests_until = now + POOL_RETRY
             self._outputs.append(Note(f"the pool could not be filled: {message}", trouble=True))
+        elif self._slabs.get(slab.id) is not slab:
+            pass  # nobody wants it any more
         elif not slab.retried and (self._warm or any(self._recycled.values())):
             slab.retried = True
             self._evict(None)
             self._make(slab.file, slab)
         else:
-            del self._slabs[slab.id]
-            self._slab_bytes -= slab.file.nbytes
-            self._outputs.append(ToMmu(wire.SlabRefused(slab.id, message)))
+            self._refuse(slab, message)
         return self._take_outputs()
 
-    def copy_done(self, job: int) -> list[Output]:
-        return [ToMmu(wire.PagesCopied(job))]
+    def copy_done(self, job: int, now: float) -> list[Output]:
+        number = self._jobs.pop(job)
+        return self._job_done(None if number is None else wire.PagesCopied(number), now)
 
-    def copy_failed(self, job: int, message: str) -> list[Output]:
-        return [ToMmu(wire.CopyFailed(job, message))]
+    def copy_failed(self, job: int, message: str, now: float) -> list[Output]:
+        number = self._jobs.pop(job)
+        return self._job_done(None if number is None else wire.CopyFailed(number, message), now)
+
+    def punch_done(self, job: int, now: float) -> list[Output]:
+        number = self._jobs.pop(job)
+        return self._job_done(None if number is None else wire.PagesPunched(number), now)
 
     def tick(self, now: float) -> list[Output]:
         if now >= self._next_tick:
@@ -197,10 +287,74 @@ class MemoryElement:
             cold_misses=self._misses,
         )
 
+    # --- a new link ----------------------------------------------------------------------------------------
+
+    def _adopt(self, message: wire.AdoptSlab) -> None:
+        slab = self._slabs.get(message.slab)
+        if slab is None:
+            file = self._unadopted.pop(message.slab, None)
+            if file is None:
+                self._outputs.append(ToMmu(wire.SlabLost(message.slab)))
+                return
+            slab = HeldSlab(message.slab, message.group, file, is_ready=True, was_regrouped=True)
+            self._slabs[slab.id] = slab
+            self._slab_bytes += file.nbytes
+            self._slab_huge_bytes += file.huge_bytes
+            slab.failed = list(message.failed)
+        if slab.group != message.group:
+            slab.group, slab.was_regrouped = message.group, True
+        self._announce(slab.id)
+
+    def _announce(self, slab: int) -> None:
+        if self._announced is not None:
+            self._announced.slabs[slab] = True
+
+    def _announcement_ends(self, now: float) -> None:
+        """What has not been announced is of no use to anyone."""
+        announced, self._announced = self._announced or Announced(), None
+        for slab in list(self._slabs):
+            if slab not in announced.slabs:
+                self._retire(slab, recycle=False, now=now)
+        for file in self._unadopted.values():
+            self._outputs.append(CloseFile(file.id))
+        self._unadopted = {}
+        for group in dict.fromkeys(self._tickets.values()):
+            if group not in announced.groups:
+                self._forget_group(group)
+        held, self._held = self._held, []
+        for peer, request in held:
+            self._open(peer, request)
+
+    def _number(self, job: int) -> int:
+        """Numbers of our own: another run of the Rack MMU may use its numbers again."""
+        self._last_job += 1
+        self._jobs[self._last_job] = job
+        return self._last_job
+
+    def _job_done(self, answer: wire.Message | None, now: float) -> list[Output]:
+        """Once the jobs of an earlier link are over, what has been said on this one is obeyed."""
+        if answer is not None:
+            self._outputs.append(ToMmu(answer))
+        if None not in self._jobs.values():
+            delayed, self._delayed = self._delayed, []
+            for message in delayed:
+                self._obey(message, now)
+        return self._take_outputs()
+
     # --- slabs ---------------------------------------------------------------------------------------------
 
     def _reserve(self, message: wire.ReserveSlab, now: float) -> None:
+        self._announce(message.slab)
+        if self._has_failed is not None:
+            self._outputs.append(ToMmu(wire.SlabRefused(message.slab, self._failure())))
+            return
         kind = (message.nbytes, message.huge)
+        if message.slab in self._unadopted:
+            self._adopt(wire.AdoptSlab(message.slab, message.group, *kind))
+        if (known := self._slabs.get(message.slab)) is not None:  # asked for on an earlier link as well
+            if known.is_ready:
+                self._outputs.append(ToMmu(wire.SlabReserved(known.id)))
+            return
         if message.nbytes in POOL_CLASSES:
             self._demand.setdefault(kind, Demand()).note(now)
         file = self._pick(self._recycled.get(message.group, []), kind) or self._pick(self._warm, kind)
@@ -210,25 +364,62 @@ class MemoryElement:
         self._evict(self._size)
         if file is not None:
             self._hits += 1
-            self._ready(slab)
+            self._keep(slab)
         else:
             self._misses += 1
             self._make(slab.file, slab)
         self._refill(now)
 
-    def _ready(self, slab: HeldSlab) -> None:
-        slab.is_ready = True
-        self._slab_huge_bytes += slab.file.huge_bytes
-        self._outputs.append(ToMmu(wire.SlabReserved(slab.id)))
+    def _keep(self, slab: HeldSlab) -> None:
+        file = slab.file
+        about = KeptFile(slab.id, file.nbytes, file.huge, file.huge_bytes)
+        self._outputs.append(KeepFile(file.id, about))
 
-    def _retire(self, slab: HeldSlab, recycle: bool, now: float) -> None:
+    def _refuse(self, slab: HeldSlab, message: str) -> None:
+        del self._slabs[slab.id]
+        self._slab_bytes -= slab.file.nbytes
+        self._outputs.append(ToMmu(wire.SlabRefused(slab.id, message)))
+
+    def _regroup(self, number: int, group: int) -> None:
+        slab = self._slabs.get(number)
+        if slab is None:
+            self._outputs.append(ToMmu(wire.SlabLost(number)))
+            return
+        slab.group, slab.was_regrouped = group, True
+        self._outputs.append(ToMmu(wire.SlabRegrouped(number)))
+
+    def _copy(self, message: wire.CopyPages) -> None:
+        source, target = self._slabs.get(message.source), self._slabs.get(message.target)
+        run = (message.source_offset, message.nbytes)
+        if source is None or target is None or any(_overlap(run, failed) for failed in source.failed):
+            self._outputs.append(ToMmu(wire.CopyFailed(message.job, "these pages have lost their memory")))
+            return
+        copy = CopyFile(
+            self._number(message.job),
+            source.file.id,
+            message.source_offset,
+            target.file.id,
+            message.target_offset,
+            message.nbytes,
+        )
+        self._outputs.append(copy)
+
+    def _retire(self, number: int, recycle: bool, now: float) -> None:
+        slab = self._slabs.pop(number, None)
+        if slab is None:
+            return  # lost
         file = slab.file
         self._slab_bytes -= file.nbytes
+        if file.id in self._making:
+            return  # closed when it is made
+        if not slab.is_ready:
+            self._outputs.append(CloseFile(file.id))
+            return
         self._slab_huge_bytes -= file.huge_bytes
         recycled_bytes = sum(other.nbytes for other in self._all_recycled())
         is_known = slab.group in self._tickets.values()
         is_one_too_many = recycled_bytes + file.nbytes > self._size // RECYCLED_SHARE
-        if not recycle or slab.was_regrouped or not is_known or is_one_too_many:
+        if not recycle or slab.failed or slab.was_regrouped or not is_known or is_one_too_many:
             self._outputs.append(CloseFile(file.id))
         else:
             file.since = now
@@ -238,6 +429,42 @@ class MemoryElement:
         self._tickets = {ticket: other for ticket, other in self._tickets.items() if other != group}
         for file in self._recycled.pop(group, []):
             self._outputs.append(CloseFile(file.id))
+
+    # --- failures of memory --------------------------------------------------------------------------------
+
+    def _fail(self, message: wire.FailMemory) -> None:
+        """Loses memory for real, and reports it."""
+        if message.slab is None:
+            self._fail_whole(message.cause)
+        elif (slab := self._slabs.get(message.slab)) is not None and slab.is_ready:
+            slab.failed.append((message.offset, message.nbytes))
+            self._outputs.append(LoseFile(slab.file.id, (message.offset, message.nbytes)))
+            report = wire.MemoryFailed(slab.id, message.offset, message.nbytes, message.cause)
+            self._outputs.append(ToMmu(report))
+        self._outputs.append(ToMmu(wire.FailureMade(message.job)))
+
+    def _fail_whole(self, cause: str) -> None:
+        self._has_failed = cause
+        for file in [*self._warm, *self._all_recycled()]:
+            self._outputs.append(CloseFile(file.id))
+        self._warm, self._recycled = [], {}
+        for slab in self._slabs.values():
+            if slab.is_ready:
+                slab.failed = [(0, slab.file.nbytes)]
+                self._outputs.append(LoseFile(slab.file.id))
+                self._outputs.append(ToMmu(wire.MemoryFailed(slab.id, 0, slab.file.nbytes, cause)))
+
+    def _made_too_late(self, file: int, slab: HeldSlab | None) -> None:
+        self._outputs.append(CloseFile(file))
+        if slab is None:
+            del self._warming[file]
+        else:
+            del self._slabs[slab.id]
+            self._slab_bytes -= slab.file.nbytes
+            self._outputs.append(ToMmu(wire.SlabRefused(slab.id, self._failure())))
+
+    def _failure(self) -> str:
+        return f"the memory of this element has failed ({self._has_failed})"
 
     # --- files ---------------------------------------------------------------------------------------------
 
@@ -272,7 +499,7 @@ class MemoryElement:
 
     def _refill(self, now: float) -> None:
         """Makes one file at a time, the scarcest kind first, as far as there is room."""
-        if self._warming or now < self._pool_rests_until:
+        if self._warming or self._has_failed is not None or now < self._pool_rests_until:
             return
         room = min(self._pool_max - sum(file.nbytes for file in self._warm), self._size - self._held_bytes())
         lacking = []
@@ -329,3 +556,12 @@ class MemoryElement:
     def _take_outputs(self) -> list[Output]:
         outputs, self._outputs = self._outputs, []
         return outputs
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Two runs of (offset, bytes)."""
+    return one[0] < other[0] + other[1] and other[0] < one[0] + one[1]
+
+
+def _found(file: int, about: KeptFile) -> File:
+    return File(file, about.nbytes, about.huge, about.huge_bytes)

@@ -11,6 +11,7 @@ import msgspec
 from bequest.wire import messages as wire
 
 PeerId = int
+ProcessKey = tuple[int, int]  # id and incarnation
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -37,6 +38,11 @@ class ToAgent(msgspec.Struct, frozen=True):
     message: wire.Message
 
 
+class ToMonitor(msgspec.Struct, frozen=True):
+    message: wire.Message
+    table: int | None = None  # with the table of this group
+
+
 class ToMmu(msgspec.Struct, frozen=True):
     message: wire.Message
 
@@ -45,6 +51,20 @@ class DropTable(msgspec.Struct, frozen=True):
     """The group has ended; nothing refers to its table any more."""
 
     group: int
+
+
+class GoOn(msgspec.Struct, frozen=True):
+    """The last of its input's outputs: there is more to do, now that what was decided has been written down.
+
+    The Rack MMU: call `RackMmu.go_on`, before any other input.
+    """
+
+
+class AwaitExit(msgspec.Struct, frozen=True):
+    """Tell `RackMmu.absent_client_exited` when this process, the one behind a former connection, has gone."""
+
+    client: PeerId
+    os_pid: int
 
 
 class StopRack(msgspec.Struct, frozen=True):
@@ -70,11 +90,37 @@ class MakeFile(msgspec.Struct, frozen=True):
     urgent: bool
 
 
+class KeptFile(msgspec.Struct, frozen=True):
+    """What lies in the safe beside a slab's file."""
+
+    slab: int
+    nbytes: int
+    huge: bool
+    huge_bytes: int
+
+
+class KeepFile(msgspec.Struct, frozen=True):
+    """-> `MemoryElement.file_kept`. From then on the file survives the server, until it is closed."""
+
+    file: int
+    about: KeptFile
+
+
 class CloseFile(msgspec.Struct, frozen=True):
     file: int
 
 
+class LoseFile(msgspec.Struct, frozen=True):
+    """Give its memory up, at once: a run of it (offset, bytes), or all, so that whoever touches it then faults."""
+
+    file: int
+    run: tuple[int, int] | None = None
+
+
 class PunchFile(msgspec.Struct, frozen=True):
+    """-> `MemoryElement.punch_done`."""
+
+    job: int
     file: int
     offset: int
     nbytes: int
@@ -94,15 +140,75 @@ class CopyFile(msgspec.Struct, frozen=True):
 # --- agents -----------------------------------------------------------------------------------------------
 
 
-class Watch(msgspec.Struct, frozen=True):
-    """Tell `ComputeElement.exited` when this operating-system process, the one behind the peer, has gone."""
+class WatchedProcess(msgspec.Struct, frozen=True):
+    """What lies in the safe beside the descriptors of an enrolled process."""
 
-    peer: PeerId
+    pid: int
+    incarnation: int
     os_pid: int
+    ticket: bytes
+    name: str
+    group: int
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """-> `ComputeElement.watched`, then `exited` when the operating-system process behind the peer has gone."""
+
+    process: WatchedProcess
+    peer: PeerId
 
 
 class Unwatch(msgspec.Struct, frozen=True):
+    process: ProcessKey
+
+
+# --- the rack monitor -------------------------------------------------------------------------------------
+
+
+class LookAt(msgspec.Struct, frozen=True):
+    """-> `RackMonitor.looked`: what the threads of this silent process, or daemon, look like."""
+
+    target: tuple[int, int] | int | str
+    os_pid: int
+
+
+class SendPing(msgspec.Struct, frozen=True):
+    """To a memory element (a number) or an agent (a name)."""
+
+    to: int | str
+    number: int
+
+
+class Push(msgspec.Struct, frozen=True):
+    """A notice for a client that has subscribed. If it does not read, its oldest are dropped, and it is told so."""
+
     peer: PeerId
+    notice: wire.Message
+
+
+class Confirm(msgspec.Struct, frozen=True):
+    """Tell `ComputeElement.exited` if this process is seen to have gone; wait a moment for it."""
+
+    process: ProcessKey
+
+
+class Fence(msgspec.Struct, frozen=True):
+    """-> `ComputeElement.fenced` or `fence_failed`."""
+
+    job: int
+    process: ProcessKey
+    reach: str
+    ranges: list[tuple[int, int]]
+    hinted: bool
+
+
+class Guard(msgspec.Struct, frozen=True):
+    """-> `ComputeElement.guarded`."""
+
+    job: int
+    process: ProcessKey
+    address: int
+    nbytes: int
 
 
 Output = (
@@ -110,14 +216,25 @@ Output = (
     | Drop
     | ToElement
     | ToAgent
+    | ToMonitor
     | ToMmu
     | DropTable
+    | GoOn
+    | AwaitExit
     | StopRack
     | Note
     | MakeFile
+    | KeepFile
     | CloseFile
+    | LoseFile
     | PunchFile
     | CopyFile
     | Watch
     | Unwatch
+    | Push
+    | LookAt
+    | SendPing
+    | Confirm
+    | Fence
+    | Guard
 )

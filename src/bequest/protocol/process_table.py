@@ -13,13 +13,12 @@ process that was restarted may have its old name at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
-
-import msgspec
 
 from bequest.ids import GroupId, ProcessId
 from bequest.limits import FIRST_MAILBOX_ID, ID_REST, LAST_MAILBOX_ID, MAX_PROCESS_ID
+from bequest.protocol.books import Books, Row
 from bequest.protocol.outputs import PeerId
 from bequest.protocol.refusal import Refusal
 
@@ -38,13 +37,13 @@ class Kind(Enum):
 
 TRANSITIONS: dict[State, tuple[State, ...]] = {
     State.ATTACHED: (State.LOST, State.ORPHANED, State.GONE),
-    State.LOST: (State.ORPHANED,),
+    State.LOST: (State.ORPHANED, State.GONE),
     State.ORPHANED: (State.GONE,),
     State.GONE: (),
 }
 
 
-class Member(msgspec.Struct):
+class Member(Row):
     """A process or a mailbox: whatever has an id and an inbox."""
 
     kind: Kind
@@ -55,10 +54,18 @@ class Member(msgspec.Struct):
     os_pid: int = 0
     compute: str = ""
     peer: PeerId | None = None
+    nonce: bytes = b""  # of the request that attached it
+    ticket: bytes = b""  # shown to its agent, and to come back after a restart
     enrolled: bool = False
     pending: int = 0  # operations under way that will still speak of this id
     free_at: float | None = None  # when an orphan's memory is freed
+    heir: str | None = None  # who alone may steal from it where the group's policy is "standby"
     state: State = State.ATTACHED
+    is_suspect: bool = False  # the rack monitor has seen no sign of life of it for a while
+
+    is_hinted_dead: bool = False  # the monitor says so; its agent may have proof soon
+
+    transient = ("peer", "pending", "is_suspect", "is_hinted_dead")
 
     def become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], (self, state)
@@ -69,34 +76,49 @@ class Member(msgspec.Struct):
         return self.state is State.ATTACHED
 
 
-class IdPool:
-    """Ids of one kind, least recently used first."""
+class Resting(Row):
+    """An id between two bearers."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self._resting: deque[tuple[int, float]] = deque(
-            (number, float("-inf")) for number in range(first, last + 1)
-        )
+    until: float
+
+
+class IdPool:
+    """Ids of one kind: those that were never borne, then those that have rested, longest first."""
+
+    def __init__(self, books: Books, kind: Kind, first: int, last: int) -> None:
+        self._resting = books.open(f"resting {kind.value} ids", Resting, int)
+        self._fresh = deque(range(first, last + 1))
 
     def take(self, now: float) -> int | None:
-        if not self._resting or self._resting[0][1] > now:
-            return None
-        return self._resting.popleft()[0]
+        if self._fresh:
+            return self._fresh.popleft()
+        for number, rest in self._resting.items():
+            if rest.until > now:
+                break
+            self._resting.remove(number)
+            return number
+        return None
 
     def give_back(self, number: int, now: float) -> None:
-        self._resting.append((number, now + ID_REST))
+        self._resting.put(number, Resting(now + ID_REST))
+
+    def restored(self, borne: Sequence[int]) -> None:
+        """``borne`` are the ids that have bearers."""
+        used = {*borne, *(number for number, _ in self._resting.items())}
+        self._fresh = deque(number for number in self._fresh if number not in used)
 
 
 class ProcessTable:
-    def __init__(self) -> None:
-        self._members: dict[ProcessId, Member] = {}
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._members = books.open("members", Member, int)
         self._pools = {
-            Kind.PROCESS: IdPool(1, MAX_PROCESS_ID),
-            Kind.MAILBOX: IdPool(FIRST_MAILBOX_ID, LAST_MAILBOX_ID),
+            Kind.PROCESS: IdPool(books, Kind.PROCESS, 1, MAX_PROCESS_ID),
+            Kind.MAILBOX: IdPool(books, Kind.MAILBOX, FIRST_MAILBOX_ID, LAST_MAILBOX_ID),
         }
-        self._last_incarnation = 0
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(list(self._members.values()))
+        return iter(self._members)
 
     def get(self, number: ProcessId) -> Member | None:
         return self._members.get(number)
@@ -114,31 +136,46 @@ class ProcessTable:
                 f"all ids for a {kind.value} are in use: by the living, by the dead whose memory is kept, or by memory"
                 " at their addresses; free some of it, or wait",
             )
-        self._last_incarnation += 1
-        member = Member(kind, number, self._last_incarnation, name, group)
-        self._members[number] = member
-        return member
+        incarnation = self._books.counter("incarnation").next()
+        return self._members.put(number, Member(kind, number, incarnation, name, group))
+
+    def enter_gone(self, kind: Kind, number: ProcessId, incarnation: int, group: GroupId) -> None:
+        """One that was admitted to a table, and then nobody was told of it, nor was it written down."""
+        self._books.counter("incarnation").pass_by(incarnation)
+        self._members.put(number, Member(kind, number, incarnation, "", group, state=State.GONE))
 
     def forget(self, member: Member, now: float) -> None:
         assert member.state is State.GONE and member.pending == 0, member
-        del self._members[member.id]
+        self._members.remove(member.id)
         self._pools[member.kind].give_back(member.id, now)
 
     def attached(self, name: str) -> Member | None:
-        for member in self._members.values():
+        for member in self._members:
             if member.name == name and member.kind is Kind.PROCESS and member.is_attached:
                 return member
         return None
 
+    def admitted_by(self, nonce: bytes) -> Member | None:
+        """Whom this very request has attached before."""
+        for member in self._members:
+            if nonce and member.nonce == nonce and member.is_attached:
+                return member
+        return None
+
+    def restored(self) -> None:
+        """The books have been filled with what a run before wrote down."""
+        for kind, pool in self._pools.items():
+            pool.restored([member.id for member in self._members if member.kind is kind])
+
     def departed(self, name: str) -> Member | None:
         """A process that bore this name and is still remembered."""
-        for member in self._members.values():
+        for member in self._members:
             if member.name == name and member.kind is Kind.PROCESS and not member.is_attached:
                 return member
         return None
 
     def mailbox(self, name: str, group: GroupId) -> Member | None:
-        for member in self._members.values():
+        for member in self._members:
             if (
                 member.name == name
                 and member.group == group
@@ -149,12 +186,12 @@ class ProcessTable:
         return None
 
     def any_in(self, group: GroupId) -> bool:
-        return any(member.group == group for member in self._members.values())
+        return any(member.group == group for member in self._members)
 
     def load(self, computes: tuple[str, ...]) -> dict[str, int]:
         """How many attached processes each compute element has, in the order of the configuration."""
         load = dict.fromkeys(computes, 0)
-        for member in self._members.values():
+        for member in self._members:
             if member.kind is Kind.PROCESS and member.is_attached:
                 load[member.compute] += 1
         return load

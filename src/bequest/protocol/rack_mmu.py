@@ -11,24 +11,34 @@ and runs on might still write. Orphaned memory is kept for a while and then free
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hmac
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from bequest import ids
 from bequest.errors import BadName
-from bequest.limits import EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
+from bequest.limits import COME_BACK_TIMEOUT, EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
+from bequest.protocol.announcer import Announcer
+from bequest.protocol.books import Change
 from bequest.protocol.cross_grant import CrossGrants
-from bequest.protocol.groups import Group
+from bequest.protocol.groups import Group, Rules
 from bequest.protocol.mailboxes import Mailboxes
-from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent
+from bequest.protocol.memory_failure import MemoryFailures
+from bequest.protocol.namespace import Namespace
+from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent, ToMonitor
 from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import MmuConfig, RackState, Session
 from bequest.protocol.refusal import Refusal
+from bequest.protocol.restorer import Restorer
 from bequest.protocol.shard import ShardMaker
-from bequest.protocol.slab_request import SlabRequest
+from bequest.protocol.slab_request import SlabRequests
 from bequest.protocol.slab_supply import SlabSupply
+from bequest.protocol.standby_desk import StandbyDesk
 from bequest.protocol.status_desk import StatusDesk
+from bequest.protocol.steal_desk import StealDesk
+from bequest.protocol.watch_desk import WatchDesk
 from bequest.wire import messages as wire
 
 
@@ -39,11 +49,19 @@ class RackMmu:
         self._config = config
         self._state = RackState(config, make_shard, fresh_bytes)
         self._supply = SlabSupply(self._state)
+        self._slab_requests = SlabRequests(self._state, self._supply)
         self._grants = CrossGrants(self._state, self._supply)
         self._mailboxes = Mailboxes(self._state)
-        self._status = StatusDesk(self._state, now)
+        self._failures = MemoryFailures(self._state)
+        self._watch = WatchDesk(self._state, self._failures)
+        self._announcer = Announcer(self._state, self._supply, self._grants)
+        self._names = Namespace(self._state)
+        self._steals = StealDesk(self._state, self._names, self._exited)
+        self._standbys = StandbyDesk(self._state, self._steals.check_standby)
+        self._status = StatusDesk(self._state, self._steals.book, now)
         self._next_sweep = now + SWEEP_INTERVAL
         self._stop_at = None if config.linger is None else now + EMBEDDED_FIRST_CLIENT
+        self._come_back_by = now
         # Each answers its request, at once or later, exactly once; `Refusal` is the answer no.
         self._requests: dict[type[wire.Message], Callable[[Session, Any, float], None]] = {
             wire.CreateGroup: self._create_group,
@@ -55,41 +73,108 @@ class RackMmu:
             wire.OpenMailbox: self._open_mailbox,
             wire.CloseMailbox: self._close_mailbox,
             wire.PlaceProcess: self._place_process,
+            wire.StandBy: self._stand_by,
+            wire.StandDown: self._stand_down,
+            wire.BreakMemory: self._break_memory,
+            wire.Steal: self._steal,
+            wire.NameHeir: self._name_heir,
+            wire.Publish: self._of_process(self._names.publish),
+            wire.Unpublish: self._of_process(self._names.unpublish),
+            wire.Lookup: self._of_process(self._names.lookup),
+            wire.ListNames: self._list_names,
             wire.Status: self._report,
             wire.Shutdown: self._shutdown,
+            wire.Resume: self._resume,
+            wire.ComeBack: self._come_back,
         }
+
+    @classmethod
+    def restore(
+        cls,
+        config: MmuConfig,
+        make_shard: ShardMaker,
+        fresh_bytes: Callable[[int], bytes],
+        rows: Iterable[Change],
+        now: float,
+    ) -> tuple[RackMmu, list[Output]]:
+        """The machine of a run before, from what it wrote down; ``make_shard`` opens the tables that it had.
+
+        The outputs are to be carried out like any others. Elements and agents are to be linked afterwards.
+        """
+        mmu = cls(config, make_shard, fresh_bytes, now)
+        state = mmu._state
+        state.books.apply(rows)
+        Restorer(state, mmu._supply, mmu._slab_requests, mmu._grants, mmu._mailboxes, now).restore()
+        mmu._stop_at = None
+        mmu._come_back_by = now + COME_BACK_TIMEOUT
+        mmu._linger(now)
+        state.outputs += state.clients.absent()
+        state.later(partial(mmu._tidy, now))
+        return mmu, state.take_outputs()
 
     # --- inputs --------------------------------------------------------------------------------------------
 
     def client_opened(self, peer: PeerId, uid: int, os_pid: int) -> list[Output]:
-        self._state.sessions[peer] = Session(peer, uid, os_pid)
+        self._state.clients.opened(peer, uid, os_pid)
         self._stop_at = None
-        return self._take_outputs()
+        return self._state.take_outputs()
 
     def client_message(self, peer: PeerId, message: wire.Message, now: float) -> list[Output]:
         session = self._state.sessions[peer]
         try:
-            self._requests[type(message)](session, message, now)
+            request = self._opened(session, message)
+            if request is not None:
+                self._requests[type(request)](session, request, now)
         except Refusal as refusal:
             self._state.refuse(peer, refusal)
-        return self._take_outputs()
+        return self._state.take_outputs()
+
+    def _opened(self, session: Session, message: wire.Message) -> wire.Message | None:
+        """The request in its envelope, unless it was carried out before or is under way."""
+        if not isinstance(message, wire.Once):
+            return message
+        if message.number < 1 or session.process is None:
+            raise Refusal("not-attached", "only an attached process can number its requests, from 1")
+        answer = self._state.clients.answered(session, message.number)
+        if answer is not None:
+            self._state.reply(session.peer, answer)
+            return None
+        session.number = message.number
+        return None if self._state.clients.is_under_way(session) else message.request
 
     def client_gone(self, peer: PeerId, now: float) -> list[Output]:
-        session = self._state.sessions.pop(peer)
-        self._mailboxes.close_all(session)
+        session = self._state.clients.gone(peer)
         process = self._process_of(session)
-        if process is not None and process.is_attached:
-            if process.enrolled:
-                self._lost(process)
-            else:
-                self._exited(process, now)
+        if process is not None:
+            self._mailboxes.close_all(process.id)
+            if process.is_attached:
+                if process.enrolled:
+                    self._lost(process)
+                else:
+                    self._exited(process, now)
+        self._creator_gone(peer)
+        self._linger(now)
+        self._state.later(lambda: self._tidy(now))
+        return self._state.take_outputs()
+
+    def absent_client_exited(self, client: PeerId, now: float) -> list[Output]:
+        """A client of a run before, which has not come back, will not: its process has ended."""
+        number, os_pid = self._state.clients.exited(client)
+        process = None if number is None else self._state.processes.get(number)
+        if process is not None and process.os_pid == os_pid and process.state in (State.ATTACHED, State.LOST):
+            self._exited(process, now)  # perhaps it had not come to enrol, and no agent watches it
+        self._creator_gone(client)
+        self._linger(now)
+        return self._state.take_outputs()
+
+    def _creator_gone(self, client: PeerId) -> None:
         for group in self._state.groups:
-            if group.creator == peer:
+            if group.creator == client:
                 group.creator = None
-        if self._config.linger is not None and not self._state.sessions:
+
+    def _linger(self, now: float) -> None:
+        if self._config.linger is not None and not self._state.clients.has_any():
             self._stop_at = now + self._config.linger
-        self._tidy(now)
-        return self._take_outputs()
 
     def element_message(self, element: int, message: wire.Message) -> list[Output]:
         match message:
@@ -103,11 +188,38 @@ class RackMmu:
                 self._grants.copied(job)
             case wire.CopyFailed(job, text):
                 self._grants.copy_failed(job, text)
+            case wire.PagesPunched(job):
+                self._grants.punched(job)
             case wire.ElementReport(usage):
                 self._state.usage[element] = usage
+            case wire.SlabLost(slab):
+                self._slab_lost(element, slab)
+            case wire.MemoryFailed():
+                self._failures.failed(element, message)
+            case wire.FailureMade(job):
+                self._failures.made(job)
             case _:
                 raise AssertionError(f"a memory element says {message}")
-        return self._take_outputs()
+        return self._state.take_outputs()
+
+    def daemon_runs(self, report: wire.DaemonReport) -> None:
+        """For the report: this daemon runs, for the first time or again."""
+        self._state.daemons[report.kind, report.name] = report
+
+    def element_linked(self, element: int) -> list[Output]:
+        """There is a link to this memory element, the first or a new one: says all that it has to know."""
+        self._announcer.to_element(element)
+        return self._state.take_outputs()
+
+    def agent_linked(self, compute: str) -> list[Output]:
+        """Likewise for an agent."""
+        self._announcer.to_agent(compute)
+        return self._state.take_outputs()
+
+    def monitor_linked(self) -> list[Output]:
+        """Likewise for the rack monitor."""
+        self._announcer.to_monitor()
+        return self._state.take_outputs()
 
     def agent_message(self, message: wire.Message, now: float) -> list[Output]:
         match message:
@@ -123,31 +235,57 @@ class RackMmu:
                 process = self._state.processes.exact(pid, incarnation)
                 if process is not None and process.state in (State.ATTACHED, State.LOST):
                     self._exited(process, now)
+            case wire.CallContacts(names, notice):
+                self._watch.call_contacts(names, notice)
+            case wire.RangeGuarded():
+                self._failures.guarded(message)
+            case wire.ProcessFenced(job, how):
+                self._steals.fenced(job, how, now)
+            case wire.FenceFailed(job, text):
+                self._steals.fence_failed(job, text, now)
             case _:
                 raise AssertionError(f"an agent says {message}")
-        return self._take_outputs()
+        return self._state.take_outputs()
+
+    def monitor_message(self, message: wire.Message) -> list[Output]:
+        """The rack monitor's word moves nothing."""
+        self._watch.hear(message)
+        return self._state.take_outputs()
 
     def tick(self, now: float) -> list[Output]:
+        self._failures.tick(now)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_INTERVAL
             self._tidy(now)
+        self._steals.tick(now)
         if self._stop_at is not None and now >= self._stop_at:
             self._stop_at = None
             self._state.outputs.append(StopRack("the last process that used this embedded rack has gone"))
-        return self._take_outputs()
+        return self._state.take_outputs()
 
     def next_deadline(self) -> float:
-        return self._next_sweep if self._stop_at is None else min(self._next_sweep, self._stop_at)
+        stop_at = float("inf") if self._stop_at is None else self._stop_at
+        return min(self._next_sweep, stop_at, self._failures.next_deadline(), self._steals.next_deadline())
 
-    def _take_outputs(self) -> list[Output]:
-        outputs, self._state.outputs = self._state.outputs, []
-        return outputs
+    def go_on(self) -> list[Output]:
+        """What was put off until the changes have been written down; asked for by the output `GoOn`."""
+        self._state.go_on()
+        return self._state.take_outputs()
+
+    def take_changes(self) -> list[Change]:
+        """What the last inputs changed in the books: to be written down before their outputs are carried out."""
+        return self._state.books.take_changes()
+
+    def everything(self) -> list[Change]:
+        """All that the books hold, to begin a fresh journal with."""
+        return self._state.books.everything()
 
     # --- groups, attaching, detaching ----------------------------------------------------------------------
 
     def _create_group(self, session: Session, message: wire.CreateGroup, now: float) -> None:
         name = _checked(message.name, "group's name")
-        group, secret = self._state.groups.create(name, session.peer)
+        rules = Rules(message.policy, message.fence, message.verifier)
+        group, secret = self._state.groups.create(name, session.peer, rules, message.nonce)
         self._state.announce_group(group)
         self._state.reply(session.peer, wire.GroupCreated(name, secret))
 
@@ -156,20 +294,60 @@ class RackMmu:
         name = _checked(message.name, "process's name")
         if session.process is not None:
             raise Refusal("not-attached", "this connection has a process attached already; use another one")
+        before = state.processes.admitted_by(message.nonce)
+        if before is not None and before.os_pid == session.os_pid:
+            self._hand_over(before, session)
+            return
         if state.processes.attached(name) is not None:
             raise Refusal("name-taken", f"a process {name!r} is attached to this rack already")
         compute = self._compute(message.compute)
+        heir = None if message.heir is None else _checked(message.heir, "heir's name")
         group = self._group_for(session, message.secret)
         process = state.processes.admit(Kind.PROCESS, name, group.id, now)
-        process.os_pid, process.compute, process.peer = session.os_pid, compute, session.peer
+        process.os_pid, process.compute, process.nonce = session.os_pid, compute, message.nonce
+        process.ticket = state.fresh_bytes(TICKET_BYTES)
+        process.heir = heir
         group.shard.admit(process.id, process.incarnation, process.os_pid, name)
-        session.process = process.id
-        ticket = state.fresh_bytes(TICKET_BYTES)
-        expect = wire.ExpectProcess(process.id, process.incarnation, process.os_pid, ticket)
-        state.outputs.append(ToAgent(compute, expect))
-        state.reply(session.peer, self._attached(process, group, ticket), table=group.id)
+        self._announcer.have_watched(process)
+        self._standbys.attached(process)
+        self._hand_over(process, session)
 
-    def _attached(self, process: Member, group: Group, agent_ticket: bytes) -> wire.Attached:
+    def _hand_over(self, process: Member, session: Session) -> None:
+        """The process is attached through this connection."""
+        process.peer = session.peer
+        self._state.clients.resumed(session, process.id)
+        self._state.clients.attached(session, process.id, process.incarnation)
+        expect = self._announcer.expectation(process)
+        self._state.outputs.append(ToAgent(process.compute, expect))
+        group = self._state.groups[process.group]
+        self._state.reply(session.peer, self._attached(process, group), table=group.id)
+
+    def _resume(self, session: Session, message: wire.Resume, now: float) -> None:
+        process = self._state.processes.exact(message.pid, message.incarnation)
+        if (
+            process is None
+            or session.process is not None
+            or process.state not in (State.ATTACHED, State.LOST)
+            or process.os_pid != session.os_pid
+            or not hmac.compare_digest(process.ticket, message.ticket)
+        ):
+            raise Refusal("not-attached", f"process {message.pid} is not attached any more")
+        before = None if process.peer is None else self._state.sessions.get(process.peer)
+        if before is not None:
+            self._state.clients.detached(before)
+        process.peer = session.peer
+        self._state.clients.resumed(session, process.id)
+        self._state.clients.attached(session, process.id, process.incarnation)
+        self._state.reply(session.peer, wire.Resumed(process.id))
+
+    def _come_back(self, session: Session, message: wire.ComeBack, now: float) -> None:
+        if self._state.clients.came_back(session, message.client):
+            for group in self._state.groups:
+                if group.creator == message.client:
+                    group.creator = session.peer
+        self._state.reply(session.peer, wire.Done())
+
+    def _attached(self, process: Member, group: Group) -> wire.Attached:
         config = self._config
         return wire.Attached(
             pid=process.id,
@@ -178,7 +356,7 @@ class RackMmu:
             group_name=group.name,
             compute=process.compute,
             agent_path=config.agent_paths[config.computes.index(process.compute)],
-            agent_ticket=agent_ticket,
+            agent_ticket=process.ticket,
             elements=[wire.ElementAddress(e.id, e.name, e.kind, e.path) for e in config.elements],
             element_ticket=group.ticket,
         )
@@ -200,29 +378,66 @@ class RackMmu:
         return name
 
     def _detach(self, session: Session, message: wire.Detach, now: float) -> None:
-        process = self._attached_process(session)
-        self._mailboxes.close_all(session)
-        session.process = None
+        process = self._process_of(session)
+        if process is None or process.state not in (State.ATTACHED, State.LOST):
+            raise Refusal("not-attached", "no process is attached through this connection")
+        self._mailboxes.close_all(process.id)
+        self._standbys.gone(process)
+        self._state.clients.detached(session)
         process.peer = None
-        self._state.outputs.append(
-            ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation))
-        )
-        shard = self._state.groups[process.group].shard
+        self._forget_at_agent(process)
+        self._unwatch(process)
+        process.become(State.GONE)
+        self._state.later(partial(self._finish_detach, process, session.peer, now))
+
+    def _finish_detach(self, process: Member, peer: PeerId, now: float) -> None:
+        self._steals.forget(process)
+        shard = self._state.shard_of(process.group)
         shard.mark_dead(process.id)
         shard.settle(process.id)
-        self._free_all(process)
+        shard.release(process.id)
         self._tidy(now)
-        self._state.reply(session.peer, wire.Done())
+        self._state.later(lambda: self._state.reply(peer, wire.Done()))
 
     # --- memory --------------------------------------------------------------------------------------------
 
     def _need_slab(self, session: Session, message: wire.NeedSlab, now: float) -> None:
-        SlabRequest(self._state, self._supply, session, self._attached_process(session), message).start()
+        self._slab_requests.start(session, self._attached_process(session), message)
 
     def _cross_grant(self, session: Session, message: wire.CrossGrant, now: float) -> None:
         self._grants.start(session, self._attached_process(session), message)
 
-    # --- names ---------------------------------------------------------------------------------------------
+    def _break_memory(self, session: Session, message: wire.BreakMemory, now: float) -> None:
+        self._failures.break_memory(session, message, now)
+
+    # --- notices of failures -------------------------------------------------------------------------------
+
+    def _stand_by(self, session: Session, message: wire.StandBy, now: float) -> None:
+        self._standbys.stand_by(session, self._attached_process(session), message, now)
+
+    def _stand_down(self, session: Session, message: wire.StandDown, now: float) -> None:
+        self._standbys.stand_down(session, self._attached_process(session), message.standby)
+
+    # --- stealing, and the namespace -----------------------------------------------------------------------
+
+    def _steal(self, session: Session, message: wire.Steal, now: float) -> None:
+        self._steals.start(session, self._attached_process(session), message, now)
+
+    def _name_heir(self, session: Session, message: wire.NameHeir, now: float) -> None:
+        name = None if message.name is None else _checked(message.name, "heir's name")
+        self._attached_process(session).heir = name
+        self._state.reply(session.peer, wire.Done())
+
+    def _list_names(self, session: Session, message: wire.ListNames, now: float) -> None:
+        self._names.listing(session, self._process_of(session), message)
+
+    def _of_process(
+        self, act: Callable[[Session, Member, Any], None]
+    ) -> Callable[[Session, Any, float], None]:
+        """Of requests that only an attached process can make."""
+        return lambda session, message, now: act(session, self._attached_process(session), message)
+
+    # --- names of processes --------------------------------------------------------------------------------
 
     def _find_peer(self, session: Session, message: wire.FindPeer, now: float) -> None:
         process = self._attached_process(session)
@@ -238,13 +453,13 @@ class RackMmu:
     def _open_mailbox(self, session: Session, message: wire.OpenMailbox, now: float) -> None:
         name = None if message.name is None else _checked(message.name, "mailbox's name")
         opener = self._attached_process(session)
-        mailbox = self._mailboxes.open(session, opener, name, message.create, now)
+        mailbox = self._mailboxes.open(opener, name, message.create, now)
         self._state.reply(session.peer, wire.MailboxOpened(mailbox.id, mailbox.incarnation, mailbox.name))
 
     def _close_mailbox(self, session: Session, message: wire.CloseMailbox, now: float) -> None:
-        self._mailboxes.close(session, message.id)
-        self._tidy(now)
-        self._state.reply(session.peer, wire.Done())
+        self._mailboxes.close(self._attached_process(session).id, message.id)
+        self._state.reply(session.peer, wire.Done())  # written down with what it answers
+        self._state.later(lambda: self._tidy(now))
 
     # --- the rack ------------------------------------------------------------------------------------------
 
@@ -260,41 +475,75 @@ class RackMmu:
 
     # --- ends of processes ---------------------------------------------------------------------------------
 
+    # An end is written down before the table shows it: what a table shows cannot be taken back, and would not say why.
+
     def _lost(self, process: Member) -> None:
         process.become(State.LOST)
-        self._state.groups[process.group].shard.mark_dead(process.id)
+        self._standbys.gone(process)
+        shard = self._state.shard_of(process.group)
+        self._state.later(partial(shard.mark_dead, process.id))
 
     def _exited(self, process: Member, now: float) -> None:
-        shard = self._state.groups[process.group].shard
-        if process.is_attached:
-            shard.mark_dead(process.id)
-        settled = shard.settle(process.id)
         process.become(State.ORPHANED)
         process.free_at = now + self._config.orphan_keep
-        session = None if process.peer is None else self._state.sessions.get(process.peer)
-        if session is not None:
-            self._mailboxes.close_all(session)
+        self._mailboxes.close_all(process.id)
+        self._standbys.gone(process)
+        self._unwatch(process)
+        if not process.enrolled:
+            self._forget_at_agent(process)
+        self._state.later(partial(self._settle, process, now))
+
+    def _unwatch(self, process: Member) -> None:
+        self._state.outputs.append(ToMonitor(wire.UnwatchProcess(process.id, process.incarnation)))
+
+    def _settle(self, process: Member, now: float) -> None:
+        shard = self._state.shard_of(process.group)
+        shard.mark_dead(process.id)
+        settled = shard.settle(process.id)
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
-        if not process.enrolled:
-            self._state.outputs.append(
-                ToAgent(process.compute, wire.ForgetProcess(process.id, process.incarnation))
-            )
+        self._watch.tell_group(process, wire.NoticeDied(process.name, process.id, process.incarnation))
+        self._steals.victim_died(process, now)
+
+    def _forget_at_agent(self, process: Member) -> None:
+        forget = wire.ForgetProcess(process.id, process.incarnation)
+        self._state.outputs.append(ToAgent(process.compute, forget))
+
+    def _slab_lost(self, element: int, slab: int) -> None:
+        """An element that was started anew does not have it: its memory is gone, whoever owns it."""
+        name = self._state.elements[element].name
+        self._state.outputs.append(Note(f"memory element {name!r} has lost slab {slab}", trouble=True))
+        self._grants.slab_lost(slab)
+        self._failures.slab_lost(element, slab)
 
     def _free_all(self, process: Member) -> None:
         process.become(State.GONE)
         process.free_at = None
-        self._state.groups[process.group].shard.release(process.id)
+        self._steals.forget(process)
+        self._state.later(partial(self._state.shard_of(process.group).release, process.id))
 
     def _tidy(self, now: float) -> None:
         """Frees orphans whose time is up, idle slabs that nobody at home can use, and ids that nothing bears."""
         for member in self._state.processes:
             if member.state is State.ORPHANED and member.free_at is not None and now >= member.free_at:
                 self._free_all(member)
+                self._forget_at_agent(member)
+            elif self._never_came(member, now):
+                self._exited(member, now)
+        self._state.later(partial(self._clear_up, now))
+
+    def _never_came(self, member: Member, now: float) -> bool:
+        """It was attaching when the Rack MMU was started anew, and has not been heard of since."""
+        is_nobody = member.peer is None and not member.enrolled
+        return now >= self._come_back_by and is_nobody and member.kind is Kind.PROCESS and member.is_attached
+
+    def _clear_up(self, now: float) -> None:
         self._supply.sweep()
+        self._names.sweep()
         for group in self._state.groups:
             self._forget_the_gone(group, now)
-            self._state.forget_group_if_over(group)
+            if self._state.forget_group_if_over(group):
+                self._names.forget(group.id)
 
     def _forget_the_gone(self, group: Group, now: float) -> None:
         gone = [m for m in self._state.processes if m.group == group.id and m.state is State.GONE]
@@ -305,6 +554,7 @@ class RackMmu:
             elif member.pending == 0 and member.id not in held and not self._state.plan.in_use(member.id):
                 group.shard.vacate(member.id)
                 self._state.processes.forget(member, now)
+                self._state.clients.forget_answers_of(member.id)
 
     # --- within --------------------------------------------------------------------------------------------
 

@@ -10,13 +10,17 @@ from bequest.errors import FreeMemory
 from bequest.ids import GroupId
 from bequest.limits import HUGE_PAGE_BYTES, ORPHAN_KEEP
 from bequest.protocol.address_plan import AddressPlan
+from bequest.protocol.books import Books, Row
+from bequest.protocol.clients import Caller, Clients, Session
 from bequest.protocol.groups import Group, Groups
-from bequest.protocol.outputs import DropTable, Output, PeerId, Reply, ToElement
+from bequest.protocol.outputs import DropTable, GoOn, Output, PeerId, Reply, ToElement
 from bequest.protocol.process_table import ProcessTable
 from bequest.protocol.refusal import Refusal
-from bequest.protocol.shard import ShardMaker
+from bequest.protocol.shard import Shard, ShardMaker
 from bequest.protocol.slab_ledger import SlabLedger
 from bequest.wire import messages as wire
+
+__all__ = ["ElementInfo", "MmuConfig", "RackState", "Session"]
 
 
 class ElementInfo(msgspec.Struct, frozen=True):
@@ -38,17 +42,13 @@ class MmuConfig(msgspec.Struct, frozen=True):
     policy: str = "best-fit"
     orphan_keep: float = ORPHAN_KEEP
     linger: float | None = None  # an embedded rack ends so long after its last client
-    generation: int = 1
 
 
-class Session(msgspec.Struct):
-    """A client's connection, after its Hello."""
+class FailedElement(Row):
+    """A memory element that has lost all of its memory, for good."""
 
-    peer: PeerId
-    uid: int
-    os_pid: int
-    process: int | None = None
-    mailboxes: dict[int, int] = msgspec.field(default_factory=dict)  # id -> how often opened
+    id: int
+    cause: str
 
 
 class RackState:
@@ -59,19 +59,59 @@ class RackState:
         self.fresh_bytes = fresh_bytes
         self.elements = {element.id: element for element in config.elements}
         self.usage = {element.id: wire.ElementUsage() for element in config.elements}
-        self.groups = Groups(make_shard, fresh_bytes)
-        self.processes = ProcessTable()
-        self.ledger = SlabLedger([element.id for element in config.elements])
+        self.books = Books()
+        self.groups = Groups(self.books, make_shard, fresh_bytes)
+        self.processes = ProcessTable(self.books)
+        self.ledger = SlabLedger(self.books, [element.id for element in config.elements])
+        self.failed_elements = self.books.open("failed elements", FailedElement, int)
+        self.silent_elements: dict[
+            int, float
+        ] = {}  # which do not answer, and for how long when that was seen
         self.plan = AddressPlan()
-        self.sessions: dict[PeerId, Session] = {}
+        self.clients = Clients(self.books)
+        self.daemons: dict[tuple[str, str], wire.DaemonReport] = {}  # by kind and name
         self.outputs: list[Output] = []
+        self._later: list[Callable[[], object]] = []
+
+    @property
+    def sessions(self) -> dict[PeerId, Session]:
+        return self.clients.sessions
 
     # --- outputs -------------------------------------------------------------------------------------------
 
+    def take_outputs(self) -> list[Output]:
+        outputs, self.outputs = self.outputs, []
+        return [*outputs, GoOn()] if self._later else outputs
+
+    def later(self, act: Callable[[], object]) -> None:
+        """Does this when what has been decided is written down: for what a table alone could not explain later."""
+        self._later.append(act)
+
+    def go_on(self) -> None:
+        acts, self._later = self._later, []
+        for act in acts:
+            act()
+
     def reply(self, peer: PeerId, message: wire.Message, table: GroupId | None = None) -> None:
         """Answers, unless the client has gone meanwhile."""
-        if peer in self.sessions:
+        session = self.sessions.get(peer)
+        if session is not None:
+            if session.number:
+                self.clients.note_answer(self.clients.caller(session), message)
+                session.number = 0
             self.outputs.append(Reply(peer, message, table))
+
+    def answer(self, caller: Caller, message: wire.Message) -> None:
+        """Answers a request that may be older than the client's connection, or than this run of the daemon."""
+        if not caller.number:
+            self.reply(caller.peer, message)
+            return
+        self.clients.note_answer(caller, message)
+        process = self.processes.exact(caller.process, caller.incarnation)
+        session = None if process is None or process.peer is None else self.sessions.get(process.peer)
+        if session is not None and session.number == caller.number:
+            session.number = 0
+            self.outputs.append(Reply(session.peer, message))
 
     def refuse(self, peer: PeerId, refusal: Refusal) -> None:
         self.reply(peer, refusal.reply())
@@ -85,19 +125,25 @@ class RackState:
         for element in self.elements:
             self.tell_element(element, wire.AdmitGroup(group.id, group.ticket))
 
-    def forget_group_if_over(self, group: Group) -> None:
+    def forget_group_if_over(self, group: Group) -> bool:
         if group.is_default or group.creator is not None:
-            return
+            return False
         if self.processes.any_in(group.id) or self.ledger.any_in(group.id):
-            return
+            return False
         self.groups.forget(group.id)
         for element in self.elements:
             self.tell_element(element, wire.ForgetGroup(group.id))
         self.outputs.append(DropTable(group.id))
+        return True
+
+    def shard_of(self, group: GroupId) -> Shard:
+        return self.groups[group].shard
 
     # --- memory --------------------------------------------------------------------------------------------
 
     def free_bytes(self, element: int) -> int:
+        if element in self.failed_elements:
+            return 0
         return self.elements[element].size - self.ledger.used(element)
 
     def free_memory(self) -> list[FreeMemory]:

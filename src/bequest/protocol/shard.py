@@ -8,11 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+# Descriptor, address, pages, state, owner, birth. The birth is the same, whoever gets the extent, until it is freed.
+ExtentInfo = tuple[int, int, int, int, int, int]
+
 LIFE_EMPTY, LIFE_LIVE, LIFE_DEAD = 0, 1, 2
 
 
 class Shard(Protocol):
     def admit(self, id: int, incarnation: int, os_pid: int, name: str) -> None: ...
+
+    def life(self, id: int) -> tuple[int, int, int, str]:
+        """LIFE_EMPTY, LIFE_LIVE or LIFE_DEAD; incarnation; operating-system pid; name."""
+
+    def recover(self) -> int:
+        """Ends what a Rack MMU that was killed was doing here; how many steps that took."""
 
     def mark_dead(self, id: int) -> None: ...
 
@@ -35,6 +44,12 @@ class Shard(Protocol):
         tag: bytes,
     ) -> bool:
         """Records a slab and one extent over it, on its way to a receiver. False, and no change: no room."""
+
+    def fail_slab(self, slab: int) -> None:
+        """Memory of it has failed: no run of it is allocated any more."""
+
+    def watch(self, id: int, watchers: int) -> None:
+        """So many want this process to beat."""
 
     def idle_slabs(self) -> list[int]:
         """The slabs in which nobody owns a page: all is free, or away in another group."""
@@ -60,6 +75,31 @@ class Shard(Protocol):
     def release(self, id: int) -> int: ...
 
     def holdings(self, id: int) -> tuple[int, int, int]: ...
+
+    def stealable(
+        self, victim: int, only: list[tuple[int, int]] | None = None
+    ) -> list[tuple[int, int, int, int]]:
+        """What may be stolen of a process: (descriptor, word, address, pages) of each extent, sorted by address.
+
+        ``only`` narrows it to the extents that touch one of these ranges (address, bytes). Extents are taken whole.
+        """
+
+    def steal(
+        self, extents: list[tuple[int, int]], victim: int, thief: int
+    ) -> list[tuple[int, int, int, int]]:
+        """Takes these (descriptor, word) from the victim for the thief; returns those it got, with their new words.
+
+        What was granted, freed, split or merged since its word was read is skipped: ask `stealable` again, until
+        nothing is left. A dead victim was settled before. One that lives was fenced off these pages before, and is
+        fenced off them once more after this and before the thief is told: it may have been opening pages while it was
+        fenced, and looks at its words only after that.
+        """
+
+    def name_heir(self, victim: int, thief: int) -> bool:
+        """Lets the thief empty the inbox of a dead process. False if another living process may do so already."""
+
+    def find_extent(self, address: int, hint: int) -> ExtentInfo | None:
+        """The extent in which an address lies; ``hint`` is a descriptor to look at first. None if no slab is there."""
 
     def usage(self) -> list[tuple[int, int, int, int]]: ...
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
-import msgspec
-
 from bequest.ids import GroupId, ProcessId, SlabId, home_of
 from bequest.limits import MAX_SLABS, PAGE_BYTES
 from bequest.protocol.address_plan import Run
+from bequest.protocol.books import Books, Row
 
 
 class SlabState(Enum):
@@ -23,7 +22,7 @@ class SlabState(Enum):
     GHOST = "ghost"  # only its addresses are left
 
 
-class Slab(msgspec.Struct):
+class Slab(Row):
     id: SlabId
     group: GroupId
     element: int
@@ -33,7 +32,12 @@ class Slab(msgspec.Struct):
     parent: SlabId | None = None
     state: SlabState = SlabState.RESERVING
     is_stillborn: bool = False  # a copy that was never delivered: its addresses are still the grant's
+    failed: tuple[
+        Run, ...
+    ] = ()  # (offset, bytes) that have lost their memory: none of it is handed out again
     pins: int = 0  # grants under way that move or copy it: it is not idle, whatever its table says
+
+    transient = ("pins",)
 
     @property
     def nbytes(self) -> int:
@@ -55,15 +59,15 @@ class Slab(msgspec.Struct):
 
 
 class SlabLedger:
-    def __init__(self, elements: Sequence[int]) -> None:
-        self._slabs: dict[SlabId, Slab] = {}
+    def __init__(self, books: Books, elements: Sequence[int]) -> None:
+        self._books = books
+        self._slabs = books.open("slabs", Slab, int)
         self._copies: dict[SlabId, dict[SlabId, Slab]] = {}  # by parent
         self._places: dict[int, SlabId] = {}  # in the tables, which have room for so many
         self._used = dict.fromkeys(elements, 0)
-        self._last_id = 0
 
     def __iter__(self) -> Iterator[Slab]:
-        return iter(list(self._slabs.values()))
+        return iter(self._slabs)
 
     def __getitem__(self, slab: SlabId) -> Slab:
         return self._slabs[slab]
@@ -78,12 +82,21 @@ class SlabLedger:
         self, group: GroupId, element: int, address: int, pages: int, huge: bool, parent: SlabId | None = None
     ) -> Slab:
         slab = Slab(self._fresh_id(), group, element, address, pages, huge, parent)
-        self._slabs[slab.id] = slab
-        self._places[slab.id % MAX_SLABS] = slab.id
-        if parent is not None:
-            self._copies.setdefault(parent, {})[slab.id] = slab
-        self._used[element] += slab.nbytes
+        self._slabs.put(slab.id, slab)
+        self._enter(slab)
         return slab
+
+    def _enter(self, slab: Slab) -> None:
+        self._places[slab.id % MAX_SLABS] = slab.id
+        if slab.parent is not None:
+            self._copies.setdefault(slab.parent, {})[slab.id] = slab
+        if slab.state is not SlabState.GHOST:
+            self._used[slab.element] += slab.nbytes
+
+    def restored(self) -> None:
+        """The book has been filled with what a run before wrote down."""
+        for slab in self._slabs:
+            self._enter(slab)
 
     def lose_memory(self, slab: Slab) -> None:
         assert slab.state is not SlabState.GHOST
@@ -92,7 +105,8 @@ class SlabLedger:
 
     def forget(self, slab: Slab) -> None:
         assert slab.state is SlabState.GHOST
-        del self._slabs[slab.id], self._places[slab.id % MAX_SLABS]
+        self._slabs.remove(slab.id)
+        del self._places[slab.id % MAX_SLABS]
         if slab.parent is not None:
             del self._copies[slab.parent][slab.id]
             if not self._copies[slab.parent]:
@@ -111,18 +125,18 @@ class SlabLedger:
     def held_at_home(self, element: int, home: ProcessId) -> int:
         return sum(
             slab.nbytes
-            for slab in self._slabs.values()
+            for slab in self._slabs
             if slab.element == element and slab.home == home and slab.state is not SlabState.GHOST
         )
 
     def any_in(self, group: GroupId) -> bool:
-        return any(slab.group == group and slab.state is not SlabState.GHOST for slab in self._slabs.values())
+        return any(slab.group == group and slab.state is not SlabState.GHOST for slab in self._slabs)
 
     def _fresh_id(self) -> SlabId:
         """Never used before in this rack, and at no other slab's place in the table (its id modulo the capacity)."""
         if len(self._slabs) >= MAX_SLABS - 1:
             raise OverflowError(f"a rack has {MAX_SLABS} slabs at most")
-        self._last_id += 1
-        while self._last_id % MAX_SLABS in self._places:
-            self._last_id += 1
-        return self._last_id
+        counter = self._books.counter("slab")
+        while counter.next() % MAX_SLABS in self._places:
+            pass
+        return counter.last

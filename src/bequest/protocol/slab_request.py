@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from bequest.limits import (
     MAX_EXTENTS,
     MAX_SLABS,
@@ -9,74 +11,124 @@ from bequest.limits import (
     PAGES_PER_HUGE_PAGE,
     PROCESS_SPACE_BYTES,
 )
+from bequest.protocol.books import Row
+from bequest.protocol.clients import Caller, Session
 from bequest.protocol.placement import POLICIES
 from bequest.protocol.process_table import Member
-from bequest.protocol.rack_state import RackState, Session
+from bequest.protocol.rack_state import ElementInfo, RackState
 from bequest.protocol.refusal import Refusal
 from bequest.protocol.slab_ledger import Slab, SlabState
 from bequest.protocol.slab_supply import SlabSupply
 from bequest.wire import messages as wire
 
 
-class SlabRequest:
-    """One `wire.NeedSlab` on its way; tries one element after another until it is met or refused."""
+class Wanted(Row):
+    """A `wire.NeedSlab` on its way; the key in its book is the slab that is being reserved for it."""
 
-    def __init__(
-        self, state: RackState, supply: SlabSupply, session: Session, process: Member, message: wire.NeedSlab
-    ) -> None:
-        self._state = state
-        self._supply = supply
-        self._peer = session.peer
+    caller: Caller
+    pages: int
+    huge: bool
+    policy: str
+    elements: tuple[int, ...]  # that may still be tried
+
+
+class SlabRequests:
+    """All that are on their way."""
+
+    def __init__(self, state: RackState, supply: SlabSupply) -> None:
+        self.state = state
+        self.supply = supply
+        self.wanted = state.books.open("slab requests", Wanted, int)
+
+    def start(self, session: Session, process: Member, message: wire.NeedSlab) -> None:
+        policy = message.policy or self.state.config.policy
+        if policy not in POLICIES:
+            raise Refusal("config", f"unknown placement policy {policy!r}; there are {', '.join(POLICIES)}")
+        pages = _whole_huge_pages(message.pages)
+        elements = tuple(_elements_for(self.state, message.element, message.huge))
+        caller = self.state.clients.caller(session)
+        SlabRequest(self, process, Wanted(caller, pages, message.huge, policy, elements)).start()
+        self.state.clients.await_answer(caller)
+
+    def restore(self) -> None:
+        """Goes on with what a run before has begun. A slab that is in the table by now is its asker's."""
+        for number, wanted in self.wanted.items():
+            slab = self.state.ledger[number]
+            process = self.state.processes.exact(wanted.caller.process, wanted.caller.incarnation)
+            if process is None:
+                self.wanted.remove(number)
+                self.supply.retire(slab)
+                continue
+            request = SlabRequest(self, process, wanted)
+            if any(known == number for known, *_ in self.state.shard_of(slab.group).slabs()):
+                request.ready(slab)
+            else:
+                self.state.clients.await_answer(wanted.caller)
+                self.supply.wait_for(slab, request)
+
+
+class SlabRequest:
+    """One that tries one element after another until it is met or refused."""
+
+    def __init__(self, requests: SlabRequests, process: Member, wanted: Wanted) -> None:
+        self._requests = requests
+        self._state = requests.state
+        self._supply = requests.supply
         self._process = process
-        self._pages = _whole_huge_pages(message.pages)
-        self._huge = message.huge
-        self._policy = message.policy or state.config.policy
-        if self._policy not in POLICIES:
-            raise Refusal(
-                "config", f"unknown placement policy {self._policy!r}; there are {', '.join(POLICIES)}"
-            )
-        self._elements = _elements_for(state, message.element, message.huge)
+        self._wanted = wanted
 
     def start(self) -> None:
-        nbytes = self._pages * PAGE_BYTES
+        wanted = self._wanted
+        nbytes = wanted.pages * PAGE_BYTES
         if nbytes > PROCESS_SPACE_BYTES:
             raise Refusal(
                 "address-space",
                 f"{nbytes >> 30} GiB cannot lie in the {PROCESS_SPACE_BYTES >> 30} GiB of addresses of one process",
                 self._state.free_memory(),
             )
-        element = self._supply.place(nbytes, self._elements, self._policy, self._process)
+        element = self._supply.place(nbytes, wanted.elements, wanted.policy, self._process)
         address = self._reserve_address(nbytes)
         try:
-            self._supply.reserve(self, self._process.group, element, address, self._pages, self._huge)
+            slab = self._supply.reserve(
+                self, self._process.group, element, address, wanted.pages, wanted.huge
+            )
         except Refusal:
             self._state.plan.release(address)
             raise
+        self._requests.wanted.put(slab.id, wanted)
 
     def slab_reserved(self, slab: Slab) -> None:
         process = self._process
         if not process.is_attached:
+            self._requests.wanted.remove(slab.id)
             self._supply.retire(slab)
+            refusal = Refusal("not-attached", f"{process.name!r} has been given up meanwhile")
+            self._state.answer(self._wanted.caller, refusal.reply())
             return
-        shard = self._state.groups[slab.group].shard
-        if not shard.add_slab(slab.id, slab.address, slab.pages, slab.element, slab.huge, slab.home):
-            self._supply.retire(slab)
-            refusal = Refusal(
-                "memory", f"the group's table is full: {MAX_SLABS} slabs or {MAX_EXTENTS} extents"
-            )
-            self._state.refuse(self._peer, refusal)
+        shard = self._state.shard_of(slab.group)
+        if shard.add_slab(slab.id, slab.address, slab.pages, slab.element, slab.huge, slab.home):
+            self.ready(slab)
             return
+        self._requests.wanted.remove(slab.id)
+        self._supply.retire(slab)
+        text = f"the group's table is full: {MAX_SLABS} slabs or {MAX_EXTENTS} extents"
+        self._state.answer(self._wanted.caller, Refusal("memory", text).reply())
+
+    def ready(self, slab: Slab) -> None:
+        """It is in the table."""
+        self._requests.wanted.remove(slab.id)
         slab.state = SlabState.LIVE
-        self._state.reply(self._peer, wire.SlabReady(slab.id))
+        self._state.answer(self._wanted.caller, wire.SlabReady(slab.id))
 
     def slab_refused(self, slab: Slab, message: str) -> None:
-        self._elements = [element for element in self._elements if element != slab.element]
+        wanted = self._requests.wanted.remove(slab.id)
+        wanted.elements = tuple(element for element in wanted.elements if element != slab.element)
         try:
-            if not self._elements:
+            if not wanted.elements:
                 raise Refusal("memory", message, self._state.free_memory())
             self.start()
         except Refusal as refusal:
-            self._state.refuse(self._peer, refusal)
+            self._state.answer(wanted.caller, refusal.reply())
 
     def _reserve_address(self, nbytes: int) -> int:
         plan, home = self._state.plan, self._process.id
@@ -105,6 +157,9 @@ def _elements_for(state: RackState, name: str | None, huge: bool) -> list[int]:
     if not named:
         known = ", ".join(element.name for element in state.elements.values())
         raise Refusal("config", f"this rack has no memory element {name!r}; it has {known}")
+    named = [element for element in named if element.id not in state.failed_elements] or _all_failed(
+        state, named
+    )
     suitable = [element.id for element in named if huge or element.kind != "huge"]
     if not suitable:
         names = ", ".join(element.name for element in named)
@@ -113,3 +168,10 @@ def _elements_for(state: RackState, name: str | None, huge: bool) -> list[int]:
         )
         raise Refusal("memory", text, state.free_memory())
     return suitable
+
+
+def _all_failed(state: RackState, named: list[ElementInfo]) -> NoReturn:
+    names = ", ".join(element.name for element in named)
+    raise Refusal(
+        "memory", f"the memory of {names} has failed; `bequest mem` shows what is left", state.free_memory()
+    )

@@ -62,15 +62,28 @@ class SlabSupply:
         except OverflowError as error:
             raise Refusal("memory", str(error), self._state.free_memory()) from error
         self._waiters[slab.id] = waiter
-        self._state.tell_element(element, wire.ReserveSlab(slab.id, group, slab.nbytes, huge))
+        self.ask_for(slab)
         return slab
 
+    def ask_for(self, slab: Slab) -> None:
+        """Tells the element; again on a new link to it, for it may not have heard."""
+        message = wire.ReserveSlab(slab.id, slab.group, slab.nbytes, slab.huge)
+        self._state.tell_element(slab.element, message)
+
+    def wait_for(self, slab: Slab, waiter: SlabWaiter) -> None:
+        """In place of the waiter that a run before had."""
+        self._waiters[slab.id] = waiter
+
     def reserved(self, number: SlabId) -> None:
-        self._waiters.pop(number).slab_reserved(self._state.ledger[number])
+        waiter = self._waiters.pop(number, None)
+        if waiter is not None:  # else it was said before, to a run of the daemon that had not written it down
+            waiter.slab_reserved(self._state.ledger[number])
 
     def refused(self, number: SlabId, message: str) -> None:
+        waiter = self._waiters.pop(number, None)
+        if waiter is None:
+            return
         slab = self._state.ledger[number]
-        waiter = self._waiters.pop(number)
         self._end(slab)
         waiter.slab_refused(slab, message)
 
@@ -78,7 +91,7 @@ class SlabSupply:
 
     def retire(self, slab: Slab) -> None:
         """Gives the memory of a slab back which is in no table (any more), and its addresses if nothing bears them."""
-        recycle = not self._home_may_touch(slab)
+        recycle = not self._home_may_touch(slab) and not slab.failed
         self._state.tell_element(slab.element, wire.RetireSlab(slab.id, recycle))
         self._end(slab)
 
@@ -91,7 +104,7 @@ class SlabSupply:
         return True
 
     def sweep(self) -> int:
-        """Takes the idle slabs of homes that are dead or in another group; how many."""
+        """Takes the idle slabs that have failed or whose homes are dead or in another group; how many."""
         useless = [slab for slab in self._state.ledger if not self._home_can_use(slab)]
         return sum(self.take_if_idle(slab) for slab in self._idle_among(useless))
 
@@ -143,7 +156,7 @@ class SlabSupply:
 
     def _home_can_use(self, slab: Slab) -> bool:
         home = self._state.processes.get(slab.home)
-        return home is not None and home.is_attached and home.group == slab.group
+        return home is not None and home.is_attached and home.group == slab.group and not slab.failed
 
     def _end(self, slab: Slab) -> None:
         if slab.state is SlabState.RESERVING:
@@ -163,7 +176,8 @@ class SlabSupply:
         parent = state.ledger[ghost.parent]
         if parent.state is SlabState.GHOST:
             self._dissolve(parent)
-        elif parent.state is SlabState.LIVE and not ghost.is_stillborn:
+        elif parent.state is SlabState.LIVE and not ghost.is_stillborn and self._home_may_touch(parent):
+            # Elsewhere nobody can use what is free; a hole can be filled again by a grant.
             still_away = [copy.run for copy in state.ledger.copies_of(parent)]
             for start, end in without(ghost.run, still_away):
                 state.groups[parent.group].shard.free_away(start, (end - start) // PAGE_BYTES)

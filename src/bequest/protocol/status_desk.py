@@ -19,6 +19,7 @@ from bequest.limits import (
     TABLE_VERSION,
     WIRE_VERSION,
 )
+from bequest.protocol.capabilities import TheftBook
 from bequest.protocol.process_table import Member
 from bequest.protocol.rack_state import RackState
 from bequest.protocol.refusal import Refusal
@@ -32,17 +33,19 @@ _OWNER_BYTES = 10
 
 
 class StatusDesk:
-    def __init__(self, state: RackState, started: float) -> None:
+    def __init__(self, state: RackState, thefts: TheftBook, started: float) -> None:
         self._state = state
+        self._thefts = thefts
         self._started = started
 
     def report(self, question: wire.Status, now: float) -> wire.Message:
         answers: dict[str, Callable[[], wire.Message]] = {
             "rack": lambda: self._rack(now),
-            "processes": lambda: self._processes(question.cursor),
+            "processes": lambda: self._processes(question.cursor, now),
             "elements": self._elements,
             "slabs": lambda: self._slabs(question.cursor),
             "audit": self._audit,
+            "thefts": lambda: self._thefts.report(question.cursor, now),
         }
         if question.what not in answers:
             raise Refusal("config", f"no report {question.what!r}; there are {', '.join(answers)}")
@@ -54,7 +57,7 @@ class StatusDesk:
         return wire.RackReport(
             name=config.name,
             uid=config.uid,
-            generation=config.generation,
+            daemons=list(state.daemons.values()),
             uptime=now - self._started,
             policy=config.policy,
             orphan_keep=config.orphan_keep,
@@ -71,7 +74,7 @@ class StatusDesk:
 
     # --- processes -----------------------------------------------------------------------------------------
 
-    def _processes(self, cursor: int) -> wire.ProcessList:
+    def _processes(self, cursor: int, now: float) -> wire.ProcessList:
         """In the order of ids; the cursor is the first id to report."""
         state = self._state
         members = sorted((m for m in state.processes if m.id >= cursor), key=lambda member: member.id)
@@ -82,12 +85,12 @@ class StatusDesk:
             for number, extents, pages, free in group.shard.usage()
         }
         reports = [
-            self._process(member, usage.get((member.group, member.id), (0, 0, 0)))
+            self._process(member, usage.get((member.group, member.id), (0, 0, 0)), now)
             for member in members[:room]
         ]
         return wire.ProcessList(reports, members[room].id if len(members) > room else None)
 
-    def _process(self, member: Member, held: tuple[int, int, int]) -> wire.ProcessReport:
+    def _process(self, member: Member, held: tuple[int, int, int], now: float) -> wire.ProcessReport:
         group = self._state.groups[member.group]
         extents, pages, free = held
         return wire.ProcessReport(
@@ -103,6 +106,7 @@ class StatusDesk:
             free_bytes=free * PAGE_BYTES,
             inbox_depth=group.shard.inbox_depth(member.id),
             counters=group.shard.counters(member.id),
+            freed_in=None if member.free_at is None else max(0.0, member.free_at - now),
         )
 
     # --- memory --------------------------------------------------------------------------------------------
@@ -110,9 +114,11 @@ class StatusDesk:
     def _elements(self) -> wire.ElementList:
         state = self._state
         counts = dict.fromkeys(state.elements, 0)
+        failed = dict.fromkeys(state.elements, 0)
         for slab in state.ledger:
             if slab.state is not SlabState.GHOST:
                 counts[slab.element] += 1
+                failed[slab.element] += _failed_bytes(slab)
         return wire.ElementList(
             [
                 wire.ElementStatus(
@@ -124,10 +130,17 @@ class StatusDesk:
                     free=state.free_bytes(element.id),
                     slabs=counts[element.id],
                     usage=state.usage[element.id],
+                    state=self._health(element.id),
+                    failed=failed[element.id],
                 )
                 for element in state.elements.values()
             ]
         )
+
+    def _health(self, element: int) -> str:
+        if element in self._state.failed_elements:
+            return "failed"
+        return "silent" if element in self._state.silent_elements else "well"
 
     def _slabs(self, cursor: int) -> wire.SlabList:
         """In the order of slab ids; the cursor is the first id to report."""
@@ -170,6 +183,7 @@ class StatusDesk:
             largest_free_run=max(free_runs, default=0),
             owners=sorted(owners.items()),
             runs=runs[:SLAB_RUNS_MAX],
+            failed=_failed_bytes(slab),
         )
 
     # --- audit ---------------------------------------------------------------------------------------------
@@ -188,6 +202,15 @@ class StatusDesk:
         return wire.AuditReport(
             [line[:200] for line in findings[:AUDIT_FINDINGS_MAX]], len(state.groups), slabs
         )
+
+
+def _failed_bytes(slab: Slab) -> int:
+    """Runs may have failed twice."""
+    total = end = 0
+    for offset, nbytes in sorted(slab.failed):
+        total += max(0, offset + nbytes - max(offset, end))
+        end = max(end, offset + nbytes)
+    return total
 
 
 def _joined_runs(extents: list[tuple[int, int, int, int, int]]) -> list[wire.SlabRun]:

@@ -51,7 +51,7 @@ class RackConfig(msgspec.Struct, frozen=True):
     orphan_keep: float = ORPHAN_KEEP
     linger: float | None = None
 
-    def for_mmu(self, generation: int) -> MmuConfig:
+    def for_mmu(self) -> MmuConfig:
         elements = tuple(
             ElementInfo(number, element.name, element.kind, element.size, f"element-{element.name}.sock")
             for number, element in enumerate(self.elements)
@@ -66,7 +66,6 @@ class RackConfig(msgspec.Struct, frozen=True):
             policy=self.policy,
             orphan_keep=self.orphan_keep,
             linger=self.linger,
-            generation=generation,
         )
 
 

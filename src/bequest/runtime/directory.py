@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +22,6 @@ from bequest.errors import BadDirectory, NameTaken, NoRack
 ENVIRONMENT_VARIABLE = "BEQUEST_RACK"
 DEFAULT_NAME = "default"
 EMBEDDED_PREFIX = "embedded-"
-LOCK_PATIENCE = 1.0  # seconds that the lock of a rack which was killed may still be held
 
 
 class RackNotes(msgspec.Struct):
@@ -120,12 +118,8 @@ def claim(name: str) -> ClaimedDirectory:
     """A fresh directory for a rack of this name; sweeps the stale ones. Raises `NameTaken`."""
     base = base_directory()
     with _locked(base):
-        path = base / name
-        deadline = time.monotonic() + LOCK_PATIENCE
         sweep(base)
-        while path.exists() and time.monotonic() < deadline:  # its last daemon may be ending just now
-            time.sleep(LOCK_PATIENCE / 20)
-            sweep(base)
+        path = base / name
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 import time
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from bequest.limits import POOL_CLASSES
 from bequest.protocol.memory_element import MemoryElement
-from bequest.protocol.outputs import CloseFile, CopyFile, MakeFile, Note, Output, PunchFile, Reply, ToMmu
+from bequest.protocol.outputs import (
+    CloseFile,
+    CopyFile,
+    KeepFile,
+    KeptFile,
+    LoseFile,
+    MakeFile,
+    Note,
+    Output,
+    PunchFile,
+    Reply,
+    ToMmu,
+)
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
 from bequest.runtime.loop import Daemon, Link, Peer, log
+from bequest.runtime.safe import Tether, raise_descriptor_limit
 from bequest.runtime.slab_files import SlabFiles
 from bequest.runtime.workers import Workers
 from bequest.wire import messages as wire
 
 # What somebody waits for, in order; what is so large that it must not hold those up; and the pool.
 _SLABS, _LARGE, _POOL = "slabs", "large", "pool"
+_decoder = msgspec.msgpack.Decoder(KeptFile)
 
 
 class ElementServer(Daemon):
@@ -29,16 +44,18 @@ class ElementServer(Daemon):
         config: MmuConfig,
         element: ElementInfo,
         listener: socket.socket,
-        life: int,
-        mmu_link: socket.socket,
+        tether: Tether,
     ) -> None:
-        super().__init__(config.name, config.generation, config.uid, listener, wire.ClientToElement, life)
+        super().__init__(config.name, config.uid, listener, wire.ClientToElement, tether)
         self.role = f"memory element {element.name}"
-        _raise_descriptor_limit()
-        self._machine = MemoryElement(element.size, time.monotonic())
+        raise_descriptor_limit()
         self._files = SlabFiles(element.name, element.kind)
-        self._fds: dict[int, int] = {}
-        self._mmu = self.add_link("the Rack MMU", mmu_link, wire.MmuToElement)
+        self._fds = {int(key): deposit.fds[0] for key, deposit in self.kept.items()}
+        self._safe = dict.fromkeys(self._fds)  # which of them the supervisor keeps
+        found = {int(key): _decoder.decode(deposit.meta) for key, deposit in self.kept.items()}
+        self._machine = MemoryElement(element.size, time.monotonic(), found)
+        self._mmu = self.add_link("mmu", "mmu", "the Rack MMU", wire.MmuToElement)
+        self.add_link("monitor", "monitor", "the rack monitor", wire.Ping)
         self._workers = Workers((_SLABS, _LARGE, _POOL))
         self.watch(self._workers.fileno(), self._workers.collect)
 
@@ -48,7 +65,14 @@ class ElementServer(Daemon):
         self._carry_out(self._machine.client_message(peer.id, message))
 
     def link_message(self, link: Link, message: wire.Message) -> None:
+        if isinstance(message, wire.Ping):
+            self.send_to_link(link, wire.Pong(message.number))
+            return
         self._carry_out(self._machine.mmu_message(message, time.monotonic()))
+
+    def link_restored(self, link: Link) -> None:
+        if link is self._mmu:
+            self._machine.linked()
 
     def tick(self, now: float) -> None:
         self._carry_out(self._machine.tick(now))
@@ -70,14 +94,19 @@ class ElementServer(Daemon):
                     self._workers.submit(
                         lane, partial(self._files.make, nbytes, huge), partial(self._made, file)
                     )
+                case KeepFile(file, about):
+                    self._safe[file] = None
+                    answered = partial(self._kept, file, about.slab)
+                    self.keep(str(file), msgspec.msgpack.encode(about), [self._fds[file]], answered)
                 case CloseFile(file):
                     # Freeing a gigabyte takes long, too; and what comes after may count on its having happened.
-                    self._workers.submit(
-                        _SLABS, partial(self._files.discard, self._fds.pop(file)), self._logged
-                    )
-                case PunchFile(file, offset, nbytes):
-                    job = partial(self._files.punch, self._fds[file], offset, nbytes)
-                    self._workers.submit(_SLABS, job, self._logged)
+                    discard = partial(self._files.discard, self._fds.pop(file))
+                    self._workers.submit(_SLABS, discard, partial(self._discarded, file))
+                case PunchFile(job, file, offset, nbytes):
+                    punch = partial(self._files.punch, self._fds[file], offset, nbytes)
+                    self._workers.submit(_SLABS, punch, partial(self._punched, job))
+                case LoseFile(file, run):
+                    self._files.lose(self._fds[file], run)  # not in a lane: it is reported as lost next
                 case CopyFile():
                     self._copy(output)
                 case Note(text, trouble):
@@ -90,7 +119,17 @@ class ElementServer(Daemon):
         job = partial(self._files.copy, source, copy.source_offset, target, copy.target_offset, copy.nbytes)
         self._workers.submit(_lane_for(copy.nbytes), job, partial(self._copied, copy.job))
 
-    # --- what the workers did ------------------------------------------------------------------------------
+    # --- what was done --------------------------------------------------------------------------------------
+
+    def _kept(self, file: int, slab: int, trouble: str) -> None:
+        self._carry_out(self._machine.file_kept(file, slab, trouble))
+
+    def _discarded(self, file: int, outcome: Any) -> None:
+        """Only now: had this server died before, the next one would have had to do it."""
+        self._logged(outcome)
+        if file in self._safe:
+            del self._safe[file]
+            self.release(str(file))
 
     def _made(self, file: int, outcome: Any) -> None:
         now = time.monotonic()
@@ -101,10 +140,15 @@ class ElementServer(Daemon):
         self._carry_out(self._machine.file_made(file, huge_bytes, now))
 
     def _copied(self, job: int, outcome: Any) -> None:
+        now = time.monotonic()
         if isinstance(outcome, Exception):
-            self._carry_out(self._machine.copy_failed(job, str(outcome)))
+            self._carry_out(self._machine.copy_failed(job, str(outcome), now))
         else:
-            self._carry_out(self._machine.copy_done(job))
+            self._carry_out(self._machine.copy_done(job, now))
+
+    def _punched(self, job: int, outcome: Any) -> None:
+        self._logged(outcome)
+        self._carry_out(self._machine.punch_done(job, time.monotonic()))
 
     def _logged(self, outcome: Any) -> None:
         if isinstance(outcome, Exception):
@@ -113,9 +157,3 @@ class ElementServer(Daemon):
 
 def _lane_for(nbytes: int) -> str:
     return _LARGE if nbytes > POOL_CLASSES[-1] else _SLABS
-
-
-def _raise_descriptor_limit() -> None:
-    """Each slab costs a descriptor."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -3,14 +3,18 @@
 Theory of operation. One thread waits in epoll and hands what comes to the daemon, a subclass. Links are read before
 clients: what one daemon told another before it answered a client is then known before the client acts on it. A client
 is read only when it has been answered, so it cannot pile up work. Whatever a client does wrong costs it its connection
-and nobody else anything; only the end of the supervisor, a link, or a signal ends the loop.
+and nobody else anything; only the end of the supervisor or a signal ends the loop.
+
+Links break when a neighbour dies, and the supervisor hands out a fresh one with its successor. What is said into a
+broken link is lost, as is what was still in it: both sides tell each other on a new link all that the other must know
+(`link_restored`), so nothing needs to be queued, and what comes twice does no harm. What a daemon must not lose itself
+it gives to its supervisor with `keep`; its successor finds it in `kept`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import select
 import selectors
 import signal
 import socket
@@ -27,12 +31,15 @@ from bequest.limits import (
     LINK_QUEUE_MAX,
     PEER_QUEUE_MAX,
     PEERS_MAX,
+    PEERS_OF_ONE_MAX,
     TABLE_VERSION,
     WIRE_VERSION,
 )
+from bequest.runtime.safe import Deposit, Tether
 from bequest.runtime.transport import new_buffer, peer_credentials, receive_packet, send_packet
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, GarbledPacket, encode
+from bequest.wire.supervision import Keep, Kept, Release, Relink, SupervisorToDaemon
 
 log = logging.getLogger("bequest.daemon")
 
@@ -91,27 +98,31 @@ class Peer(msgspec.Struct, eq=False):
     silent_until: float | None  # when a client that has not said Hello is dropped; None: it has
     events: int = selectors.EVENT_READ
     is_owed_reply: bool = False
+    fds: list[int] = []  # that came with the message under way; who leaves them here does not want them
 
 
 class Link(msgspec.Struct, eq=False):
-    """The way to another daemon of the rack."""
+    """The way to another daemon of the rack, while that is there."""
 
+    kind: str
     name: str
-    wire: Wire
+    title: str  # for people
     decoder: Decoder
+    wire: Wire | None = None
     events: int = selectors.EVENT_READ
+    os_pid: int = 0  # of the daemon behind it
+    restarts: int = 0
+    fds: list[int] = []  # that came with the message under way; who leaves them here does not want them
 
 
 class Daemon(ABC):
     """Base of the rack's daemons; a subclass brings the machine."""
 
     role = "daemon"
+    remembers_clients = False  # it knows a client that comes back by its number
 
-    def __init__(
-        self, rack: str, generation: int, uid: int, listener: socket.socket, union: object, life: int
-    ) -> None:
+    def __init__(self, rack: str, uid: int, listener: socket.socket, union: object, tether: Tether) -> None:
         self._rack = rack
-        self._generation = generation
         self._uid = uid
         self._listener = listener
         self._decoder = Decoder(union)
@@ -122,10 +133,14 @@ class Daemon(ABC):
         self._last_peer = 0
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._stopping: str | None = None
-        self.followed = False  # it ended because another daemon had
-        self._life = life
+        self.ends_rack = False  # it stops because the rack is to
+        self.kept: dict[str, Deposit] = tether.kept
+        self.restarts = tether.restarts
+        self._control = Wire(tether.control, LINK_QUEUE_MAX)
+        self._control_decoder = Decoder(SupervisorToDaemon)
+        self._keeping: deque[Callable[[str], None] | None] = deque()  # who waits for which answer
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
-        self._selector.register(life, selectors.EVENT_READ, lambda: self.stop("the supervisor has gone"))
+        self._selector.register(tether.control, selectors.EVENT_READ, self._control_ready)
         self._next_hello_check = time.monotonic() + HELLO_TIMEOUT
 
     # --- for the subclass ----------------------------------------------------------------------------------
@@ -144,6 +159,12 @@ class Daemon(ABC):
     def peer_gone(self, peer: Peer) -> None:  # noqa: B027
         """It had said Hello, and its connection has ended."""
 
+    def link_restored(self, link: Link) -> None:  # noqa: B027
+        """A daemon is there, for the first time or again: tell it all that it must know."""
+
+    def link_broken(self, link: Link) -> None:  # noqa: B027
+        """The daemon behind it has gone. `link_restored` will follow; until then nothing reaches it."""
+
     def tick(self, now: float) -> None:  # noqa: B027
         """Called after every batch of events and at the deadline."""
 
@@ -152,11 +173,26 @@ class Daemon(ABC):
 
     # --- the loop ------------------------------------------------------------------------------------------
 
-    def add_link(self, name: str, end: socket.socket, union: object) -> Link:
-        new = Link(name, Wire(end, LINK_QUEUE_MAX), Decoder(union))
+    def add_link(self, kind: str, name: str, title: str, union: object) -> Link:
+        """To a neighbour; the supervisor hands the socket in when both are there."""
+        new = Link(kind, name, title, Decoder(union))
         self._links.append(new)
-        self._selector.register(end, new.events, new)
         return new
+
+    def keep(
+        self, key: str, meta: bytes, fds: Sequence[int], then: Callable[[str], None] | None = None
+    ) -> None:
+        """Has the supervisor keep copies for the next life, in place of what it kept under this key.
+
+        Once this has returned they survive this process, unless the supervisor is hundreds of packets behind or refuses
+        for want of descriptors: ``then`` is called with its reason, or with "" when they are safe.
+        """
+        self._keeping.append(then)
+        self._say(Keep(key, meta), fds)
+
+    def release(self, key: str) -> None:
+        self.kept.pop(key, None)
+        self._say(Release(key), ())
 
     def watch(self, fd: int, when_readable: Callable[[], None]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, when_readable)
@@ -170,12 +206,12 @@ class Daemon(ABC):
             self._stopping = reason
 
     def supervisor_has_gone(self) -> bool:
-        """Nothing is ever written into the pipe of life: it is readable when its other end has been closed."""
-        return bool(select.select([self._life], [], [], 0)[0])
-
-    def _link_broken(self, link: Link, reason: str) -> None:
-        self.followed = True
-        self.stop(f"the link to {link.name} is broken: {reason}")
+        try:
+            return self._control.socket.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def run(self) -> None:
         self._wakeup = self._catch_signals()  # open to the end: a signal may come until then
@@ -197,9 +233,7 @@ class Daemon(ABC):
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the supervisor decides
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, STOP_SIGNALS
-        )  # the supervisor blocked them before the fork
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked by the supervisor before the fork
         return ends
 
     def _handle(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
@@ -212,32 +246,103 @@ class Daemon(ABC):
             elif not isinstance(key.data, Link) and self._stopping is None:
                 key.data()
 
+    # --- the supervisor ------------------------------------------------------------------------------------
+
+    def _say(self, message: wire.Message, fds: Sequence[int]) -> None:
+        try:
+            self._control.send(encode(message), fds)
+        except (OSError, SlowReader) as error:
+            self.stop(f"the supervisor does not listen: {error}")
+        self._watch_control()
+
+    def _control_ready(self) -> None:
+        try:
+            self._control.flush()
+            self._watch_control()
+            while self._stopping is None:
+                packet = receive_packet(self._control.socket, self._buffer)
+                if not packet.data:
+                    self.stop("the supervisor has gone")
+                    return
+                self._hear(self._control_decoder.decode(packet.data), packet.fds)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.stop(f"the supervisor has gone: {error}")
+
+    def _hear(self, message: wire.Message, fds: list[int]) -> None:
+        match message:
+            case Kept(key, trouble):
+                then = self._keeping.popleft()
+                if then is not None:
+                    then(trouble)
+                elif trouble:
+                    log.error("%s: %s is not safe from its death: %s", self.role, key, trouble)
+            case Relink(kind, name, os_pid, restarts):
+                (link,) = (link for link in self._links if (link.kind, link.name) == (kind, name))
+                self._relink(link, socket.socket(fileno=fds[0]))
+                link.os_pid, link.restarts = os_pid, restarts
+                self.link_restored(link)
+            case _:
+                raise AssertionError(f"the supervisor says {message}")
+
+    def _watch_control(self) -> None:
+        wants = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._control.queue else 0)
+        if self._selector.get_key(self._control.socket).events != wants:
+            self._selector.modify(self._control.socket, wants, self._control_ready)
+
     # --- links ---------------------------------------------------------------------------------------------
 
-    def send_to_link(self, link: Link, message: wire.Message) -> None:
-        try:
-            link.wire.send(encode(message), ())
-        except (OSError, SlowReader) as error:
-            self._link_broken(link, str(error))
+    def send_to_link(self, link: Link, message: wire.Message, fds: Sequence[int] = ()) -> None:
+        """Or to nobody, while the link is broken."""
+        if link.wire is None:
             return
-        self._watch_for(link)
+        try:
+            link.wire.send(encode(message), fds)
+        except (OSError, SlowReader) as error:
+            self._break(link, str(error))
+        else:
+            self._watch_for(link)
+
+    def _relink(self, link: Link, end: socket.socket) -> None:
+        if link.wire is not None:
+            self._break(link, "there is a new one")
+        end.setblocking(False)
+        link.wire = Wire(end, LINK_QUEUE_MAX)
+        link.events = selectors.EVENT_READ
+        self._selector.register(end, link.events, link)
+
+    def _break(self, link: Link, reason: str) -> None:
+        assert link.wire is not None
+        log.info("%s: the link to %s is broken: %s", self.role, link.title, reason)
+        self._selector.unregister(link.wire.socket)
+        link.wire.close()
+        link.wire = None
+        self.link_broken(link)
 
     def _link_ready(self, link: Link, mask: int) -> None:
+        here = link.wire
         try:
-            if mask & selectors.EVENT_WRITE:
-                link.wire.flush()
+            if here is not None and mask & selectors.EVENT_WRITE:
+                here.flush()
                 self._watch_for(link)
-            while mask & selectors.EVENT_READ and self._stopping is None:
-                packet = receive_packet(link.wire.socket, self._buffer)
-                packet.close_fds()
-                if not packet.data:
-                    self._link_broken(link, "it has gone")
-                    return
-                self.link_message(link, link.decoder.decode(packet.data))
+            while mask & selectors.EVENT_READ and self._stopping is None and here is not None:
+                if link.wire is not here:
+                    return  # broken while a message of it was acted on
+                packet = receive_packet(here.socket, self._buffer)
+                link.fds = packet.fds
+                try:
+                    if not packet.data:
+                        self._break(link, "it has gone")
+                        return
+                    self.link_message(link, link.decoder.decode(packet.data))
+                finally:
+                    packet.close_fds()
         except BlockingIOError:
             pass
         except (OSError, GarbledPacket) as error:
-            self._link_broken(link, str(error))
+            if link.wire is here and here is not None:
+                self._break(link, str(error))
 
     # --- clients -------------------------------------------------------------------------------------------
 
@@ -279,10 +384,12 @@ class Daemon(ABC):
     def _admit(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         os_pid, uid = peer_credentials(connection)
-        if uid not in (self._uid, 0) or len(self._peers) >= PEERS_MAX:
+        of_one = sum(peer.os_pid == os_pid for peer in self._peers.values())
+        if uid not in (self._uid, 0) or len(self._peers) >= PEERS_MAX or of_one >= PEERS_OF_ONE_MAX:
             log.warning(
-                "%s refuses os pid %d of user %d, having %d clients", self.role, os_pid, uid, len(self._peers)
-            )
+                "%s refuses os pid %d of user %d, having %d clients, %d of them its",
+                self.role, os_pid, uid, len(self._peers), of_one,
+            )  # fmt: skip
             connection.close()
             return
         self._last_peer += 1
@@ -317,11 +424,17 @@ class Daemon(ABC):
     def _read(self, peer: Peer) -> None:
         """One packet only: the next may speak of what a link has yet to tell."""
         packet = receive_packet(peer.wire.socket, self._buffer)
-        packet.close_fds()  # no client has reason to send any
-        if not packet.data:
+        peer.fds = packet.fds
+        try:
+            self._obey(peer, packet.data)
+        finally:
+            packet.close_fds()
+
+    def _obey(self, peer: Peer, data: bytes) -> None:
+        if not data:
             self.drop(peer, "")
             return
-        message = self._decoder.decode(packet.data)
+        message = self._decoder.decode(data)
         peer.is_owed_reply = True
         if peer.silent_until is not None:
             self._greet(peer, message)
@@ -345,7 +458,8 @@ class Daemon(ABC):
             return
         peer.silent_until = None
         self.peer_opened(peer)
-        self.reply(peer.id, wire.Welcome(self._rack, self.role, self._generation))
+        client = peer.id if self.remembers_clients else 0
+        self.reply(peer.id, wire.Welcome(self._rack, self.role, self.restarts + 1, client))
 
     def _drop_silent(self, now: float) -> None:
         if now < self._next_hello_check:
@@ -357,6 +471,8 @@ class Daemon(ABC):
 
     def _watch_for(self, end: Peer | Link) -> None:
         """Read unless a reply is owed; write while something waits."""
+        if end.wire is None:
+            return
         wants = selectors.EVENT_WRITE if end.wire.queue else 0
         if isinstance(end, Link) or not end.is_owed_reply:
             wants |= selectors.EVENT_READ

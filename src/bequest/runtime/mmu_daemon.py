@@ -1,99 +1,226 @@
-"""Drives the Rack MMU: tables are real, time passes, bytes are random, and clients call."""
+"""Drives the Rack MMU: tables are real, time passes, bytes are random, and clients call.
+
+Theory of operation. The changes of each input are in the journal before the first of its outputs is carried out. The
+journal and the tables lie with the supervisor, too: whoever is started in place of a daemon that was killed reads the
+one and opens the others, and goes on where the last frame ends. While a journal is replaced by a shorter one, both are
+written, until the supervisor has said that it has the new one.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 from bequest._core import Table
-from bequest.protocol.outputs import Drop, DropTable, Note, Output, Reply, StopRack, ToAgent, ToElement
+from bequest.protocol.outputs import (
+    AwaitExit,
+    Drop,
+    DropTable,
+    GoOn,
+    Note,
+    Output,
+    Reply,
+    StopRack,
+    ToAgent,
+    ToElement,
+    ToMonitor,
+)
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import MmuConfig
+from bequest.runtime.journal import Journal
 from bequest.runtime.loop import Daemon, Link, Peer, log
+from bequest.runtime.safe import Tether
 from bequest.wire import messages as wire
+
+_JOURNAL = "journal"
+_TABLE = "table "  # and the group's number
+
+Input = Callable[[], list[Output]]
 
 
 class MmuDaemon(Daemon):
     role = "rack-mmu"
+    remembers_clients = True
 
-    def __init__(
-        self,
-        config: MmuConfig,
-        listener: socket.socket,
-        life: int,
-        element_links: Sequence[socket.socket],
-        agent_links: Sequence[socket.socket],
-    ) -> None:
-        super().__init__(config.name, config.generation, config.uid, listener, wire.ClientToMmu, life)
+    def __init__(self, config: MmuConfig, listener: socket.socket, tether: Tether) -> None:
+        super().__init__(config.name, config.uid, listener, wire.MmuSocket, tether)
+        self._last_peer = time.monotonic_ns()  # no run before had so many: a client's number is nobody else's
         self._tables: dict[int, Table] = {}
-        self._machine = RackMmu(config, self._make_table, os.urandom, time.monotonic())
+        self._inputs: deque[Input] = deque()
+        self._is_busy = False
+        self._successor: Journal | None = (
+            None  # of the journal, while the supervisor has not said that it has it
+        )
         self._elements = {
-            element.id: self.add_link(f"memory element {element.name}", end, wire.ElementToMmu)
-            for element, end in zip(config.elements, element_links, strict=True)
+            element.id: self.add_link(
+                "element", element.name, f"memory element {element.name}", wire.ElementToMmu
+            )
+            for element in config.elements
         }
         self._element_ids = {link.name: element for element, link in self._elements.items()}
         self._agents = {
-            compute: self.add_link(f"agent {compute}", end, wire.AgentToMmu)
-            for compute, end in zip(config.computes, agent_links, strict=True)
+            compute: self.add_link("agent", compute, f"agent {compute}", wire.AgentToMmu)
+            for compute in config.computes
         }
+        self._monitor = self.add_link("monitor", "monitor", "the rack monitor", wire.MonitorToMmu)
+        self._machine, outputs = self._restore(config) if _JOURNAL in self.kept else self._begin(config)
+        self._machine.daemon_runs(wire.DaemonReport("mmu", "mmu", os.getpid(), self.restarts))
+        self._take(lambda: outputs)
+
+    def _begin(self, config: MmuConfig) -> tuple[RackMmu, list[Output]]:
+        machine = RackMmu(config, self._open_table, os.urandom, time.monotonic())
+        self._journal = Journal.begin(machine.everything())
+        self.keep(_JOURNAL, b"", [self._journal.fd])
+        return machine, []
+
+    def _restore(self, config: MmuConfig) -> tuple[RackMmu, list[Output]]:
+        self._journal, rows = Journal.open(self.kept.pop(_JOURNAL).fds[0])
+        machine, outputs = RackMmu.restore(config, self._open_table, os.urandom, rows, time.monotonic())
+        for key in list(self.kept):  # of groups that were not written down any more, or had ended
+            for fd in self.kept[key].fds:
+                os.close(fd)
+            self.release(key)
+        log.info("%s goes on with %d rows and %d tables", self.role, len(rows), len(self._tables))
+        return machine, outputs
 
     # --- inputs --------------------------------------------------------------------------------------------
 
     def peer_opened(self, peer: Peer) -> None:
-        self._carry_out(self._machine.client_opened(peer.id, peer.uid, peer.os_pid))
+        self._take(partial(self._machine.client_opened, peer.id, peer.uid, peer.os_pid))
 
     def peer_message(self, peer: Peer, message: wire.Message) -> None:
+        self._take(partial(self._ask, peer.id, message))
+
+    def _ask(self, peer: int, message: wire.Message) -> list[Output]:
         try:
-            outputs = self._machine.client_message(peer.id, message, time.monotonic())
+            return self._machine.client_message(peer, message, time.monotonic())
         except MemoryError as error:
             # Out of descriptors or memory for a table, say: this request fails, the rack lives.
             log.exception("no memory for %s", type(message).__name__)
-            outputs = [Reply(peer.id, wire.Failed("memory", f"the Rack MMU has no memory left: {error}"))]
-        self._carry_out(outputs)
+            return [Reply(peer, wire.Failed("memory", f"the Rack MMU has no memory left: {error}"))]
 
     def peer_gone(self, peer: Peer) -> None:
-        self._carry_out(self._machine.client_gone(peer.id, time.monotonic()))
+        self._take(lambda: self._machine.client_gone(peer.id, time.monotonic()))
 
     def link_message(self, link: Link, message: wire.Message) -> None:
-        element = self._element_ids.get(link.name)
-        if element is None:
-            self._carry_out(self._machine.agent_message(message, time.monotonic()))
+        if link.kind == "element":
+            self._take(partial(self._machine.element_message, self._element_ids[link.name], message))
+        elif link.kind == "agent":
+            self._take(lambda: self._machine.agent_message(message, time.monotonic()))
         else:
-            self._carry_out(self._machine.element_message(element, message))
+            self._take(partial(self._machine.monitor_message, message))
+
+    def link_restored(self, link: Link) -> None:
+        self._machine.daemon_runs(wire.DaemonReport(link.kind, link.name, link.os_pid, link.restarts))
+        if link.kind == "element":
+            self._take(partial(self._machine.element_linked, self._element_ids[link.name]))
+        elif link.kind == "agent":
+            self._take(partial(self._machine.agent_linked, link.name))
+        else:
+            self._take(self._machine.monitor_linked)
 
     def tick(self, now: float) -> None:
-        self._carry_out(self._machine.tick(now))
+        self._take(partial(self._machine.tick, now))
 
     def next_deadline(self) -> float:
         return self._machine.next_deadline()
 
     # --- outputs -------------------------------------------------------------------------------------------
 
-    def _carry_out(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Reply(peer, message, table):
-                    self.reply(peer, message, () if table is None else (self._tables[table].fileno(),))
-                case ToElement(element, message):
-                    self.send_to_link(self._elements[element], message)
-                case ToAgent(compute, message):
-                    self.send_to_link(self._agents[compute], message)
-                case DropTable(group):
-                    del self._tables[group]
-                case Drop(peer, reason):
-                    self.drop(self._peers[peer], reason)
-                case StopRack(reason):
-                    self.stop(reason)
-                case Note(text, trouble):
-                    (log.warning if trouble else log.info)("%s", text)
-                case _:
-                    raise AssertionError(f"the Rack MMU wants {output}")
-
-    def _make_table(self, group: int) -> Table:
+    def _take(self, given: Input) -> None:
+        """One input at a time: what carrying out an output brings about waits until all of them are carried out."""
+        self._inputs.append(given)
+        if self._is_busy:
+            return
+        self._is_busy = True
         try:
-            self._tables[group] = Table.create(group)
+            while self._inputs:
+                self._carry_out(self._inputs.popleft()())
+        finally:
+            self._is_busy = False
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        self._write_down()
+        for output in outputs:
+            self._carry_out_one(output)
+
+    def _carry_out_one(self, output: Output) -> None:
+        match output:
+            case Reply(peer, message, table):
+                self.reply(peer, message, () if table is None else (self._tables[table].fileno(),))
+            case ToElement(element, message):
+                self.send_to_link(self._elements[element], message)
+            case ToAgent(compute, message):
+                self.send_to_link(self._agents[compute], message)
+            case ToMonitor(message, table):
+                fds = () if table is None else (self._tables[table].fileno(),)
+                self.send_to_link(self._monitor, message, fds)
+            case GoOn():
+                self._carry_out(self._machine.go_on())
+            case DropTable(group):
+                del self._tables[group]
+                self.release(f"{_TABLE}{group}")
+            case AwaitExit(client, os_pid):
+                self._await_exit(client, os_pid)
+            case Drop(peer, reason):
+                self.drop(self._peers[peer], reason)
+            case StopRack(reason):
+                self.ends_rack = True
+                self.stop(reason)
+            case Note(text, trouble):
+                (log.warning if trouble else log.info)("%s", text)
+            case _:
+                raise AssertionError(f"the Rack MMU wants {output}")
+
+    def _open_table(self, group: int) -> Table:
+        """The one that a run before had, or a new one, which is kept before anybody can know of it."""
+        kept = self.kept.pop(f"{_TABLE}{group}", None)
+        try:
+            if kept is not None:
+                self._tables[group] = Table.open(kept.fds[0])
+                os.close(kept.fds.pop())
+            else:
+                self._tables[group] = Table.create(group)
+                self.keep(f"{_TABLE}{group}", b"", [self._tables[group].fileno()])
         except OSError as error:
             raise MemoryError(f"no table for another group: {error.strerror or error}") from error
         return self._tables[group]
+
+    def _await_exit(self, client: int, os_pid: int) -> None:
+        try:
+            pidfd = os.pidfd_open(os_pid)
+        except OSError:  # it has gone, or cannot be watched, and then is not waited for
+            self._take(lambda: self._machine.absent_client_exited(client, time.monotonic()))
+            return
+        self.watch(pidfd, partial(self._absent_exited, client, pidfd))
+
+    def _absent_exited(self, client: int, pidfd: int) -> None:
+        self.unwatch(pidfd)
+        os.close(pidfd)
+        self._take(lambda: self._machine.absent_client_exited(client, time.monotonic()))
+
+    # --- the journal ---------------------------------------------------------------------------------------
+
+    def _write_down(self) -> None:
+        changes = self._machine.take_changes()
+        self._journal.write(changes)
+        if self._successor is not None:
+            self._successor.write(changes)
+        elif self._journal.is_long:
+            self._successor = Journal.begin(self._machine.everything())
+            self.keep(_JOURNAL, b"", [self._successor.fd], self._successor_is_kept)
+
+    def _successor_is_kept(self, trouble: str) -> None:
+        assert self._successor is not None
+        if trouble:
+            log.error("%s goes on with a long journal: %s", self.role, trouble)
+            self._successor.close()
+            self._journal.grows_on()
+        else:
+            self._journal.close()
+            self._journal = self._successor
+        self._successor = None

@@ -5,8 +5,9 @@
 - ``file:PATH``: unnamed files (O_TMPFILE) in a directory, of a DAX file system for instance.
 
 None has a name, so nothing is left behind however the element ends. All pages are allocated when the file is made: a
-full disk, cgroup or pool is an error then, not a SIGBUS later. Memfds are sealed against changes of size, so that no
-client can cut off another's memory; files on disk cannot be.
+full disk, cgroup or pool is an error then, not a SIGBUS later. Memfds are sealed against growing. Against shrinking
+they are not: an element whose memory fails cuts its files to nothing, so that whoever touches them faults. A member
+that cuts a slab of its group so makes memory fail for its group, which it could have overwritten, and for nobody else.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from bequest import _core
 from bequest.limits import HUGE_PAGE_BYTES, WARM_STEP_BYTES
 
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SlabFileError(Exception):
@@ -62,9 +63,17 @@ class SlabFiles:
     def discard(self, fd: int) -> None:
         """Frees the memory and closes the file. Clients may have it mapped for ever, so closing alone frees nothing."""
         try:
-            self.punch(fd, 0, os.fstat(fd).st_size)
+            if (nbytes := os.fstat(fd).st_size) > 0:  # 0: it has been cut
+                self.punch(fd, 0, nbytes)
         finally:
             os.close(fd)
+
+    def lose(self, fd: int, run: tuple[int, int] | None) -> None:
+        """Loses a run of it (offset, bytes), which reads as zeros then, or all: who has that mapped faults then."""
+        if run is None:
+            os.ftruncate(fd, 0)
+        else:
+            self.punch(fd, *run)
 
     def copy(self, source: int, source_offset: int, target: int, target_offset: int, nbytes: int) -> None:
         _core.copy_pages(source, source_offset, target, target_offset, nbytes)

@@ -1,13 +1,14 @@
-"""Starts a rack's daemons, watches them, and cleans up after them.
+"""Starts a rack's daemons, starts them again when they die, and cleans up after them.
 
-Theory of operation. One process imports everything, makes all sockets, and forks the daemons, which share its pages and
-are ready as soon as the sockets listen: a client that comes early waits in a socket's queue. The supervisor holds the
-write end of a pipe (*life*) whose other end every daemon watches: if the supervisor is killed, they end, and the Rack
-MMU removes the directory. If a daemon ends, the rack cannot go on at this stage: the others are stopped, and a rack of
-``bequest up`` starts over, empty, as its next generation, while an embedded one ends with its memory.
+Theory of operation. One process imports everything, makes all listening sockets, and forks the daemons, which share its
+pages. It stays what a rack is made of: while it lives, listening sockets stay open, what daemons keep in the `Safe`
+stays theirs, and a daemon that dies is forked again within milliseconds, with all of that and with fresh links to its
+neighbours. Clients notice a pause. It holds one end of a *control socket* of each daemon, over which it is given things
+to keep and hands out links; should it be killed itself, daemons see the other end close, end, and remove the directory.
 
-Exit codes of daemons: the Rack MMU's 0 means that the rack is to stop; FOLLOWED that this daemon ended because another
-one had, so it is not the cause.
+A rack ends with its supervisor, when the Rack MMU says so (exit code RACK_ENDS), or with a daemon that dies again and
+again. The order on a death: the kernel says that it has gone, what it had sent last is taken into the safe, and only
+then is the successor forked, so that there are never two of one daemon.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,216 +29,321 @@ from pathlib import Path
 import msgspec
 
 from bequest.errors import BadConfig, BequestError
-from bequest.limits import EMBEDDED_LINGER, GENERATIONS_PER_MINUTE, STOP_TIMEOUT
+from bequest.limits import CONTROL_QUEUE_MAX, EMBEDDED_LINGER, SHORT_LIVES_MAX, STOP_TIMEOUT
 from bequest.protocol.rack_state import MmuConfig
 from bequest.runtime.agent import Agent
 from bequest.runtime.config import RackConfig, make_config
 from bequest.runtime.directory import EMBEDDED_PREFIX, ClaimedDirectory, RackNotes, claim
 from bequest.runtime.element_server import ElementServer
-from bequest.runtime.loop import STOP_SIGNALS, Daemon
+from bequest.runtime.loop import STOP_SIGNALS, SlowReader, Wire
 from bequest.runtime.mmu_daemon import MmuDaemon
+from bequest.runtime.monitor import Monitor
+from bequest.runtime.post import Child, Post, obituary
+from bequest.runtime.safe import Deposit, Safe, Tether
 from bequest.runtime.slab_files import SlabFileError, SlabFiles
-from bequest.runtime.transport import link, listen
+from bequest.runtime.transport import link, listen, new_buffer, receive_packet
+from bequest.wire.codec import Decoder, GarbledPacket, encode
+from bequest.wire.message import Message
+from bequest.wire.supervision import DaemonToSupervisor, Keep, Kept, Release, Relink
 
 log = logging.getLogger("bequest.supervisor")
 
-FOLLOWED = 3
-_CAUSE_TIMEOUT = 1.0  # how long to wait for the cause once a daemon has only followed
-
-
-class Child(msgspec.Struct):
-    role: str
-    pid: int
-    pidfd: int
-    status: int | None = None  # as os.waitstatus_to_exitcode tells
-
-
-class DaemonPlan(msgspec.Struct):
-    """One daemon before its fork: the sockets that are its own, and how to make it."""
-
-    role: str
-    own: list[socket.socket]
-    make: Callable[[int], Daemon]  # from the read end of the life pipe
+RACK_ENDS = 3
+_PACKETS_AT_ONCE = 64  # of one daemon, then the others have their turn
+_ERRORS_MAX = 3
 
 
 class Supervisor:
     def __init__(self, config: RackConfig, directory: ClaimedDirectory) -> None:
         self._config = config
         self._directory = directory
-        self._children: list[Child] = []
-        self._selector: selectors.DefaultSelector | None = None
+        self._safe = Safe()
+        self._posts: list[Post] = []
+        self._selector = selectors.DefaultSelector()
         self._signals, self._signal_sender = socket.socketpair()
-        self._life: tuple[int, int] = (-1, -1)
-        self._generation = 0
-        self._starts: list[float] = []
+        self._decoder = Decoder(DaemonToSupervisor)
+        self._buffer = new_buffer()
         self._asked_to_stop = False
+        self._verdict: int | None = None  # the exit code, once the rack is to end
 
     def run(self, when_ready: Callable[[], None]) -> int:
         """Until the rack ends; the exit code."""
         self._catch_signals()
         try:
-            self._start_generation()
+            self._posts = self._plan(self._config.for_mmu())
+            gc.collect()
+            for post in self._posts:
+                self._start(post)
+            log.info("rack %r runs in %s", self._config.name, self._directory.path)
             when_ready()
-            while True:
-                cause = self._wait_for_end()
-                self._stop_daemons()
-                if cause is None:
-                    return 0
-                log.error("the rack has lost its memory: %s", cause)
-                if self._config.linger is not None or not self._may_start_again():
-                    return 1
-                self._start_generation()
+            while self._verdict is None and not self._asked_to_stop:
+                self._wait(self._next_start())
+                self._start_those_due()
+            return self._verdict or 0
         finally:
             self._stop_daemons()
             self._directory.remove()
 
-    # --- a generation of daemons ---------------------------------------------------------------------------
+    def _plan(self, config: MmuConfig) -> list[Post]:
+        listener = listen(self._directory.mmu_socket)
+        mmu = Post("mmu", "mmu", "the Rack MMU", listener, partial(MmuDaemon, config, listener))
+        posts = [mmu]
+        for element in config.elements:
+            listener = listen(self._directory.socket(element.path))
+            make_server = partial(ElementServer, config, element, listener)
+            title = f"memory element {element.name}"
+            posts.append(Post("element", element.name, title, listener, make_server))
+        for compute, path in zip(config.computes, config.agent_paths, strict=True):
+            listener = listen(self._directory.socket(path))
+            make_agent = partial(Agent, config, compute, listener)
+            posts.append(Post("agent", compute, f"agent {compute}", listener, make_agent))
+        for post in posts[1:]:
+            mmu.is_neighbour(post)
+        return [*posts, self._plan_monitor(config, posts)]
 
-    def _start_generation(self) -> None:
-        self._generation += 1
-        self._starts.append(time.monotonic())
-        for stale in self._directory.path.glob("*.sock"):
-            stale.unlink()
-        self._life = os.pipe2(os.O_CLOEXEC)
-        plans = self._plan(self._config.for_mmu(self._generation))
+    def _plan_monitor(self, config: MmuConfig, posts: list[Post]) -> Post:
+        """Everybody's neighbour: it asks them all whether they are well."""
+        listener = listen(self._directory.socket("monitor.sock"))
+        make_monitor = partial(Monitor, config, listener)
+        monitor = Post("monitor", "monitor", "the rack monitor", listener, make_monitor)
+        for post in posts:
+            monitor.is_neighbour(post)
+        return monitor
+
+    # --- starting daemons ----------------------------------------------------------------------------------
+
+    def _start(self, post: Post) -> None:
+        """Forks the daemon and links it with those of its neighbours that are there; others link up as they come."""
+        ours, theirs = link()
+        try:
+            pid, pidfd = self._fork(post, ours, theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        post.began(Child(pid, pidfd, Wire(ours, CONTROL_QUEUE_MAX), time.monotonic()))
+        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._ended, post))
+        self._selector.register(ours, selectors.EVENT_READ, partial(self._control_ready, post))
+        for neighbour in post.neighbours:
+            if neighbour.child is not None:
+                self._connect(post, neighbour)
+
+    def _fork(self, post: Post, ours: socket.socket, theirs: socket.socket) -> tuple[int, int]:
         sys.stdout.flush()
-        gc.collect()
         gc.freeze()  # what has been imported stays in pages that all daemons share
         # A signal between a daemon's fork and its own handlers would be lost on the handlers that it inherits.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            for plan in plans:
-                self._children.append(self._fork(plan, plans))
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                self._become(post, theirs)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        gc.unfreeze()
-        os.close(self._life[0])
-        for plan in plans:
-            for own in plan.own:
-                own.close()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._signals, selectors.EVENT_READ)
-        for child in self._children:
-            self._selector.register(child.pidfd, selectors.EVENT_READ)
-        log.info(
-            "rack %r runs, generation %d, in %s", self._config.name, self._generation, self._directory.path
-        )
+            gc.unfreeze()
+        try:
+            return pid, os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # what cannot be watched must not be
+            os.waitpid(pid, 0)
+            raise
 
-    def _plan(self, config: MmuConfig) -> list[DaemonPlan]:
-        element_links = [link() for _ in config.elements]
-        agent_links = [link() for _ in config.computes]
-        mmu_listener = listen(self._directory.mmu_socket)
-        to_elements, to_agents = [end for end, _ in element_links], [end for end, _ in agent_links]
-        make_mmu = partial(MmuDaemon, config, mmu_listener, element_links=to_elements, agent_links=to_agents)
-        plans = [DaemonPlan("mmu", [mmu_listener, *to_elements, *to_agents], make_mmu)]
-        for element, (_, end) in zip(config.elements, element_links, strict=True):
-            listener = listen(self._directory.socket(element.path))
-            make_server = partial(ElementServer, config, element, listener, mmu_link=end)
-            plans.append(DaemonPlan(element.name, [listener, end], make_server))
-        for compute, path, (_, end) in zip(config.computes, config.agent_paths, agent_links, strict=True):
-            listener = listen(self._directory.socket(path))
-            make_agent = partial(Agent, config, compute, listener, mmu_link=end)
-            plans.append(DaemonPlan(compute, [listener, end], make_agent))
-        return plans
+    def _connect(self, one: Post, other: Post) -> None:
+        ends = link()
+        for post, neighbour, end in ((one, other, ends[0]), (other, one, ends[1])):
+            assert neighbour.child is not None
+            about = Relink(neighbour.kind, neighbour.name, neighbour.child.pid, neighbour.restarts)
+            self._tell(post, about, [end.fileno()])
+            end.close()
 
-    def _fork(self, plan: DaemonPlan, plans: Iterable[DaemonPlan]) -> Child:
-        pid = os.fork()
-        if pid == 0:
-            self._become(plan, plans)
-        return Child(plan.role, pid, os.pidfd_open(pid))
-
-    def _become(self, plan: DaemonPlan, plans: Iterable[DaemonPlan]) -> None:
+    def _become(self, post: Post, control: socket.socket) -> None:
         """In the child: does not return."""
         code = 1
         try:
-            os.close(self._life[1])
-            for other in plans:
-                for theirs in other.own if other is not plan else ():
-                    theirs.close()
-            for child in self._children:
-                os.close(child.pidfd)
-            self._signals.close()
-            self._signal_sender.close()
+            self._shed(post)
             with suppress(OSError):
-                Path("/proc/self/comm").write_text(f"bequest-{plan.role}"[:15])
-            daemon = plan.make(self._life[0])
+                Path("/proc/self/comm").write_text(f"bequest-{post.name}"[:15])
+            daemon = post.make(Tether(control, self._safe.of(post.key), post.starts))
             daemon.run()
-            code = FOLLOWED if daemon.followed else 0
-            if plan.role == "mmu" and daemon.supervisor_has_gone():
+            code = RACK_ENDS if daemon.ends_rack else 0
+            if daemon.supervisor_has_gone():
                 self._directory.remove()
         except BaseException:
-            log.exception("%s has failed", plan.role)
+            log.exception("%s has failed", post.title)
         finally:
             logging.shutdown()
             os._exit(code)
 
-    # --- its end -------------------------------------------------------------------------------------------
+    def _shed(self, post: Post) -> None:
+        """Lets go of all that is the supervisor's or another daemon's."""
+        for other in self._posts:
+            if other.child is not None:
+                os.close(other.child.pidfd)
+                other.child.control.close()
+            if other is not post and other.listener is not None:
+                other.listener.close()
+        self._safe.shed(post.key)
+        self._selector.close()
+        self._signals.close()
+        self._signal_sender.close()
 
-    def _wait_for_end(self) -> str | None:
-        """What the rack died of; None if it was to stop."""
-        assert self._selector is not None
-        deadline: float | None = None
-        while not self._asked_to_stop:
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self._selector.select(timeout)
-            self._read_signals()
-            self._reap()
-            ended = [child for child in self._children if child.status is not None]
-            causes = [child for child in ended if child.status != FOLLOWED]
-            if any(child.role == "mmu" and child.status == 0 for child in causes):
-                return None
-            if causes:
-                return "; ".join(_obituary(child) for child in causes)
-            if ended and deadline is None:
-                deadline = time.monotonic() + _CAUSE_TIMEOUT
-            elif deadline is not None and time.monotonic() >= deadline:
-                return "; ".join(_obituary(child) for child in ended)
-        return None
+    # --- what daemons ask for ------------------------------------------------------------------------------
 
-    def _reap(self) -> None:
-        for child in self._children:
-            if child.status is None:
-                pid, status = os.waitpid(child.pid, os.WNOHANG)
-                if pid:
-                    child.status = os.waitstatus_to_exitcode(status)
-                    assert self._selector is not None
-                    self._selector.unregister(child.pidfd)
+    def _control_ready(self, post: Post) -> None:
+        child = post.child
+        if child is None:
+            return
+        try:
+            child.control.flush()
+            for _ in range(_PACKETS_AT_ONCE):
+                # Whoever does not read its answers is not read either.
+                if child.control.queue or not self._take_one(post, child):
+                    break
+        except GarbledPacket as error:
+            self._execute(post, f"it misbehaves: {error}")
+        except OSError:
+            self._hang_up(child)
+        self._watch_control(post)
+
+    def _take_one(self, post: Post, child: Child) -> bool:
+        """False if there is nothing more at the moment."""
+        try:
+            packet = receive_packet(child.control.socket, self._buffer)
+        except BlockingIOError:
+            return False
+        if not packet.data:
+            packet.close_fds()
+            self._hang_up(child)
+            return False
+        try:
+            message = self._decoder.decode(packet.data)
+        except GarbledPacket:
+            packet.close_fds()
+            raise
+        if isinstance(message, Keep):
+            trouble = self._safe.keep(post.key, message.key, Deposit(message.meta, packet.fds))
+            self._tell(post, Kept(message.key, trouble))
+        else:
+            assert isinstance(message, Release)
+            packet.close_fds()
+            self._safe.release(post.key, message.key)
+        return True
+
+    def _tell(self, post: Post, message: Message, fds: list[int] | None = None) -> None:
+        child = post.child
+        if child is None or child.has_hung_up:
+            return
+        try:
+            child.control.send(encode(message), fds or [])
+        except SlowReader as error:
+            self._execute(post, f"it does not read what it is told: {error}")
+        except OSError:
+            self._hang_up(child)
+        self._watch_control(post)
+
+    def _watch_control(self, post: Post) -> None:
+        child = post.child
+        if child is None or child.has_hung_up:
+            return
+        wants = selectors.EVENT_WRITE if child.control.queue else selectors.EVENT_READ
+        key = self._selector.get_key(child.control.socket)
+        if key.events != wants:
+            self._selector.modify(key.fileobj, wants, key.data)
+
+    def _hang_up(self, child: Child) -> None:
+        """It has gone, and its pidfd is about to tell; or it has closed its end, and is no use without."""
+        if not child.has_hung_up:
+            child.has_hung_up = True
+            self._selector.unregister(child.control.socket)
+            os.kill(
+                child.pid, signal.SIGKILL
+            )  # not reaped yet, so the pid is its own; an exit code stays what it was
+
+    def _execute(self, post: Post, reason: str) -> None:
+        assert post.child is not None
+        log.error("%s (pid %d) is killed: %s", post.title, post.child.pid, reason)
+        os.kill(post.child.pid, signal.SIGKILL)
+
+    # --- ends ----------------------------------------------------------------------------------------------
+
+    def _ended(self, post: Post) -> None:
+        child = post.child
+        if child is None:
+            return
+        pid, waited = os.waitpid(child.pid, os.WNOHANG)
+        if pid == 0:
+            return
+        status = os.waitstatus_to_exitcode(waited)
+        self._take_last_words(post, child)
+        self._hang_up(child)
+        self._selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        child.control.close()
+        may_return = post.ended(time.monotonic())
+        if self._asked_to_stop or self._verdict is not None:
+            return
+        if status == RACK_ENDS:
+            self._verdict = 0
+            return
+        log.error("%s", obituary(post, pid, status))
+        if not may_return:
+            log.error("%s has died %d times in a row: the rack ends", post.title, SHORT_LIVES_MAX + 1)
+            self._verdict = 1
+
+    def _take_last_words(self, post: Post, child: Child) -> None:
+        """What it had sent is kept; a packet that is none is passed over."""
+        errors = 0
+        while errors < _ERRORS_MAX:
+            try:
+                if not self._take_one(post, child):
+                    return
+            except GarbledPacket:
+                continue
+            except OSError:  # it left something unread, which the kernel tells before it gives what is there
+                errors += 1
+
+    def _next_start(self) -> float | None:
+        return min((post.start_at for post in self._posts if post.start_at is not None), default=None)
+
+    def _start_those_due(self) -> None:
+        now = time.monotonic()
+        for post in self._posts:
+            if post.start_at is None or now < post.start_at or self._verdict is not None:
+                continue
+            try:
+                self._start(post)
+            except OSError as error:
+                log.error("%s cannot be started: %s", post.title, error)
+                post.short_lives += 1
+                if not post.delay_start(now):
+                    self._verdict = 1
+            else:
+                assert post.child is not None
+                log.warning(
+                    "%s runs again, as pid %d (restart %d)", post.title, post.child.pid, post.restarts
+                )
+
+    def _wait(self, until: float | None) -> None:
+        timeout = None if until is None else max(0.0, until - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            key.data()
 
     def _stop_daemons(self) -> None:
         """Gently, then not."""
+        self._asked_to_stop = True
         deadline = time.monotonic() + STOP_TIMEOUT
-        for child in self._children:
-            if child.status is None:
-                os.kill(child.pid, signal.SIGTERM)
-        while any(child.status is None for child in self._children):
-            assert self._selector is not None
-            left = deadline - time.monotonic()
-            if left <= 0:
-                for child in self._children:
-                    if child.status is None:
-                        log.error("%s does not end, and is killed", child.role)
-                        os.kill(child.pid, signal.SIGKILL)
-                left = STOP_TIMEOUT
-            self._selector.select(left)
-            self._read_signals()
-            self._reap()
-        self._forget_generation()
-
-    def _forget_generation(self) -> None:
-        for child in self._children:
-            os.close(child.pidfd)
-        self._children = []
-        if self._selector is not None:
-            self._selector.close()
-            self._selector = None
-            os.close(self._life[1])
-
-    def _may_start_again(self) -> bool:
-        self._starts = [then for then in self._starts if time.monotonic() - then < 60]
-        if len(self._starts) > GENERATIONS_PER_MINUTE:
-            log.error("%d generations have died within a minute; giving up", len(self._starts))
-            return False
-        return True
+        for post in self._posts:
+            if post.child is not None:
+                os.kill(post.child.pid, signal.SIGTERM)
+        while any(post.child is not None for post in self._posts):
+            if time.monotonic() >= deadline:
+                for post in self._posts:
+                    if post.child is not None:
+                        log.error("%s does not end, and is killed", post.title)
+                        os.kill(post.child.pid, signal.SIGKILL)
+                deadline = time.monotonic() + STOP_TIMEOUT
+            self._wait(deadline)
 
     # --- signals -------------------------------------------------------------------------------------------
 
@@ -247,6 +353,7 @@ class Supervisor:
         signal.set_wakeup_fd(self._signal_sender.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, self._ask_to_stop)
+        self._selector.register(self._signals, selectors.EVENT_READ, self._read_signals)
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         self._asked_to_stop = True
@@ -254,13 +361,6 @@ class Supervisor:
     def _read_signals(self) -> None:
         with suppress(BlockingIOError):
             self._signals.recv(4096)
-
-
-def _obituary(child: Child) -> str:
-    assert child.status is not None
-    if child.status < 0:
-        return f"daemon {child.role} (pid {child.pid}) was killed by {signal.Signals(-child.status).name}"
-    return f"daemon {child.role} (pid {child.pid}) ended with code {child.status}"
 
 
 # --- running one ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from bequest.limits import (
     TABLE_VERSION,
     WIRE_VERSION,
 )
+from bequest.runtime.foreign import close_foreign
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, GarbledPacket, encode
 
@@ -51,7 +52,7 @@ class Packet:
 
     def close_fds(self) -> None:
         while self.fds:
-            os.close(self.fds.pop())
+            close_foreign([self.fds.pop()])
 
 
 def receive_packet(connection: socket.socket, buffer: bytearray) -> Packet:
@@ -122,6 +123,14 @@ def link() -> tuple[socket.socket, socket.socket]:
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
+class ConnectionLost(RackGone):
+    """The connection has broken, or nobody was there to make one; the daemon may be followed by another."""
+
+
+class NoAnswer(RackGone):
+    """The daemon is there, or its socket is, but it has not answered in time."""
+
+
 class Channel:
     """A conversation with one daemon: blocking requests, one at a time, from any thread.
 
@@ -150,9 +159,12 @@ class Channel:
             connection.settimeout(timeout)
             with _short_path(path) as short:
                 connection.connect(short)
-        except OSError as error:
+        except (FileNotFoundError, ConnectionRefusedError) as error:
             connection.close()
             raise RackGone(f"no daemon answers at {path}: {error.strerror or error}") from error
+        except OSError as error:
+            connection.close()
+            raise ConnectionLost(f"no daemon answers at {path}: {error.strerror or error}") from error
         channel = cls(connection, path)
         try:
             reply, _ = channel.request(wire.Hello(WIRE_VERSION, TABLE_VERSION), timeout)
@@ -166,12 +178,12 @@ class Channel:
         return channel
 
     def request(
-        self, message: wire.Message, timeout: float = REQUEST_TIMEOUT
+        self, message: wire.Message, timeout: float = REQUEST_TIMEOUT, fds: Sequence[int] = ()
     ) -> tuple[wire.Message, list[int]]:
-        """The reply, and the file descriptors that came with it, which the caller owns."""
+        """The reply, and the file descriptors that came with it, which the caller owns. ``fds`` are sent along."""
         self._check_usable()
         with self._lock:
-            packet = self._exchange(encode(message), timeout)
+            packet = self._exchange(encode(message), timeout, fds)
         try:
             reply = self._decoder.decode(packet.data)
         except GarbledPacket as error:
@@ -182,6 +194,21 @@ class Channel:
             packet.close_fds()
             raise from_failure(reply.kind, reply.message, reply.free)
         return reply, packet.fds
+
+    def next_notice(self) -> wire.Message:
+        """Waits for what the daemon says unasked, on a connection on which nothing is asked any more."""
+        try:
+            self._socket.settimeout(None)
+            packet = self._receive()
+            packet.close_fds()
+            return self._decoder.decode(packet.data)
+        except (OSError, GarbledPacket) as error:
+            raise RackGone(f"the daemon at {self._path} has gone: {error}") from error
+
+    def shut_down(self) -> None:
+        """Has whoever waits on this connection see its end."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def is_alive(self) -> bool:
         """False once the daemon has closed its end; costs one system call."""
@@ -199,6 +226,11 @@ class Channel:
         except (OSError, ValueError):
             return False
 
+    @property
+    def peer_pid(self) -> int:
+        """The process that made the daemon's socket: the rack's supervisor, whose descendants are the daemons."""
+        return peer_credentials(self._socket)[0]
+
     def fileno(self) -> int:
         """Readable when the daemon has gone, while no request is under way."""
         return self._socket.fileno()
@@ -213,26 +245,26 @@ class Channel:
                 "this process was forked from one that is connected to a rack; it must connect itself"
             )
         if self._end is not None:
-            raise RackGone(self._end)
+            raise ConnectionLost(self._end)
         if self.is_closed:
             raise NotAttached("the connection to the rack has been closed")
 
-    def _exchange(self, data: bytes, timeout: float) -> Packet:
+    def _exchange(self, data: bytes, timeout: float, fds: Sequence[int]) -> Packet:
         try:
             self._socket.settimeout(timeout)
             if self._was_interrupted:
                 self._synchronise()
             self._was_interrupted = True
-            send_packet(self._socket, data)
+            send_packet(self._socket, data, fds)
             packet = self._receive()
             self._was_interrupted = False
             return packet
         except TimeoutError as error:
-            raise RackGone(f"the daemon at {self._path} has not answered for {timeout:g} s") from error
+            raise NoAnswer(f"the daemon at {self._path} has not answered for {timeout:g} s") from error
         except (OSError, GarbledPacket) as error:
             self.close()
             self._end = f"the daemon at {self._path} has gone: {error}"
-            raise RackGone(self._end) from error
+            raise ConnectionLost(self._end) from error
 
     def _synchronise(self) -> None:
         """Reads past the reply to a request whose caller did not wait for it, if there is one."""

@@ -3,7 +3,8 @@
 One message is one packet of a ``SOCK_SEQPACKET`` socket: a msgpack map tagged with the name of its struct. A client
 says `Hello` first and gets `Welcome`; from then on it sends one request at a time and gets exactly one reply, the one
 named beside the request here or `Failed`. Requests to the Rack MMU, to memory elements and to agents are separate
-unions, so that a message at the wrong socket is garbage there. Daemons of one rack talk over links made before they
+unions, so that a message at the wrong socket is garbage there. Messages of one subject may have a file of their own;
+all are to be had here. Daemons of one rack talk over links made before they
 were forked, without requests and replies: what is said over a link arrives in order, once.
 
 File descriptors ride along where it is said: the group's table with `Attached`, the slab's memory with `SlabOpened`.
@@ -13,10 +14,44 @@ from __future__ import annotations
 
 import msgspec
 
-
-class Message(msgspec.Struct, frozen=True, tag=True):
-    """Base of all messages; the tag is the struct's name."""
-
+from bequest.wire.failures import *
+from bequest.wire.message import Message as Message
+from bequest.wire.resuming import ComeBack as ComeBack
+from bequest.wire.resuming import Resume as Resume
+from bequest.wire.resuming import Resumed as Resumed
+from bequest.wire.slabs import AdmitGroup as AdmitGroup
+from bequest.wire.slabs import AdoptSlab as AdoptSlab
+from bequest.wire.slabs import AnnouncementEnds as AnnouncementEnds
+from bequest.wire.slabs import CopyFailed as CopyFailed
+from bequest.wire.slabs import CopyPages as CopyPages
+from bequest.wire.slabs import ElementReport as ElementReport
+from bequest.wire.slabs import ElementUsage as ElementUsage
+from bequest.wire.slabs import ForgetGroup as ForgetGroup
+from bequest.wire.slabs import PagesCopied as PagesCopied
+from bequest.wire.slabs import PagesPunched as PagesPunched
+from bequest.wire.slabs import PunchPages as PunchPages
+from bequest.wire.slabs import RegroupSlab as RegroupSlab
+from bequest.wire.slabs import ReserveSlab as ReserveSlab
+from bequest.wire.slabs import RetireSlab as RetireSlab
+from bequest.wire.slabs import SlabLost as SlabLost
+from bequest.wire.slabs import SlabRefused as SlabRefused
+from bequest.wire.slabs import SlabRegrouped as SlabRegrouped
+from bequest.wire.slabs import SlabReserved as SlabReserved
+from bequest.wire.stealing import FenceFailed as FenceFailed
+from bequest.wire.stealing import FenceProcess as FenceProcess
+from bequest.wire.stealing import Found as Found
+from bequest.wire.stealing import ListNames as ListNames
+from bequest.wire.stealing import Lookup as Lookup
+from bequest.wire.stealing import NameHeir as NameHeir
+from bequest.wire.stealing import NameList as NameList
+from bequest.wire.stealing import ProcessFenced as ProcessFenced
+from bequest.wire.stealing import Publish as Publish
+from bequest.wire.stealing import Published as Published
+from bequest.wire.stealing import Steal as Steal
+from bequest.wire.stealing import Stolen as Stolen
+from bequest.wire.stealing import Theft as Theft
+from bequest.wire.stealing import TheftList as TheftList
+from bequest.wire.stealing import Unpublish as Unpublish
 
 # --- everywhere -------------------------------------------------------------------------------------------
 
@@ -31,7 +66,8 @@ class Hello(Message, frozen=True):
 class Welcome(Message, frozen=True):
     rack: str
     role: str
-    generation: int = 0
+    generation: int = 0  # of this daemon: 1, and one more with each restart
+    client: int = 0  # this connection's number: never another's, in any run of the daemon
 
 
 class Sync(Message, frozen=True):
@@ -60,9 +96,19 @@ class Failed(Message, frozen=True):
 
 
 class CreateGroup(Message, frozen=True):
-    """-> GroupCreated. The group lives while this connection does, or anything is in it."""
+    """-> GroupCreated. The group lives while this connection does, or anything is in it.
+
+    ``policy`` says who may steal in it (never, member, standby, quorum), ``fence`` how far a victim's agent may go to
+    keep it from its memory (protect, ptrace, kill). ``verifier`` is the SHA-256 of the capability that a thief shows.
+    A client that repeats the request, because it lost the reply, repeats ``nonce``: it gets the same group, and a new
+    secret, for nobody has seen the first.
+    """
 
     name: str
+    policy: str = "member"
+    fence: str = "ptrace"
+    verifier: bytes | None = None
+    nonce: bytes = b""
 
 
 class GroupCreated(Message, frozen=True):
@@ -74,11 +120,14 @@ class Attach(Message, frozen=True):
     """-> Attached, with the group's table as file descriptor. One process per connection.
 
     Without a secret: the default group of the connection's user. Without a compute element: the rack places it.
+    ``heir`` as in NameHeir. A client that repeats the request, because it lost the reply, repeats ``nonce``.
     """
 
     name: str
     secret: bytes | None = None
     compute: str | None = None
+    heir: str | None = None
+    nonce: bytes = b""
 
 
 class ElementAddress(msgspec.Struct, frozen=True):
@@ -187,9 +236,9 @@ class Shutdown(Message, frozen=True):
 
 
 class Status(Message, frozen=True):
-    """-> RackReport, ProcessList, ElementList, SlabList or AuditReport.
+    """-> RackReport, ProcessList, ElementList, SlabList, AuditReport or TheftList.
 
-    ``what`` is "rack", "processes", "elements", "slabs" or "audit". Lists come in pages: ask again with the
+    ``what`` is "rack", "processes", "elements", "slabs", "audit" or "thefts". Lists come in pages: ask again with the
     ``next_cursor`` of the last reply until it is None.
     """
 
@@ -197,10 +246,17 @@ class Status(Message, frozen=True):
     cursor: int = 0
 
 
+class DaemonReport(msgspec.Struct, frozen=True):
+    kind: str  # mmu, element, agent or monitor
+    name: str
+    os_pid: int
+    restarts: int
+
+
 class RackReport(Message, frozen=True):
     name: str
     uid: int
-    generation: int
+    daemons: list[DaemonReport]
     uptime: float
     policy: str
     orphan_keep: float
@@ -228,22 +284,12 @@ class ProcessReport(msgspec.Struct, frozen=True):
     free_bytes: int  # cached at home for its next allocations
     inbox_depth: int
     counters: dict[str, int]
+    freed_in: float | None = None  # seconds until an orphan's memory is freed
 
 
 class ProcessList(Message, frozen=True):
     processes: list[ProcessReport]
     next_cursor: int | None = None
-
-
-class ElementUsage(msgspec.Struct, frozen=True):
-    """What an element says of itself: bytes by purpose, and how many of its slabs' bytes are on huge pages."""
-
-    slab_bytes: int = 0
-    warm_bytes: int = 0
-    recycled_bytes: int = 0
-    huge_bytes: int = 0
-    warm_hits: int = 0
-    cold_misses: int = 0
 
 
 class ElementStatus(msgspec.Struct, frozen=True):
@@ -255,6 +301,8 @@ class ElementStatus(msgspec.Struct, frozen=True):
     free: int
     slabs: int
     usage: ElementUsage
+    state: str = "well"  # or failed (it has lost all of its memory), silent (it does not answer)
+    failed: int = 0  # bytes of its slabs that have lost their memory
 
 
 class ElementList(Message, frozen=True):
@@ -281,6 +329,7 @@ class SlabStatus(msgspec.Struct, frozen=True):
     largest_free_run: int
     owners: list[tuple[int, int]]  # (id, pages), ordered by id
     runs: list[SlabRun]  # neighbours of one owner joined; the first few only
+    failed: int = 0  # bytes that have lost their memory
 
 
 class SlabList(Message, frozen=True):
@@ -300,7 +349,10 @@ class AuditReport(Message, frozen=True):
 
 
 class Enrol(Message, frozen=True):
-    """-> Enrolled. From now on the agent watches this process; the connection stays open for its life."""
+    """-> Enrolled. From now on the agent watches this process; the connection stays open for its life.
+
+    With the userfaultfd by which it can be fenced as file descriptor, or none where the kernel refuses that.
+    """
 
     ticket: bytes
 
@@ -320,91 +372,11 @@ class OpenSlab(Message, frozen=True):
 
 
 class SlabOpened(Message, frozen=True):
+    """``failed``: (offset, bytes) that have lost their memory, and read as zeros in the file; not to be mapped."""
+
     slab: int
     nbytes: int
-
-
-# --- Rack MMU to memory element, and back -----------------------------------------------------------------
-
-
-class AdmitGroup(Message, frozen=True):
-    group: int
-    ticket: bytes
-
-
-class ForgetGroup(Message, frozen=True):
-    group: int
-
-
-class ReserveSlab(Message, frozen=True):
-    """-> SlabReserved or SlabRefused, later and in any order."""
-
-    slab: int
-    group: int
-    nbytes: int
-    huge: bool
-
-
-class SlabReserved(Message, frozen=True):
-    slab: int
-
-
-class SlabRefused(Message, frozen=True):
-    slab: int
-    message: str
-
-
-class RetireSlab(Message, frozen=True):
-    """The slab has left the table: its memory may serve its group again, or is given back.
-
-    Not ``recycle`` if its home still runs: an allocator has its free runs open, so the memory would be in two hands.
-    """
-
-    slab: int
-    recycle: bool
-
-
-class RegroupSlab(Message, frozen=True):
-    """-> SlabRegrouped. Members of the old group may hold its memory open, so it is never recycled."""
-
-    slab: int
-    group: int
-
-
-class SlabRegrouped(Message, frozen=True):
-    slab: int
-
-
-class CopyPages(Message, frozen=True):
-    """-> PagesCopied or CopyFailed. Inside the element, by its own processor."""
-
-    job: int
-    source: int
-    source_offset: int
-    target: int
-    target_offset: int
-    nbytes: int
-
-
-class PagesCopied(Message, frozen=True):
-    job: int
-
-
-class CopyFailed(Message, frozen=True):
-    job: int
-    message: str
-
-
-class PunchPages(Message, frozen=True):
-    """Gives the memory of pages back whose contents have gone elsewhere; the addresses stay."""
-
-    slab: int
-    offset: int
-    nbytes: int
-
-
-class ElementReport(Message, frozen=True):
-    usage: ElementUsage
+    failed: list[tuple[int, int]] = []
 
 
 # --- Rack MMU to agent, and back --------------------------------------------------------------------------
@@ -415,6 +387,8 @@ class ExpectProcess(Message, frozen=True):
     incarnation: int
     os_pid: int
     ticket: bytes
+    name: str = ""
+    group: int = 0
 
 
 class ForgetProcess(Message, frozen=True):
@@ -435,7 +409,7 @@ class ProcessLost(Message, frozen=True):
 
 
 class ProcessExited(Message, frozen=True):
-    """The kernel says that it has gone: nothing of it will ever run again."""
+    """The kernel says that it has gone: nothing of it will ever run again. Said again until ForgetProcess comes."""
 
     pid: int
     incarnation: int
@@ -453,10 +427,34 @@ ClientToMmu = (
     | OpenMailbox
     | CloseMailbox
     | PlaceProcess
+    | Steal
+    | NameHeir
+    | Publish
+    | Unpublish
+    | Lookup
+    | ListNames
     | Status
     | Shutdown
+    | StandBy
+    | StandDown
+    | BreakMemory
+    | Resume
+    | ComeBack
 )
-ClientToAgent = Hello | Sync | Enrol
+
+
+class Once(Message, frozen=True):
+    """-> the reply to ``request``, which is carried out once, however often it comes under this number.
+
+    Numbers are the attached process's own, and grow. A number that was answered gets the same answer again.
+    """
+
+    number: int
+    request: ClientToMmu
+
+
+MmuSocket = ClientToMmu | Once
+ClientToAgent = Hello | Sync | Enrol | Subscribe | SetContacts | HandleFailures | Handled
 ClientToElement = Hello | Sync | OpenSlab
 DaemonToClient = (
     Welcome
@@ -475,10 +473,55 @@ DaemonToClient = (
     | ElementList
     | SlabList
     | AuditReport
+    | Stolen
+    | Found
+    | NameList
+    | TheftList
+    | Resumed
     | Enrolled
     | SlabOpened
+    | StandingBy
+    | MemoryBroken
+    | Subscribed
+    | Notice
 )
-MmuToElement = AdmitGroup | ForgetGroup | ReserveSlab | RetireSlab | RegroupSlab | CopyPages | PunchPages
-ElementToMmu = SlabReserved | SlabRefused | SlabRegrouped | PagesCopied | CopyFailed | ElementReport
-MmuToAgent = ExpectProcess | ForgetProcess
-AgentToMmu = ProcessEnrolled | ProcessLost | ProcessExited
+MmuToElement = (
+    AdmitGroup
+    | ForgetGroup
+    | AdoptSlab
+    | AnnouncementEnds
+    | ReserveSlab
+    | RetireSlab
+    | RegroupSlab
+    | CopyPages
+    | PunchPages
+    | FailMemory
+)
+ElementToMmu = (
+    SlabReserved
+    | SlabRefused
+    | SlabRegrouped
+    | SlabLost
+    | PagesCopied
+    | CopyFailed
+    | PagesPunched
+    | ElementReport
+    | MemoryFailed
+    | FailureMade
+)
+MmuToAgent = (
+    ExpectProcess
+    | ForgetProcess
+    | AnnouncementEnds
+    | FenceProcess
+    | ProveDeath
+    | TellProcess
+    | TellGroup
+    | GuardRange
+)
+AgentToMmu = (
+    ProcessEnrolled | ProcessLost | ProcessExited | ProcessFenced | FenceFailed | CallContacts | RangeGuarded
+)
+MmuToMonitor = WatchProcess | UnwatchProcess
+ClientToMonitor = Hello | Sync
+MonitorToMmu = DeathHint | Suspicion | Cleared | ElementSilent | ElementBack

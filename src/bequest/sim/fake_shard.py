@@ -1,4 +1,4 @@
-"""A group's table as plain Python: what the Rack MMU's machine is tested on, and an oracle of what a table means.
+"""A group's table as plain Python: what the machines are tested and simulated on, an oracle of what a table means.
 
 Processes' own acts, which the real table sees in native code, are `own`, `free`, `accept` here.
 """
@@ -6,6 +6,7 @@ Processes' own acts, which the real table sees in native code, are `own`, `free`
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 FREE, OWNED, IN_FLIGHT = 2, 3, 4
 MMU = 1023
@@ -21,6 +22,11 @@ class Extent:
     state: int
     owner: int
     epoch: int = 1
+    birth: int = 0
+    stealable: bool = True
+    stolen: tuple[int, int, int] | None = (
+        None  # from whom: id and incarnation; and the epoch of the thief's word
+    )
 
     @property
     def end(self) -> int:
@@ -35,15 +41,45 @@ class FakeShard:
         self.extents: dict[int, Extent] = {}  # by descriptor
         self.lives: dict[int, tuple[int, int]] = {}  # id -> (life, incarnation)
         self.inboxes: dict[int, list[tuple[int, int, bytes]]] = {}  # id -> (descriptor, sender, tag)
+        self.revocations: dict[int, int] = {}
+        self.heirs: dict[int, int] = {}
+        self.last_birth = 0
         self.last_descriptor = 0
         self.is_full = False
+        self.failed_slabs: dict[int, None] = {}
+        self.watchers: dict[int, int] = {}
 
     # --- what processes do ------------------------------------------------------------------------------------
 
-    def own(self, owner: int, address: int, pages: int) -> int:
+    def own(self, owner: int, address: int, pages: int, stealable: bool = True) -> int:
         """Allocates these free pages; the descriptor."""
         descriptor = self._carve(FREE, None, address, pages)
-        return self._set(descriptor, state=OWNED, owner=owner, nbytes=pages * PAGE)
+        self.last_birth += 1
+        changes = {"nbytes": pages * PAGE, "stealable": stealable, "birth": self.last_birth}
+        return self._set(descriptor, state=OWNED, owner=owner, **changes)
+
+    def grant(self, descriptor: int, to: int, tag: bytes = b"") -> None:
+        sender = self.extents[descriptor].owner
+        assert self.extents[descriptor].state == OWNED and to in self.inboxes
+        self._set(descriptor, state=IN_FLIGHT, owner=to)
+        self.inboxes[to].append((descriptor, sender, tag))
+
+    def adopt(self, owner: int, victim: int, incarnation: int) -> list[int]:
+        """What was stolen for this process from that life of a process; again, it has nothing left to adopt."""
+        mine = [
+            number
+            for number, e in sorted(self.extents.items(), key=lambda pair: pair[1].address)
+            if e.state == OWNED and e.owner == owner and e.stolen == (victim, incarnation, e.epoch)
+        ]
+        return [self._set(number) for number in mine]
+
+    def inherit(self, owner: int, dead: int) -> list[int]:
+        """Empties the inbox of a dead process whose heir this one is."""
+        if self.heirs.get(dead) != owner:
+            return []
+        inherited = [self._set(number, state=OWNED, owner=owner) for number, _, _ in self.inboxes[dead]]
+        self.inboxes[dead] = []
+        return inherited
 
     def shatter(self, slab: int, owner: int, pages: int) -> None:
         """Allocates every other run of so many pages of a free slab."""
@@ -73,6 +109,13 @@ class FakeShard:
         self.lives[id] = (1, incarnation)
         self.inboxes[id] = []
 
+    def life(self, id: int) -> tuple[int, int, int, str]:
+        life, incarnation = self.lives.get(id, (0, 0))
+        return life, incarnation, 0, ""
+
+    def recover(self) -> int:
+        return 0  # a step of this table is never half done
+
     def mark_dead(self, id: int) -> None:
         self.lives[id] = (2, self.lives[id][1])
 
@@ -80,6 +123,7 @@ class FakeShard:
         assert self.lives[id][0] == 2
         assert self.holdings(id) == (0, 0, 0)
         del self.lives[id], self.inboxes[id]
+        self.heirs.pop(id, None)
 
     def add_slab(self, slab: int, address: int, pages: int, element: int, huge: bool, home: int) -> bool:
         assert self.lives[home][0] == 1
@@ -96,9 +140,17 @@ class FakeShard:
         if not self._can_receive(to, incarnation):
             return False
         self._record(slab, address, pages, element, huge, home(address))
-        descriptor = self._new(Extent(address, pages, nbytes, slab, IN_FLIGHT, to))
+        self.last_birth += 1
+        descriptor = self._new(Extent(address, pages, nbytes, slab, IN_FLIGHT, to, birth=self.last_birth))
         self.inboxes[to].append((descriptor, sender, tag))
         return True
+
+    def fail_slab(self, slab: int) -> None:
+        assert slab in self.records
+        self.failed_slabs[slab] = None
+
+    def watch(self, id: int, watchers: int) -> None:
+        self.watchers[id] = watchers
 
     def idle_slabs(self) -> list[int]:
         return [slab for slab in self.records if all(self._is_idle(extent) for extent in self._in_slab(slab))]
@@ -129,7 +181,9 @@ class FakeShard:
         if not self._can_receive(to, incarnation):
             return False
         descriptor = self._carve(OWNED, MMU, address, pages)
-        self._set(descriptor, state=IN_FLIGHT, owner=to, nbytes=nbytes)
+        self.last_birth += 1
+        changes = {"nbytes": nbytes, "stealable": True, "birth": self.last_birth}
+        self._set(descriptor, state=IN_FLIGHT, owner=to, **changes)
         self.inboxes[to].append((descriptor, sender, tag))
         return True
 
@@ -159,6 +213,48 @@ class FakeShard:
         mine = [extent for extent in self.extents.values() if extent.owner == id]
         free = sum(extent.pages for extent in mine if extent.state == FREE)
         return len(mine), sum(extent.pages for extent in mine) - free, free
+
+    def stealable(
+        self, victim: int, only: list[tuple[int, int]] | None = None
+    ) -> list[tuple[int, int, int, int]]:
+        def is_meant(extent: Extent) -> bool:
+            return only is None or any(
+                start < extent.end and extent.address < start + nbytes for start, nbytes in only
+            )
+
+        found = [
+            (number, e.epoch, e.address, e.pages)
+            for number, e in self.extents.items()
+            if e.state == OWNED and e.owner == victim and e.stealable and is_meant(e)
+        ]
+        return sorted(found, key=lambda row: row[2])
+
+    def steal(
+        self, extents: list[tuple[int, int]], victim: int, thief: int
+    ) -> list[tuple[int, int, int, int]]:
+        self.revocations[victim] = self.revocations.get(victim, 0) + 1
+        stolen = []
+        for number, word in extents:
+            e = self.extents.get(number)
+            if e is None or e.epoch != word or e.state != OWNED or e.owner != victim or not e.stealable:
+                continue
+            mark = (victim, self.lives[victim][1], e.epoch + 1)
+            self._set(number, owner=thief, stolen=mark)
+            stolen.append((number, e.epoch + 1, e.address, e.pages))
+        return stolen
+
+    def name_heir(self, victim: int, thief: int) -> bool:
+        former = self.heirs.get(victim, thief)
+        if self.lives[victim][0] != 2 or (former != thief and self.lives.get(former, (0, 0))[0] == 1):
+            return False
+        self.heirs[victim] = thief
+        return True
+
+    def find_extent(self, address: int, hint: int) -> tuple[int, int, int, int, int, int] | None:
+        for number, extent in self.extents.items():
+            if extent.address <= address < extent.end:
+                return number, extent.address, extent.pages, extent.state, extent.owner, extent.birth
+        return None
 
     def usage(self) -> list[tuple[int, int, int, int]]:
         owners = sorted({extent.owner for extent in self.extents.values()})
@@ -222,7 +318,7 @@ class FakeShard:
         self.extents[self.last_descriptor] = extent
         return self.last_descriptor
 
-    def _set(self, descriptor: int, **changes: int) -> int:
+    def _set(self, descriptor: int, **changes: Any) -> int:
         before = self.extents[descriptor]
         if not hasattr(self, "owner_before"):
             self.owner_before = {}

@@ -1,0 +1,301 @@
+#include "fault_barrier.hpp"
+
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <ctime>
+#include <system_error>
+
+#include "address_space.hpp"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace bequest {
+
+namespace {
+
+constexpr uint32_t kRowMax = 4;  // the fifth fault of a row, and each after it, covers up to 16 pages
+constexpr size_t kRecordsMax = 256;
+constexpr uint32_t kRetriesMax = 1000;
+constexpr int64_t kToldAgainNs = 100'000'000;  // what was told before may have been swallowed by other code
+constexpr int64_t kStaleNs = 1'000'000'000;    // no row is told so late again: it is another one
+constexpr int kSignals[] = {SIGSEGV, SIGBUS};
+
+std::atomic<pthread_t> lock_holder{};  // of the window lock
+static_assert(std::atomic<pthread_t>::is_always_lock_free);
+
+std::atomic<const AddressSpace*> guarded{nullptr};
+std::atomic<pid_t> guardian{0};  // a forked child has no window
+std::atomic<TellLanguage> tell_language{nullptr};
+std::atomic<bool> raw_signals{false};
+
+// Whoever had the signal before. Written before our handler can see it, with the window lock held.
+struct sigaction previous_segv, previous_bus;
+struct sigaction& previous(int signal) { return signal == SIGSEGV ? previous_segv : previous_bus; }
+std::atomic<pthread_t> passing_on{};  // a thread that is inside of a previous handler
+std::atomic<const void*> passed_on_address{};
+std::atomic<uint32_t> passed_on_times{0};
+
+// A thread's row of faults: from the first to the exception. Under the window lock.
+struct Record {
+    pthread_t thread;
+    bool used = false;
+    Fault fault;
+    int64_t told_ns;
+    uint32_t length;
+    uint64_t last_address;
+    uint32_t repeated;
+    Windows windows;
+};
+Record records[kRecordsMax];
+
+void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
+
+// False if this thread has it already.
+bool lock_window() {
+    const pthread_t me = pthread_self();
+    if (lock_holder.load(std::memory_order_relaxed) == me) return false;
+    for (pthread_t nobody{}; !lock_holder.compare_exchange_weak(nobody, me, std::memory_order_acquire);
+         nobody = {})
+        sched_yield();
+    return true;
+}
+
+void unlock_window() { lock_holder.store({}, std::memory_order_release); }
+
+void unlock_in_child() { unlock_window(); }  // a handler of another thread may have held it at the fork
+
+Record* record_of(pthread_t thread) {
+    for (Record& record : records)
+        if (record.used && record.thread == thread) return &record;
+    return nullptr;
+}
+
+Record& new_record(pthread_t thread) {
+    Record* oldest = &records[0];
+    for (Record& record : records) {
+        if (!record.used) {
+            oldest = &record;
+            break;
+        }
+        if (record.told_ns < oldest->told_ns) oldest = &record;
+    }
+    *oldest = Record{};
+    oldest->thread = thread;
+    oldest->used = true;
+    return *oldest;
+}
+
+int64_t now_ns() {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1'000'000'000ll + now.tv_nsec;
+}
+
+// Would a store to this page succeed? Asked of the kernel, which answers with an error where the store would
+// get a signal. A page that may not be written is not ours, whether or not it can be read.
+bool is_good(uint64_t page) { return madvise(pointer(page), kPageBytes, MADV_POPULATE_WRITE) == 0; }
+
+bool is_readable(uint64_t page) {
+    char byte;
+    const struct iovec to = {&byte, 1}, from = {pointer(page), 1};
+    return process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1;
+}
+
+// Covers the page, and its bad neighbours as far as the length of the row says.
+bool cover(Record& record, uint64_t page, const Believed& believed, FaultKind kind) {
+    const uint64_t reach = kPageBytes << std::min(record.length++, kRowMax);
+    const uint64_t first = std::max(believed.start, page / reach * reach);
+    const uint64_t last = std::min(believed.end, page / reach * reach + reach);
+    const auto is_bad = [&](uint64_t other) {
+        return believed.belief == Belief::kLost || note_of(other) || !is_good(other);
+    };
+    uint64_t start = page, end = page + kPageBytes;
+    while (end < last && is_bad(end)) end += kPageBytes;
+    while (start > first && is_bad(start - kPageBytes)) start -= kPageBytes;
+    if (open_window(record.windows, start, end, kind)) return true;
+    // Pages of reserved 2 MiB pages can be covered only whole.
+    start = page / kHugePageBytes * kHugePageBytes;
+    end = start + kHugePageBytes;
+    return errno == EINVAL && start >= believed.start && end <= believed.end &&
+           open_window(record.windows, start, end, kind);
+}
+
+// A fault that comes again and again has a cause that we do not know.
+bool may_try_again(Record& record, uint64_t address) {
+    record.repeated = record.last_address == address ? record.repeated + 1 : 0;
+    record.last_address = address;
+    return record.repeated < kRetriesMax;
+}
+
+enum class Verdict { kNotOurs, kTryAgain, kLost, kLostAndTold };
+
+FaultKind kind_of(const Fault& fault, uint64_t page) {
+    if (const ScratchRange* note = note_of(page)) return note->kind;
+    return fault.signal == SIGSEGV || is_readable(page) ? FaultKind::kFenced : FaultKind::kFailed;
+}
+
+// The first fault of a row is what the program did; those that follow are the same C code going on.
+Verdict judge(const AddressSpace& space, Fault& fault) {
+    const Believed believed = space.believed(fault.address);
+    if (believed.belief == Belief::kClosed) return Verdict::kNotOurs;
+    const uint64_t page = fault.address / kPageBytes * kPageBytes;
+    Record* record = record_of(pthread_self());
+    if (!record) record = &new_record(pthread_self());
+    const bool is_first = record->told_ns == 0;
+    if (!may_try_again(*record, fault.address)) return Verdict::kNotOurs;
+    // Another thread was opening the page: the access will succeed.
+    if (believed.belief == Belief::kOpen && !note_of(page) && is_good(page)) return Verdict::kTryAgain;
+    fault.kind = kind_of(fault, page);
+    if (!is_first && note_of(page)) widen(record->windows);  // it has come back to a window that was closed
+    if (!cover(*record, page, believed, fault.kind)) return Verdict::kNotOurs;
+    const int64_t now = now_ns();
+    if (!is_first && now - record->told_ns < kToldAgainNs) return Verdict::kLostAndTold;
+    if (is_first || now - record->told_ns > kStaleNs) record->fault = fault;
+    record->told_ns = now;
+    return Verdict::kLost;
+}
+
+bool is_memory_fault(const siginfo_t* info) { return info->si_code > 0 && info->si_code != SI_KERNEL; }
+
+Verdict look_at(int signal, const siginfo_t* info, Fault& fault) {
+    const auto address = reinterpret_cast<uint64_t>(info->si_addr);
+    if (!is_memory_fault(info) || !in_window(address) || guardian.load() != getpid() || !lock_window())
+        return Verdict::kNotOurs;
+    fault = {address, FaultKind::kFailed, signal, info->si_code};
+    const AddressSpace* space = guarded.load();
+    const Verdict verdict = space ? judge(*space, fault) : Verdict::kNotOurs;
+    unlock_window();
+    return verdict;
+}
+
+// The instruction is executed again, and its signal kills as if we had never been; a signal that was sent is
+// sent again.
+void die_of(int signal, bool is_sent) {
+    struct sigaction action = {};
+    action.sa_handler = SIG_DFL;
+    sigaction(signal, &action, nullptr);
+    if (is_sent) raise(signal);
+}
+
+enum class Instruction { kFaultsAgain, kIsSaved };
+
+// The handler before us may have done nothing, as one that was switched off does: then the same fault is
+// back.
+bool is_hopeless(const siginfo_t* info) {
+    if (info->si_code <= 0) return false;
+    if (passed_on_address.exchange(info->si_addr) != info->si_addr) passed_on_times.store(0);
+    return passed_on_times.fetch_add(1) >= kRetriesMax;
+}
+
+void pass_on(int signal, siginfo_t* info, void* context, Instruction instruction) {
+    const struct sigaction& next = previous(signal);
+    const bool is_sent = info->si_code <= 0;
+    if (is_sent && next.sa_handler == SIG_IGN) return;
+    // A handler that came after us has us for its predecessor, to which it may hand on what we hand to it.
+    const bool came_round = passing_on.load() == pthread_self() && instruction != Instruction::kIsSaved;
+    const bool in_vain = instruction == Instruction::kFaultsAgain && is_hopeless(info);
+    if (came_round || in_vain || next.sa_handler == SIG_DFL || next.sa_handler == SIG_IGN)
+        return die_of(signal, is_sent || instruction == Instruction::kIsSaved);
+    passing_on.store(pthread_self());
+    if (next.sa_flags & SA_SIGINFO) {
+        next.sa_sigaction(signal, info, context);
+    } else {
+        next.sa_handler(signal);
+    }
+    passing_on.store({});
+}
+
+void on_signal(int signal, siginfo_t* info, void* context) {
+    const int saved_errno = errno;
+    Fault fault;
+    const Verdict verdict = look_at(signal, info, fault);
+    if (verdict == Verdict::kNotOurs) {
+        pass_on(signal, info, context, Instruction::kFaultsAgain);
+    } else if (verdict != Verdict::kTryAgain && raw_signals.load()) {
+        pass_on(SIGBUS, info, context, Instruction::kIsSaved);
+    } else if (verdict == Verdict::kLost) {
+        if (const TellLanguage tell = tell_language.load()) tell(fault);
+    }
+    errno = saved_errno;
+}
+
+void install(int signal) {
+    struct sigaction ours = {}, now = {};
+    sigaction(signal, nullptr, &now);
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_signal) return;
+    previous(signal) = now;
+    ours.sa_sigaction = on_signal;
+    // On the alternate stack where a thread has one: a stack that has overflown is the next handler's to
+    // report. Not blocked meanwhile: a fault inside the next handler must reach the one after.
+    ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigemptyset(&ours.sa_mask);
+    if (sigaction(signal, &ours, nullptr) != 0)
+        throw std::system_error(errno, std::generic_category(), "installing the fault handler");
+}
+
+}  // namespace
+
+WindowLock::WindowLock() : taken_(lock_window()) {}
+WindowLock::~WindowLock() {
+    if (taken_) unlock_window();
+}
+
+void guard_window(const AddressSpace* space) {
+    if (space) make_scratch_file();
+    static const int at_fork = pthread_atfork(nullptr, nullptr, unlock_in_child);
+    (void)at_fork;
+    {
+        const WindowLock lock;
+        guardian.store(getpid());
+        guarded.store(space);
+        forget_scratch();
+        end_rows();
+    }
+    if (space) stand_first_in_line();
+}
+
+void tell_faults_to(TellLanguage tell) { tell_language.store(tell); }
+
+void stand_first_in_line() {
+    const WindowLock lock;
+    for (int signal : kSignals) install(signal);
+}
+
+void pass_raw_signals(bool raw) {
+    raw_signals.store(raw);
+    stand_first_in_line();
+}
+
+bool take_fault(Fault& fault) {
+    const WindowLock lock;
+    Record* record = record_of(pthread_self());
+    if (!record || record->told_ns == 0) return false;
+    fault = record->fault;
+    record->used = false;
+    return true;
+}
+
+void adopt_fault(const Fault& fault) {
+    const WindowLock lock;
+    Record& record = new_record(pthread_self());
+    record.fault = fault;
+    record.told_ns = now_ns();
+}
+
+void end_rows() {
+    for (Record& record : records) {
+        record.windows = {};
+        record.length = record.repeated = 0;
+    }
+}
+
+}  // namespace bequest

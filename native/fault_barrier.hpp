@@ -1,0 +1,79 @@
+// What happens when this process touches rack memory that it believes to be its own and that is gone.
+//
+// Theory of operation. Memory can be lost while a process has it open: stolen, and then fenced by its agent
+// (write-protected through userfaultfd: SIGBUS; or closed by an injected mprotect: SIGSEGV), or failed (its
+// file cut short, its pages poisoned or punched out: SIGBUS). The signal arrives in the middle of an
+// instruction. The handler puts scratch memory there, so that the instruction and the C code around it can
+// end; it records the fault for the thread; and it tells the language above, which raises an exception in
+// that thread as soon as it can. What was read is nothing, and what was written is dropped: the exception
+// says so.
+//
+// Only pages that the address space believes to be open, or knows to be lost, are dealt with. Any other
+// fault, a stray pointer into memory that was granted away among them, goes to whoever had the signal before.
+//
+// Why a handler may do that. These faults are synchronous: the thread was executing a load or store to a rack
+// address, so it was not inside malloc, not inside this library (which touches rack memory nowhere while it
+// holds the window lock) and not inside the interpreter's own critical sections. The window lock is therefore
+// free or held by another thread, which will let go of it without touching rack memory. Nothing here
+// allocates.
+//
+// As soon as the exception is made, the scratch memory vanishes (scratch.hpp), so that each touch of lost
+// memory that a program makes raises anew, in whichever thread.
+//
+// A system call that is given a lost address does not fault, it fails with EFAULT: an OSError in Python.
+#pragma once
+
+#include <pthread.h>
+
+#include <cstdint>
+
+#include "scratch.hpp"
+
+namespace bequest {
+
+class AddressSpace;
+
+struct Fault {
+    uint64_t address = 0;
+    FaultKind kind = FaultKind::kFailed;
+    int signal = 0;
+    int code = 0;  // si_code
+};
+
+// Held while the address space of this process changes, and by the handler while it looks at it.
+class WindowLock {
+public:
+    WindowLock();
+    ~WindowLock();
+    WindowLock(const WindowLock&) = delete;
+
+private:
+    bool taken_;  // false if this thread had it already
+};
+
+// Called in the handler, on the thread that faulted, without the window lock.
+using TellLanguage = void (*)(const Fault& fault);
+
+// Guards the window of this address space from here on; nullptr: of none. The first call installs the
+// handler.
+void guard_window(const AddressSpace* space);
+void tell_faults_to(TellLanguage tell);
+
+// Whoever has installed a handler after us gets the faults that are not ours, instead of all of them.
+void stand_first_in_line();
+
+// The paper's raw signal (section 3.2): no exception; SIGBUS goes to whoever has a handler for it, and kills
+// who has none. When that handler runs, there is scratch memory under the address, and it may return.
+void pass_raw_signals(bool raw);
+
+// The oldest fault of this row of the calling thread that nobody has taken. False if there is none.
+bool take_fault(Fault& fault);
+// The same without taking it, and for whoever speaks for a thread that cannot: making it the calling
+// thread's.
+bool peek_fault(Fault& fault);
+void adopt_fault(const Fault& fault);
+
+// All windows of scratch memory have been mapped over: the rows of faults are over.
+void end_rows();
+
+}  // namespace bequest

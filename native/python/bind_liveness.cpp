@@ -1,0 +1,160 @@
+// bequest._core: fences, lifelines, and the watch on them.
+//
+// What may take long (an ioctl on a busy address space, a stop of another process) runs without the GIL.
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
+#include <sys/prctl.h>
+
+#include <cerrno>
+#include <system_error>
+
+#include <map>
+#include <memory>
+
+#include "../fence.hpp"
+#include "../liveness.hpp"
+#include "../ptrace_fence.hpp"
+#include "python.hpp"
+
+namespace bequest {
+
+namespace {
+
+using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;
+
+// Whole pages of the window, or a caller's mistake would reach other memory of the victim.
+std::vector<PageRun> checked(const Ranges& ranges) {
+    std::vector<PageRun> wanted;
+    for (const auto& [address, nbytes] : ranges) {
+        const bool fits = in_window(address) && nbytes > 0 && nbytes <= kWindowBase + kWindowBytes - address;
+        if (!fits || address % kPageBytes || nbytes % kPageBytes)
+            raise_error("ValueError", "%#lx with %lu bytes is no run of pages in the rack window", address,
+                        nbytes);
+        wanted.push_back({address, nbytes});
+    }
+    return wanted;
+}
+
+void bind_fences(nb::module_& m) {
+    using namespace nb::literals;
+    m.def("open_fence", &open_fence);
+    m.def("is_fence", &is_fence, "fd"_a);
+    m.def("is_gone", &is_gone, "fd"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "wait_until_gone",
+        [](int fd, double seconds) { return wait_until_gone(fd, static_cast<int64_t>(seconds * 1e9)); },
+        "fd"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "write_protect",
+        [](int fd, int os_pid, const Ranges& ranges) {
+            const auto wanted = checked(ranges);
+            nb::gil_scoped_release release;
+            write_protect(fd, os_pid, wanted);
+        },
+        "fd"_a, "os_pid"_a, "ranges"_a);
+    m.def(
+        "guard_missing",
+        [](int fd, int os_pid, const Ranges& ranges) {
+            const auto wanted = checked(ranges);
+            nb::gil_scoped_release release;
+            guard_missing(fd, os_pid, wanted);
+        },
+        "fd"_a, "os_pid"_a, "ranges"_a);
+    m.def(
+        "ptrace_close",
+        [](int os_pid, int pidfd, const Ranges& ranges, double seconds) {
+            const auto wanted = checked(ranges);
+            nb::gil_scoped_release release;
+            ptrace_close(os_pid, pidfd, wanted, static_cast<int64_t>(seconds * 1e9));
+        },
+        "os_pid"_a, "pidfd"_a, "ranges"_a, "seconds"_a);
+    m.def(
+        "allow_tracer",
+        [](int os_pid) {
+            // EINVAL: there is no Yama, and nothing to allow.
+            return prctl(PR_SET_PTRACER, static_cast<unsigned long>(os_pid), 0, 0, 0) == 0 || errno == EINVAL;
+        },
+        "os_pid"_a);
+}
+
+Slot& slot_of(TableFile& table, uint32_t id) {
+    if (id == 0 || id > kMaxProcessId) raise_error("ValueError", "%u is no process id", id);
+    return table.table().slot(id);
+}
+
+// Own and watched lifelines keep the tables mapped that they lie in.
+struct OwnLifeline {
+    nb::object table;
+    std::unique_ptr<LifelineKeeper> keeper;
+};
+
+class Watch {
+public:
+    explicit Watch(LifelineUse use) : watch_(std::make_unique<DeathWatch>(use)) {}
+    DeathWatch& usable() {
+        if (!watch_) raise_error("ValueError", "this watch has been closed");
+        return *watch_;
+    }
+    void add(uint64_t key, const nb::object& table, uint32_t id) {
+        if (tables_.contains(key)) raise_error("ValueError", "key %lu is watched already", key);
+        usable().add(key, slot_of(*nb::cast<TableFile*>(table), id));
+        tables_[key] = table;
+    }
+    void remove(uint64_t key) {
+        usable().remove(key);
+        tables_.erase(key);
+    }
+    nb::list drain() {
+        nb::list events;
+        for (const auto& [key, event] : usable().drain()) {
+            if (tables_.erase(key)) events.append(nb::make_tuple(key, event == LineEvent::kDied));
+        }
+        return events;
+    }
+    void close() {
+        watch_.reset();
+        tables_.clear();
+    }
+
+private:
+    std::map<uint64_t, nb::object> tables_;  // by key
+    std::unique_ptr<DeathWatch> watch_;      // ends first
+};
+
+void bind_lifelines(nb::module_& m) {
+    using namespace nb::literals;
+    m.attr("LIFELINE_OF_MONITOR") = static_cast<uint32_t>(kLifelineOfMonitor);
+    m.attr("LIFELINE_OF_STANDBYS") = static_cast<uint32_t>(kLifelineOfStandbys);
+    m.attr("BEAT_INTERVAL") = kBeatInterval_ns / 1e9;
+    nb::class_<OwnLifeline>(m, "Lifeline")
+        .def(
+            "__init__",
+            [](OwnLifeline* self, const nb::object& table, uint32_t id) {
+                Slot& slot = slot_of(*nb::cast<TableFile*>(table), id);
+                new (self) OwnLifeline{table, std::make_unique<LifelineKeeper>(slot)};
+            },
+            "table"_a, "id"_a)
+        .def("leave", [](OwnLifeline& self) { self.keeper->leave(); });
+    nb::class_<Watch>(m, "DeathWatch")
+        .def(
+            "__init__",
+            [](Watch* self, uint32_t use) {
+                if (use >= kLifelineCount) raise_error("ValueError", "there is no lifeline %u", use);
+                new (self) Watch(static_cast<LifelineUse>(use));
+            },
+            "use"_a)
+        .def("fileno", [](Watch& self) { return self.usable().fd(); })
+        .def("add", &Watch::add, "key"_a, "table"_a, "id"_a)
+        .def("remove", &Watch::remove, "key"_a)
+        .def("drain", &Watch::drain)
+        .def("close", &Watch::close);
+}
+
+}  // namespace
+
+void bind_liveness(nb::module_& m) {
+    bind_fences(m);
+    bind_lifelines(m);
+}
+
+}  // namespace bequest

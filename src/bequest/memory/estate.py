@@ -1,0 +1,138 @@
+"""Estates: what one process has stolen from another (paper, section 3.1).
+
+The Rack MMU decides whether a steal is allowed, keeps the victim from its memory, and changes the owner words in the
+shared table; each of those changes is a commit point of its own, and marks the extent with whom it was stolen from. So
+the thief needs no list of what it got: it finds in the table what bears the mark and adopts it. A thief that lost the
+reply, or had no room for the mappings, asks again and has the rest.
+
+What was allocated, or split off, as one is stolen as one. Of a region of which parts had been granted away, the parts
+that were left come as regions of their own.
+"""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from bequest.errors import BadName, UnknownProcess
+from bequest.ids import check_name
+from bequest.limits import INBOX_CELLS
+from bequest.memory.connections import expect
+from bequest.wire import messages as wire
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from bequest.memory.process import Process
+    from bequest.memory.region import Region
+
+
+class Estate:
+    """What `Process.steal` got, owned by the thief. Iterable; as a context manager it frees, at the end, what is left.
+
+    ``regions`` are the victim's, by address. ``inbox`` is what waited in a dead victim's inbox: granted to it and never
+    accepted, and messages, in order, with their tags and senders. ``victim`` and ``incarnation`` tell from whom.
+    ``how`` tells how the victim was kept from its memory: "dead", "protected" (against writing, by its agent),
+    "ptraced" (its mappings were taken away), "killed", "self" (the thief is the victim), or "untouched" if there was
+    nothing to take.
+    """
+
+    def __init__(
+        self, process: Process, stolen: wire.Stolen, regions: list[Region], inbox: list[Region]
+    ) -> None:
+        self._process = process
+        self.victim = stolen.name
+        self.incarnation = stolen.incarnation
+        self.how = stolen.how
+        self.regions = regions
+        self.inbox = inbox
+
+    @cached_property
+    def names(self) -> dict[str, Region]:
+        """The paths that lead to these regions: the victim's names went along with its memory. Asked for at first use.
+
+        Where in its region a path points is told by ``offset`` in `Process.list`.
+        """
+        places = [region.address for region in self.regions]
+        names: dict[str, Region] = {}
+        for name in self._process.list() if places else []:
+            place = name.address + name.offset
+            region = self.regions[bisect_right(places, place) - 1]
+            if region.address <= place < region.address + region.nbytes:
+                names[name.path] = region
+        return names
+
+    def free(self) -> None:
+        """Frees what is still owned of it, also of its inbox. Raises `BufferError` while views of it live."""
+        for region in [*self.regions, *self.inbox]:
+            region._free_remaining()
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self.regions)
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def __bool__(self) -> bool:
+        return True  # it was stolen, however little it was
+
+    def __enter__(self) -> Estate:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for region in [*self.regions, *self.inbox]:
+            region.__exit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        nbytes = sum(region.nbytes for region in self.regions)
+        mail = f", {len(self.inbox)} from its inbox" if self.inbox else ""
+        return f"<bequest.Estate of {self.victim!r} ({self.how}): {len(self.regions)} regions, {nbytes} bytes{mail}>"
+
+
+def steal(
+    process: Process,
+    victim: str,
+    capability: bytes | None,
+    shares: Iterable[bytes] | None,
+    only: Iterable[str | int] | None,
+    incarnation: int | None,
+) -> Estate:
+    """`Process.steal`."""
+    try:
+        check_name(victim)
+    except BadName as error:
+        raise UnknownProcess(f"no process can have that name: {error}") from None
+    if shares is not None:
+        if capability is not None:
+            raise TypeError("a steal is opened by a capability or by shares of one, not by both")
+        from bequest.memory.group import combine  # on demand: few programs steal as a quorum
+
+        capability = combine(shares)
+    selection = None if only is None else [_selected(item) for item in only]
+    request = wire.Steal(victim, capability, selection, incarnation)
+    reply, _ = process._links.mmu.request(request)
+    return _estate(process, expect(reply, wire.Stolen))
+
+
+def _selected(item: str | int) -> str | int:
+    return item if isinstance(item, str) else operator.index(item)
+
+
+def _estate(process: Process, stolen: wire.Stolen) -> Estate:
+    try:
+        regions: list[Region] = process._adopt(stolen.pid, stolen.incarnation)
+        inbox: list[Region] = []
+        while stolen.heir and (more := process._inherit(stolen.pid, stolen.incarnation, INBOX_CELLS)):
+            inbox += more
+    except Exception as error:
+        error.add_note(
+            f"The memory of {stolen.name!r} is this process's nevertheless. To have what is missing, make room and "
+            f"steal it again: steal({stolen.name!r}, …, incarnation={stolen.incarnation})."
+        )
+        raise
+    return Estate(process, stolen, regions, inbox)

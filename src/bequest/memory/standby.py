@@ -1,0 +1,158 @@
+"""Standbys: being called at once when another process dies (paper, sections 3.2 and 4.1).
+
+Theory of operation. The library itself watches the victim's lifeline in the shared table: the kernel marks it within a
+fraction of a millisecond of the death, and one thread of this process, which waits on all lifelines that this process
+stands by for, has the callback run. That is a *hint*: it speaks of one thread of the victim. So a `Death` is
+``confirmed`` only when the rack has said so, which needs the kernel's word; and stealing, which moves memory, has the
+rack prove the death or fence the victim first. The rack's notice is also the second way by which a death is heard.
+
+A standby stands by for a *name*. Its bearer may attach later, and again under a new incarnation; each of its deaths is
+told once. Who detaches in good order has not died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bequest.errors import BequestError
+from bequest.memory.events import Event, ProcessDied, ProcessSuspected
+from bequest.wire import messages as wire
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from bequest.memory.estate import Estate
+    from bequest.memory.process import Process
+
+_LIVE = 1  # Life in native/layout.hpp
+Then = Callable[["Death"], object]
+
+
+class Death:
+    """What a standby is called with: that a process has died, or that it is suspected to hang.
+
+    ``name``, ``id`` and ``incarnation`` tell which. ``is_suspicion`` is true if it has only shown no sign of life.
+    """
+
+    def __init__(self, standby: Standby, id_: int, incarnation: int, *, is_suspicion: bool = False) -> None:
+        self.name = standby.name
+        self.id = id_
+        self.incarnation = incarnation
+        self.is_suspicion = is_suspicion
+        self._standby = standby
+        self._confirmed = threading.Event()
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the kernel has said that it has gone. Until then this is a hint, if a good one."""
+        return self._confirmed.is_set()
+
+    def wait_confirmed(self, timeout: float | None = None) -> bool:
+        """Waits until it is confirmed; False if that takes longer than ``timeout`` seconds."""
+        return self._confirmed.wait(timeout)
+
+    def steal(self, only: Iterable[str | int] | None = None) -> Estate:
+        """Takes its memory, or a part of it, as `Process.steal`. The rack proves the death, or fences it, first."""
+        return self._standby._process.steal(
+            self.name, self._standby._capability, only=only, incarnation=self.incarnation
+        )
+
+    def __repr__(self) -> str:
+        what = "suspicion" if self.is_suspicion else "death" if self.confirmed else "death (a hint)"
+        return f"<bequest.Death: {what} of {self.name!r} id={self.id} incarnation={self.incarnation}>"
+
+
+class Standby:
+    """Standing by for a process, until `cancel`; a context manager. ``name`` is the victim's."""
+
+    def __init__(
+        self,
+        process: Process,
+        name: str,
+        capability: bytes | None,
+        then: Then,
+        on_suspicion: Then | None,
+        own_process: bool,
+    ) -> None:
+        self.name = name
+        self._process = process
+        self._capability = capability
+        self._then = then
+        self._on_suspicion = on_suspicion
+        self._own_process = own_process  # it was attached for this standby, and goes with it
+        self._lock = threading.Lock()
+        self._told: dict[int, Death] = {}  # by incarnation
+        self._is_cancelled = False
+        self._number: int | None = None
+        process._notices.subscribe()
+        process._notices.listen(self._hear)
+        try:
+            standing = process._notices.stand_by(wire.StandBy(name, capability))
+        except BaseException:
+            process._notices.unlisten(self._hear)
+            raise
+        self._number = standing.standby
+        if standing.pid:
+            self._watch(standing.pid, standing.incarnation)
+
+    def cancel(self) -> None:
+        """Stands by no more. Does nothing the second time."""
+        with self._lock:
+            if self._is_cancelled:
+                return
+            self._is_cancelled = True
+        self._process._notices.unlisten(self._hear)
+        self._process._notices.lifelines.forget(self)
+        if self._process.attached:
+            with contextlib.suppress(BequestError):
+                self._process._notices.stand_down(self._number)
+            if self._own_process:
+                self._process.detach()
+
+    def __enter__(self) -> Standby:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __repr__(self) -> str:
+        state = " cancelled" if self._is_cancelled else ""
+        return f"<bequest.Standby for {self.name!r}{state}>"
+
+    # --- what is heard, in the library's threads -------------------------------------------------------------
+
+    def _watch(self, id_: int, incarnation: int) -> None:
+        process = self._process
+        life, bearer, _, _ = process.table.life(id_)
+        if life == _LIVE and bearer == incarnation:
+            process._notices.lifelines.watch(process.table, id_, incarnation, self, self._died)
+
+    def _hear(self, event: Event | wire.NoticeAttached) -> None:
+        match event:
+            case wire.NoticeAttached(name, id_, incarnation) if name == self.name:
+                self._watch(id_, incarnation)
+            case ProcessDied(name, id_, incarnation) if name == self.name:
+                self._died(id_, incarnation)._confirmed.set()
+            case ProcessSuspected(name, id_, incarnation) if name == self.name:
+                if self._on_suspicion is not None:
+                    self._call(self._on_suspicion, Death(self, id_, incarnation, is_suspicion=True))
+
+    def _died(self, id_: int, incarnation: int) -> Death:
+        """By either way; the callback runs for the first of them."""
+        with self._lock:
+            known = self._told.get(incarnation)
+            if known is not None:
+                return known
+            death = self._told[incarnation] = Death(self, id_, incarnation)
+        self._call(self._then, death)
+        return death
+
+    def _call(self, callback: Then, death: Death) -> None:
+        if not self._is_cancelled:
+            self._process._notices.run(partial(callback, death))

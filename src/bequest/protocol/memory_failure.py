@@ -1,0 +1,248 @@
+"""Memory that has failed: whose it was, who is told, and how it is kept from being used again (paper, section 3.2).
+
+Theory of operation. A memory element reports which pages of which slab it has lost, `wire.MemoryFailed`. The Rack MMU
+looks in the table whose they are, and has each owner's agent tell it; who owns what is not changed: the owner still has
+its addresses, and finds out at access what became of them. A slab with failed pages is marked in the table, so that no
+allocator takes a run of it any more, and is retired for good once nobody owns a page of it. An element that has failed
+as a whole gets no slab any more; allocation elsewhere goes on.
+
+An element that does not answer has not failed: its owners are told that it is silent, and nothing else changes.
+
+`break_memory` makes failures, for tests of programs. A range is lost in two steps, of which the second is the commit
+point: the agents *guard* it in every process, so that touching a page that is not there faults instead of reading
+zeros; then the element gives the pages up.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from bequest._core import STATE_IN_FLIGHT, STATE_OWNED
+from bequest.limits import FAILED_RUNS_MAX, GUARD_TIMEOUT, HUGE_PAGE_BYTES, MMU_ID, PAGE_BYTES
+from bequest.protocol.outputs import Note, PeerId, ToAgent
+from bequest.protocol.process_table import Kind, Member
+from bequest.protocol.rack_state import FailedElement, RackState, Session
+from bequest.protocol.refusal import Refusal
+from bequest.protocol.slab_ledger import Slab, SlabState
+from bequest.wire import messages as wire
+
+Run = tuple[int, int]  # address, bytes
+
+
+class Breaking(msgspec.Struct):
+    """One `wire.BreakMemory` on its way."""
+
+    peer: PeerId
+    element: int
+    parts: list[tuple[int, int, int]]  # (slab, offset, bytes); none: all of the element
+    deadline: float
+    waiting: int = 0  # for so many agents, then for so many parts of the element
+    unguarded: dict[str, None] = {}
+    owners: dict[str, None] = {}
+    slabs: int = 0
+    nbytes: int = 0
+
+
+class MemoryFailures:
+    def __init__(self, state: RackState) -> None:
+        self._state = state
+        self._breaking: dict[int, Breaking] = {}
+        self._last_job = 0
+
+    # --- what elements report ------------------------------------------------------------------------------
+
+    def failed(self, element: int, message: wire.MemoryFailed) -> None:
+        state = self._state
+        slab = state.ledger.get(message.slab)
+        if slab is None or slab.state is SlabState.GHOST:
+            return
+        if (message.offset, message.nbytes) in slab.failed:
+            return  # an element that was started anew has said it before
+        slab.failed = (*slab.failed, (message.offset, message.nbytes))
+        lost = (slab.address + message.offset, slab.address + message.offset + message.nbytes)
+        owners: list[Member] = []
+        if slab.state is SlabState.LIVE:
+            state.groups[slab.group].shard.fail_slab(slab.id)
+            owners = self._tell_owners(slab, lost, message.cause)
+        self._note_owners(element, owners, message.nbytes)
+        name = state.elements[element].name
+        of = ", ".join(repr(owner.name) for owner in owners) or "nobody"
+        lost_text = f"{message.nbytes >> 10} KiB at {lost[0]:#x}, owned by {of}"
+        text = f"memory element {name!r} has lost {lost_text} ({message.cause})"
+        state.outputs.append(Note(text, trouble=True))
+
+    def slab_lost(self, element: int, number: int) -> None:
+        """The element was started anew, and nobody had kept this slab for it."""
+        slab = self._state.ledger.get(number)
+        if slab is not None:
+            lost = wire.MemoryFailed(number, 0, slab.nbytes, "its server died, and it was not in the safe")
+            self.failed(element, lost)
+
+    def element_failed(self, element: int, cause: str) -> None:
+        """All of it: it gets no slab any more."""
+        if element not in self._state.failed_elements:
+            self._state.failed_elements.put(element, FailedElement(element, cause))
+
+    def _tell_owners(self, slab: Slab, lost: tuple[int, int], cause: str) -> list[Member]:
+        runs: dict[int, list[Run]] = {}
+        for address, pages, state, owner, _ in self._state.groups[slab.group].shard.slab_extents(slab.id):
+            low, high = max(address, lost[0]), min(address + pages * PAGE_BYTES, lost[1])
+            if low < high and owner != MMU_ID and state in (STATE_OWNED, STATE_IN_FLIGHT):
+                _add(runs.setdefault(owner, []), (low, high - low))
+        told = []
+        for number, theirs in sorted(runs.items()):
+            member = self._state.processes.get(number)
+            if member is not None and member.kind is Kind.PROCESS:
+                notice = wire.NoticeMemory(self._state.elements[slab.element].name, _few(theirs), cause)
+                self._tell(member, notice)
+                told.append(member)
+        return told
+
+    # --- elements that do not answer -----------------------------------------------------------------------
+
+    def silent(self, element: int, is_silent: bool, seconds: float = 0.0) -> None:
+        """The rack monitor says so; who owns memory there is told, and nothing else changes."""
+        state = self._state
+        if is_silent == (element in state.silent_elements):
+            return
+        if is_silent:
+            state.silent_elements[element] = seconds
+        else:
+            del state.silent_elements[element]
+        name = state.elements[element].name
+        said = f"has not answered for {seconds * 1000:.0f} ms" if is_silent else "answers again"
+        state.outputs.append(Note(f"memory element {name!r} {said}", trouble=is_silent))
+        for owner in self._owners_at(element):
+            self._tell(owner, wire.NoticeElement(name, is_silent, seconds))
+
+    def _owners_at(self, element: int) -> list[Member]:
+        ids: dict[int, None] = {}
+        for slab in self._state.ledger:
+            if slab.element == element and slab.state is SlabState.LIVE:
+                for _, _, state, owner, _ in self._state.groups[slab.group].shard.slab_extents(slab.id):
+                    if state in (STATE_OWNED, STATE_IN_FLIGHT):
+                        ids[owner] = None
+        members = [self._state.processes.get(number) for number in sorted(ids)]
+        return [member for member in members if member is not None and member.kind is Kind.PROCESS]
+
+    def _tell(self, process: Member, notice: wire.Notice) -> None:
+        told = wire.TellProcess(process.id, process.incarnation, notice)
+        self._state.outputs.append(ToAgent(process.compute, told))
+
+    # --- making memory fail --------------------------------------------------------------------------------
+
+    def break_memory(self, session: Session, message: wire.BreakMemory, now: float) -> None:
+        element = self._element(message.element)
+        parts = self._parts(element, message) if message.nbytes else []
+        self._last_job += 1
+        breaking = Breaking(session.peer, element, parts, now + GUARD_TIMEOUT)
+        self._breaking[self._last_job] = breaking
+        for slab, offset, nbytes in parts:
+            at = self._state.ledger[slab]
+            guard = wire.GuardRange(self._last_job, at.group, at.address + offset, nbytes)
+            for compute in self._state.config.computes:
+                breaking.waiting += 1
+                self._state.outputs.append(ToAgent(compute, guard))
+        if not parts:
+            self._commit(self._last_job)
+
+    def guarded(self, message: wire.RangeGuarded) -> None:
+        breaking = self._breaking.get(message.job)
+        if breaking is None:
+            return
+        breaking.waiting -= 1
+        breaking.unguarded |= dict.fromkeys(message.unguarded)
+        if breaking.waiting > 0:
+            return
+        if not breaking.unguarded:
+            self._commit(message.job)
+            return
+        who = ", ".join(repr(name) for name in breaking.unguarded)
+        text = (
+            f"nothing was lost: {who} cannot be guarded (it has no userfaultfd), and would read zeros in place of a"
+            " fault; let all of the element fail instead, without a range"
+        )
+        self._end(message.job, Refusal("fence", text))
+
+    def made(self, job: int) -> None:
+        breaking = self._breaking.get(job)
+        if breaking is None:
+            return
+        breaking.waiting -= 1
+        if breaking.waiting <= 0:
+            del self._breaking[job]
+            reply = wire.MemoryBroken(breaking.slabs, breaking.nbytes, list(breaking.owners))
+            self._state.reply(breaking.peer, reply)
+
+    def tick(self, now: float) -> None:
+        for job, breaking in list(self._breaking.items()):
+            if now >= breaking.deadline:
+                self._end(job, Refusal("memory", "the agents or the memory element did not answer in time"))
+
+    def next_deadline(self) -> float:
+        return min((breaking.deadline for breaking in self._breaking.values()), default=float("inf"))
+
+    def _commit(self, job: int) -> None:
+        breaking = self._breaking[job]
+        cause = "injected by bequest fault"
+        if not breaking.parts:
+            self.element_failed(breaking.element, cause)
+        orders = [
+            wire.FailMemory(job, slab, offset, nbytes, cause) for slab, offset, nbytes in breaking.parts
+        ]
+        for order in orders or [wire.FailMemory(job, None, 0, 0, cause)]:
+            breaking.waiting += 1
+            self._state.tell_element(breaking.element, order)
+
+    def _end(self, job: int, refusal: Refusal) -> None:
+        self._state.refuse(self._breaking.pop(job).peer, refusal)
+
+    def _note_owners(self, element: int, owners: list[Member], nbytes: int) -> None:
+        for breaking in self._breaking.values():
+            if breaking.element == element:
+                breaking.slabs += 1
+                breaking.nbytes += nbytes
+                breaking.owners |= dict.fromkeys(owner.name for owner in owners)
+
+    def _element(self, name: str) -> int:
+        for element in self._state.elements.values():
+            if element.name == name:
+                if element.id in self._state.failed_elements:
+                    raise Refusal("config", f"memory element {name!r} has failed already")
+                return element.id
+        known = ", ".join(element.name for element in self._state.elements.values())
+        raise Refusal("config", f"this rack has no memory element {name!r}; it has {known}")
+
+    def _parts(self, element: int, message: wire.BreakMemory) -> list[tuple[int, int, int]]:
+        """What of the range lies in slabs of this element, in whole pages of theirs."""
+        parts = []
+        for slab in self._state.ledger:
+            low, high = max(slab.address, message.start), min(slab.run[1], message.start + message.nbytes)
+            if slab.element != element or slab.state is not SlabState.LIVE or low >= high:
+                continue
+            page = HUGE_PAGE_BYTES if slab.huge else PAGE_BYTES
+            start, end = (low - slab.address) // page * page, -(-(high - slab.address) // page) * page
+            parts.append((slab.id, start, end - start))
+        if not parts:
+            name, end = self._state.elements[element].name, message.start + message.nbytes
+            raise Refusal(
+                "config",
+                f"no slab of memory element {name!r} lies at {message.start:#x} to {end:#x}; `bequest mem` shows those"
+                " that do",
+            )
+        return parts
+
+
+def _add(runs: list[Run], run: Run) -> None:
+    """Neighbours are one run."""
+    if runs and runs[-1][0] + runs[-1][1] == run[0]:
+        runs[-1] = (runs[-1][0], runs[-1][1] + run[1])
+    else:
+        runs.append(run)
+
+
+def _few(runs: list[Run]) -> list[Run]:
+    """A notice has bounds: many runs become the one around them all."""
+    if len(runs) <= FAILED_RUNS_MAX:
+        return runs
+    return [(runs[0][0], runs[-1][0] + runs[-1][1] - runs[0][0])]

@@ -1,0 +1,174 @@
+"""A compute element's notices: who wants them, and the forwarding table of emergency contacts (paper, section 3.2).
+
+Theory of operation. A process *subscribes* over a second connection; what the Rack MMU, or this agent itself, has to
+tell it is pushed there. Its *contacts* lie here, in the compute element and not in rack memory, so that no failure of
+memory affects them. They are told when their process dies, and when its memory fails and it cannot handle that: at
+once if it has no handler, is dead or says that its handler failed, else when it has not answered by a deadline.
+Contacts at this agent are told directly: they hear of it even while the Rack MMU is away. The others it passes on.
+
+A row outlives its process until the Rack MMU forgets that: orphaned memory may fail, too.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from bequest.limits import CONTACT_DEADLINE, CONTACTS_MAX, FAILURES_KEPT_MAX, NAME_BYTES_MAX
+from bequest.protocol.outputs import Output, PeerId, Push, Reply, ToMmu
+from bequest.protocol.refusal import Refusal
+from bequest.wire import messages as wire
+
+Key = tuple[int, int]  # process id, incarnation
+
+
+class OpenFailure(msgspec.Struct):
+    """A failure of a process's memory that it has been told of and has yet to handle."""
+
+    notice: wire.NoticeMemory
+    deadline: float
+
+
+class Row(msgspec.Struct):
+    name: str
+    group: int
+    subscriber: PeerId | None = None
+    contacts: list[str] = []
+    handles: bool = False
+    is_dead: bool = False
+    last_failure: int = 0
+    open_failures: dict[int, OpenFailure] = {}
+
+
+class NoticeDesk:
+    def __init__(self) -> None:
+        self._rows: dict[Key, Row] = {}
+
+    # --- processes -----------------------------------------------------------------------------------------
+
+    def expect(self, key: Key, name: str, group: int) -> None:
+        if key not in self._rows:
+            self._rows[key] = Row(name, group)
+
+    def forget(self, key: Key) -> None:
+        self._rows.pop(key, None)
+
+    def died(self, key: Key) -> list[Output]:
+        """The kernel says so. Its contacts hear of that, and of what it has not handled."""
+        row = self._rows.get(key)
+        if row is None or row.is_dead:
+            return []
+        row.is_dead, row.subscriber = True, None
+        return self._call(key, row, "died") + self._give_up_all(key, row)
+
+    def alive_in(self, group: int) -> list[str]:
+        return [row.name for row in self._rows.values() if row.group == group and not row.is_dead]
+
+    # --- requests of a process -----------------------------------------------------------------------------
+
+    def subscribe(self, key: Key, peer: PeerId) -> list[Output]:
+        self._rows[key].subscriber = peer
+        return [Reply(peer, wire.Subscribed(key[0]))]
+
+    def request(self, key: Key, peer: PeerId, message: wire.Message, now: float) -> list[Output]:
+        row = self._rows[key]
+        outputs: list[Output] = []
+        match message:
+            case wire.SetContacts(names):
+                row.contacts = _checked(names)
+            case wire.HandleFailures(wanted):
+                row.handles = wanted
+                if not wanted:
+                    outputs = self._give_up_all(key, row)
+            case wire.Handled(failure, well):
+                if well:
+                    row.open_failures.pop(failure, None)
+                elif failure in row.open_failures:
+                    outputs = self._give_up(key, row, failure)
+            case _:
+                raise AssertionError(f"a process asks {message}")
+        return [*outputs, Reply(peer, wire.Done())]
+
+    def subscriber_gone(self, peer: PeerId) -> None:
+        for row in self._rows.values():
+            if row.subscriber == peer:
+                row.subscriber = None
+
+    # --- what is told --------------------------------------------------------------------------------------
+
+    def tell_process(self, message: wire.TellProcess, now: float) -> list[Output]:
+        key = (message.pid, message.incarnation)
+        row = self._rows.get(key)
+        if row is None:
+            return []
+        if isinstance(message.notice, wire.NoticeMemory):
+            return self._memory_failed(key, row, message.notice, now)
+        return _push(row, message.notice)
+
+    def tell_group(self, message: wire.TellGroup) -> list[Output]:
+        return [
+            out
+            for row in self._rows.values()
+            if row.group == message.group
+            for out in _push(row, message.notice)
+        ]
+
+    def tick(self, now: float) -> list[Output]:
+        return [
+            out
+            for key, row in self._rows.items()
+            for number, failure in list(row.open_failures.items())
+            if now >= failure.deadline
+            for out in self._give_up(key, row, number)
+        ]
+
+    def next_deadline(self) -> float:
+        deadlines = (
+            failure.deadline for row in self._rows.values() for failure in row.open_failures.values()
+        )
+        return min(deadlines, default=float("inf"))
+
+    # --- within --------------------------------------------------------------------------------------------
+
+    def _memory_failed(self, key: Key, row: Row, notice: wire.NoticeMemory, now: float) -> list[Output]:
+        row.last_failure += 1
+        told = msgspec.structs.replace(notice, failure=row.last_failure)
+        row.open_failures[told.failure] = OpenFailure(told, now + CONTACT_DEADLINE)
+        outputs = _push(row, told)
+        if row.is_dead or not row.handles or row.subscriber is None:
+            return outputs + self._give_up_all(key, row)
+        if len(row.open_failures) > FAILURES_KEPT_MAX:
+            outputs += self._give_up(key, row, next(iter(row.open_failures)))
+        return outputs
+
+    def _give_up_all(self, key: Key, row: Row) -> list[Output]:
+        return [out for number in list(row.open_failures) for out in self._give_up(key, row, number)]
+
+    def _give_up(self, key: Key, row: Row, number: int) -> list[Output]:
+        """The process has not handled it: its contacts are to know."""
+        notice = row.open_failures.pop(number).notice
+        return self._call(key, row, "memory", notice)
+
+    def _call(self, key: Key, row: Row, what: str, memory: wire.NoticeMemory | None = None) -> list[Output]:
+        if not row.contacts:
+            return []
+        notice = wire.NoticeContact(row.name, key[0], key[1], what)
+        if memory is not None:
+            notice = msgspec.structs.replace(
+                notice, element=memory.element, runs=memory.runs, cause=memory.cause
+            )
+        here = {other.name: other for other in self._rows.values() if not other.is_dead}
+        outputs = [out for name in row.contacts if name in here for out in _push(here[name], notice)]
+        elsewhere = [name for name in row.contacts if name not in here]
+        return [*outputs, ToMmu(wire.CallContacts(elsewhere, notice))] if elsewhere else outputs
+
+
+def _push(row: Row, notice: wire.Message) -> list[Output]:
+    return [] if row.subscriber is None else [Push(row.subscriber, notice)]
+
+
+def _checked(names: list[str]) -> list[str]:
+    if len(names) > CONTACTS_MAX:
+        raise Refusal("config", f"{len(names)} emergency contacts are too many; {CONTACTS_MAX} are allowed")
+    if any(len(name.encode()) > NAME_BYTES_MAX for name in names):
+        raise Refusal("bad-name", f"no process can have a name of more than {NAME_BYTES_MAX} bytes")
+    return list(dict.fromkeys(names))

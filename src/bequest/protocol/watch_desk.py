@@ -1,0 +1,63 @@
+"""What the rack monitor and the agents tell, passed on to whom it concerns. None of it moves memory.
+
+A hint of a death has the agent prove it; a suspicion is told to the group, once, and withdrawn, once. Emergency
+contacts that their process's agent does not know are called through their own.
+"""
+
+from __future__ import annotations
+
+from bequest.protocol.memory_failure import MemoryFailures
+from bequest.protocol.outputs import ToAgent
+from bequest.protocol.process_table import Member, State
+from bequest.protocol.rack_state import RackState
+from bequest.wire import messages as wire
+
+
+class WatchDesk:
+    def __init__(self, state: RackState, failures: MemoryFailures) -> None:
+        self._state = state
+        self._failures = failures
+
+    def hear(self, message: wire.Message) -> None:
+        """The rack monitor's word."""
+        match message:
+            case wire.DeathHint(pid, incarnation):
+                process = self._running(pid, incarnation)
+                if process is not None:
+                    self._state.outputs.append(ToAgent(process.compute, wire.ProveDeath(pid, incarnation)))
+            case wire.Suspicion(pid, incarnation, silent):
+                self._suspect(pid, incarnation, silent)
+            case wire.Cleared(pid, incarnation):
+                self._suspect(pid, incarnation, None)
+            case wire.ElementSilent(element, silent):
+                self._failures.silent(element, True, silent)
+            case wire.ElementBack(element):
+                self._failures.silent(element, False)
+            case _:
+                raise AssertionError(f"the rack monitor says {message}")
+
+    def tell_group(self, process: Member, notice: wire.Notice) -> None:
+        for compute in self._state.config.computes:
+            self._state.outputs.append(ToAgent(compute, wire.TellGroup(process.group, notice)))
+
+    def call_contacts(self, names: list[str], notice: wire.NoticeContact) -> None:
+        for name in names:
+            contact = self._state.processes.attached(name)
+            if contact is not None:
+                told = wire.TellProcess(contact.id, contact.incarnation, notice)
+                self._state.outputs.append(ToAgent(contact.compute, told))
+
+    def _suspect(self, pid: int, incarnation: int, silent: float | None) -> None:
+        process = self._running(pid, incarnation)
+        if process is None or process.is_suspect == (silent is not None):
+            return
+        process.is_suspect = silent is not None
+        if silent is None:
+            self.tell_group(process, wire.NoticeCleared(process.name, pid, incarnation))
+        else:
+            self.tell_group(process, wire.NoticeSuspected(process.name, pid, incarnation, silent))
+
+    def _running(self, pid: int, incarnation: int) -> Member | None:
+        process = self._state.processes.exact(pid, incarnation)
+        is_running = process is not None and process.state in (State.ATTACHED, State.LOST)
+        return process if is_running else None

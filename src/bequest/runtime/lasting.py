@@ -1,0 +1,199 @@
+"""A conversation with a daemon that may be killed, and is followed by another at the same socket.
+
+Theory of operation. The listening socket outlives the daemon, so a client that connects in between waits in its queue.
+A request whose connection breaks is repeated on a new one, after the client has said who it is; it is not known whether
+it was carried out, so it either does no harm twice or is numbered (`wire.Once`) or carries a nonce. Numbers are given
+out, and requests made, one at a time.
+
+The rack has ended when nobody listens at the socket, when it is gone, or when it is another one: racks follow one
+another in one directory. All else is a pause, bounded by `RESTART_TIMEOUT`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from bequest.errors import BequestError, NotAttached, RackGone
+from bequest.limits import CONNECT_TIMEOUT, REQUEST_TIMEOUT, RESTART_POLL, RESTART_TIMEOUT
+from bequest.runtime.transport import Channel, ConnectionLost, NoAnswer
+from bequest.wire import messages as wire
+
+# These change nothing that a second one would change again. Attach and CreateGroup carry a nonce.
+_MAY_BE_REPEATED = (
+    wire.Attach,
+    wire.ComeBack,
+    wire.CreateGroup,
+    wire.Detach,
+    wire.Enrol,
+    wire.FindPeer,
+    wire.ListNames,
+    wire.Lookup,
+    wire.OpenSlab,
+    wire.PlaceProcess,
+    wire.Resume,
+    wire.Shutdown,
+    wire.Status,
+)
+_LOOK_TIMEOUT = 0.25  # a look whether the daemon is there must not take as long as its restart may
+
+
+class LastingChannel:
+    """Blocking requests, one at a time, from any thread; raises as `Channel` does, but outlives the daemon.
+
+    Raises `RackGone` at once if no daemon listens there now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+        self._is_closed = False
+        self._number = 0
+        self._greeting: wire.Resume | wire.Enrol | None = None
+        self._client = 0  # what the daemon calls this connection, if it keeps account of them
+        self._channel = self._greeted(CONNECT_TIMEOUT)
+        self._identity = _identity(path)
+
+    @property
+    def welcome(self) -> wire.Welcome | None:
+        return self._channel.welcome
+
+    @property
+    def peer_pid(self) -> int:
+        """As of `Channel`."""
+        return self._channel.peer_pid
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def returns_as(self, greeting: wire.Resume | wire.Enrol) -> None:
+        """From now on, this is what is said first on a new connection."""
+        self._greeting = greeting
+
+    def request(
+        self, message: wire.Message, timeout: float = REQUEST_TIMEOUT, fds: Sequence[int] = ()
+    ) -> tuple[wire.Message, list[int]]:
+        """The reply, and the file descriptors that came with it, which the caller owns. Sends copies of ``fds``."""
+        self._check_owner()
+        with self._lock:
+            sent = self._numbered(message)
+            gone_at: float | None = None
+            while True:
+                try:
+                    if gone_at is not None or self._channel.is_closed:
+                        self._reconnect(RESTART_TIMEOUT)
+                    return self._channel.request(sent, timeout, fds)
+                except ConnectionLost as error:
+                    gone_at = gone_at or time.monotonic()
+                    self._wait_for_successor(gone_at, error)
+
+    def is_alive(self) -> bool:
+        """False once the rack has ended. Costs one system call while the daemon is there."""
+        if self._is_closed or os.getpid() != self._owner:
+            return False
+        if self._channel.is_alive():
+            return True
+        if not self._lock.acquire(blocking=False):
+            return True  # a request is under way, and will tell
+        try:
+            self._reconnect(_LOOK_TIMEOUT)
+        except ConnectionLost:
+            return not self._has_ended()
+        except RackGone:
+            return False
+        except NotAttached:
+            return True  # the rack is; requests will say that this process is not its any more
+        finally:
+            self._lock.release()
+        return True
+
+    def fileno(self) -> int:
+        """As of `Channel`; of the connection of the moment."""
+        return self._channel.fileno()
+
+    def close(self) -> None:
+        """A daemon that follows the one we talked to has to be told, or it would wait for us to come back."""
+        may_be_missed = self._client and self._greeting is None and not self._is_closed
+        if may_be_missed and os.getpid() == self._owner and self._lock.acquire(blocking=False):
+            try:
+                with suppress(BequestError):
+                    if not self._channel.is_alive():
+                        self._reconnect(_LOOK_TIMEOUT)
+            finally:
+                self._lock.release()
+        self._is_closed = True
+        self._channel.close()
+
+    # --- within --------------------------------------------------------------------------------------------
+
+    def _check_owner(self) -> None:
+        """Before any lock: a forked child may have inherited it locked."""
+        if os.getpid() != self._owner:
+            raise NotAttached(
+                "this process was forked from one that is connected to a rack; it must connect itself"
+            )
+        if self._is_closed:
+            raise NotAttached("the connection to the rack has been closed")
+
+    def _numbered(self, message: wire.Message) -> wire.Message:
+        if not isinstance(self._greeting, wire.Resume) or isinstance(message, _MAY_BE_REPEATED):
+            return message
+        self._number += 1
+        return wire.Once(self._number, message)  # type: ignore[arg-type]
+
+    def _reconnect(self, timeout: float) -> None:
+        before = self._channel
+        before.close()
+        if self._has_ended():
+            raise RackGone(f"the rack at {self._path.parent} has ended")
+        try:
+            channel = self._greeted(timeout)
+        except NoAnswer as error:
+            raise ConnectionLost(str(error)) from error
+        self._channel = channel
+        if self._is_closed:
+            channel.close()
+
+    def _greeted(self, timeout: float) -> Channel:
+        """A new connection, on which it has been said who is back."""
+        channel = Channel.connect(self._path, timeout)
+        try:
+            if self._greeting is not None:
+                channel.request(self._greeting, timeout)
+            elif self._client:
+                channel.request(wire.ComeBack(self._client), timeout)
+            if channel.welcome is not None:
+                self._client = channel.welcome.client
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def _wait_for_successor(self, gone_at: float, error: ConnectionLost) -> None:
+        """A moment; raises `RackGone` if that cannot help any more."""
+        self._check_owner()
+        if self._has_ended():
+            raise RackGone(f"the rack at {self._path.parent} has ended") from error
+        if time.monotonic() - gone_at > RESTART_TIMEOUT:
+            raise RackGone(
+                f"the daemon at {self._path} was lost, and no other has answered for {RESTART_TIMEOUT:g} s"
+            ) from error
+        time.sleep(RESTART_POLL)
+
+    def _has_ended(self) -> bool:
+        """Its socket has gone, or is another rack's. That nobody listens, connecting tells."""
+        return _identity(self._path) != self._identity
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        socket = os.stat(path)
+    except OSError:
+        return None
+    return socket.st_ino, socket.st_ctime_ns

@@ -1,0 +1,167 @@
+"""An operating-system process of the world: it runs a program, has pages open, can be stopped, resumed and killed.
+
+A program is a generator. It yields a number of seconds to sleep, or an `Ask` to send a request and be given the answer.
+Between two yields nothing else happens. A stopped process gets its turns when it is continued, however much has
+happened meanwhile; what it had open it may still write to, and that is where zombies come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from bequest.limits import PAGE_BYTES, TABLE_VERSION, WIRE_VERSION
+from bequest.sim.connection import Answer, Connection
+from bequest.sim.daemons import Daemon
+from bequest.sim.file import SimFile
+from bequest.wire import messages as wire
+
+if TYPE_CHECKING:
+    from bequest.sim.world import World
+
+
+class Ask(msgspec.Struct):
+    connection: Connection
+    message: wire.Message
+
+
+Program = Generator[Ask | float, Answer | None, None]
+
+
+class OpenRun(NamedTuple):
+    start: int
+    end: int
+    file: SimFile
+    page: int
+
+
+class Revoked(Exception):
+    """What the hardware says when a page is touched that is not open (any more)."""
+
+
+class OsProcess:
+    def __init__(self, world: World, os_pid: int, name: str, uid: int) -> None:
+        self.world = world
+        self.os_pid = os_pid
+        self.name = name
+        self.uid = uid
+        self.is_alive = True
+        self.is_stopped = False
+        self.was_cut_off = False
+        self.has_exited = False  # and the kernel says so
+        self.when_exited: list[Callable[[], None]] = []
+        self.open_runs: list[OpenRun] = []
+        self.connections: list[Connection] = []
+        self._program: Program | None = None
+        self._held_up: list[Answer | None] = []  # what it would go on with, were it not stopped
+
+    def __repr__(self) -> str:
+        return f"{self.name}[{self.os_pid}]"
+
+    # --- its life --------------------------------------------------------------------------------------------
+
+    def start(self, program: Program) -> None:
+        self._program = program
+        self._go_on_soon(None)
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def resume(self) -> None:
+        self.is_stopped = False
+        held_up, self._held_up = self._held_up, []
+        for answer in held_up:
+            self._go_on_soon(answer)
+
+    def kill(self) -> None:
+        """SIGKILL, or the end of its program: no instruction of it runs from now on."""
+        if not self.is_alive:
+            return
+        self.is_alive = False
+        program, self._program = self._program, None
+        if program is not None:
+            program.close()
+        self.open_runs.clear()
+        self.world.process_ended(self)
+        for connection in self.connections:
+            self.world.events.after(self.world.delay(), connection.close)
+        self.world.events.after(self.world.delay(), self._exited)
+
+    def _exited(self) -> None:
+        self.has_exited = True
+        for tell in self.when_exited:
+            tell()
+
+    # --- its turns -------------------------------------------------------------------------------------------
+
+    def _go_on_soon(self, answer: Answer | None) -> None:
+        self.world.events.after(self.world.delay(), lambda: self._go_on(answer))
+
+    def _go_on(self, answer: Answer | None) -> None:
+        if not self.is_alive:
+            return
+        if self.is_stopped:
+            self._held_up.append(answer)
+            return
+        assert self._program is not None
+        try:
+            wanted = self._program.send(answer)
+        except StopIteration:
+            self.kill()
+            return
+        if isinstance(wanted, Ask):
+            self._ask(wanted)
+        else:
+            self.world.events.after(wanted, lambda: self._go_on(None))
+
+    def _ask(self, ask: Ask) -> None:
+        connection = ask.connection
+        if connection.is_broken or connection.is_closed:
+            self._go_on_soon(None)
+            return
+        connection.deliver = self._go_on_soon
+        connection.send(ask.message)
+
+    def connect(self, daemon: Daemon) -> Connection:
+        connection = Connection(repr(self), self.uid, self.os_pid, daemon.wake)
+        connection.send(wire.Hello(WIRE_VERSION, TABLE_VERSION))
+        if daemon.is_dead:
+            self.world.connect_later(daemon.name, connection)
+        else:
+            daemon.connect(connection)
+        self.connections.append(connection)
+        return connection
+
+    # --- memory ----------------------------------------------------------------------------------------------
+
+    def open(self, start: int, end: int, file: SimFile, page: int) -> None:
+        """From now on these addresses show the file, from that page of it."""
+        self.close(start, end)
+        self.open_runs.append(OpenRun(start, end, file, page))
+
+    def close(self, start: int, end: int) -> None:
+        """No access to these addresses succeeds from now on, whatever the process does."""
+        runs, self.open_runs = self.open_runs, []
+        for run in runs:
+            if run.start < min(start, run.end):
+                self.open_runs.append(OpenRun(run.start, min(start, run.end), run.file, run.page))
+            if max(end, run.start) < run.end:
+                left = max(end, run.start)
+                skipped = (left - run.start) // PAGE_BYTES
+                self.open_runs.append(OpenRun(left, run.end, run.file, run.page + skipped))
+
+    def store(self, address: int) -> None:
+        file, page = self._page_at(address)
+        self.world.stored(self, address, file, page)
+
+    def load(self, address: int) -> int:
+        file, page = self._page_at(address)
+        return file.pages.get(page, 0)
+
+    def _page_at(self, address: int) -> tuple[SimFile, int]:
+        for run in self.open_runs:
+            if run.start <= address < run.end:
+                return run.file, run.page + (address - run.start) // PAGE_BYTES
+        raise Revoked(f"{self!r} touched {address:#x}, which is not open")

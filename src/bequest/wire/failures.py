@@ -1,0 +1,299 @@
+"""Messages that tell of failures (paper, section 3.2): notices, emergency contacts, standbys, the rack monitor.
+
+A notice starts at the Rack MMU, or at an agent that knows by itself, and ends at a *subscription*: a second connection
+of a process to its agent, over which the agent pushes notices as they come. A subscription is read by one who may be
+slow; so notices are never waited for, and may be dropped, oldest first, which is told by `NoticesDropped`.
+"""
+
+from __future__ import annotations
+
+from bequest.wire.message import Message
+
+__all__ = [
+    "BreakMemory", "CallContacts", "Cleared", "DeathHint", "ElementBack", "ElementSilent", "FailMemory", "FailureMade",
+    "GuardRange", "HandleFailures", "Handled", "MemoryBroken", "MemoryFailed", "Notice", "NoticeAttached",
+    "NoticeCleared", "NoticeContact", "NoticeDied", "NoticeElement", "NoticeMemory", "NoticeSuspected",
+    "NoticesDropped", "Ping", "Pong", "ProveDeath", "RangeGuarded", "SetContacts", "StandBy", "StandDown", "StandingBy",
+    "Subscribe",
+    "Subscribed", "Suspicion", "TellGroup", "TellProcess", "UnwatchProcess", "WatchProcess",
+]  # fmt: skip
+
+# --- notices ----------------------------------------------------------------------------------------------
+
+
+class NoticeDied(Message, frozen=True):
+    """The kernel says that this process has gone: nothing of it will ever run again."""
+
+    name: str
+    pid: int
+    incarnation: int
+
+
+class NoticeSuspected(Message, frozen=True):
+    """It has shown no sign of life for ``silent`` seconds. It may be alive."""
+
+    name: str
+    pid: int
+    incarnation: int
+    silent: float
+
+
+class NoticeCleared(Message, frozen=True):
+    """It has shown one again: the suspicion is withdrawn."""
+
+    name: str
+    pid: int
+    incarnation: int
+
+
+class NoticeAttached(Message, frozen=True):
+    """To standbys: one of the name that they stand by for has attached."""
+
+    name: str
+    pid: int
+    incarnation: int
+
+
+class NoticeMemory(Message, frozen=True):
+    """Memory of the receiver's has failed: these runs (address, bytes). ``failure`` is what `Handled` speaks of.
+
+    The agent numbers the failures of each process as it passes them on.
+    """
+
+    element: str
+    runs: list[tuple[int, int]]
+    cause: str
+    failure: int = 0
+
+
+class NoticeElement(Message, frozen=True):
+    """A memory element that holds memory of the receiver's does not answer (or does again). No memory has failed."""
+
+    element: str
+    is_silent: bool
+    silent: float
+
+
+class NoticeContact(Message, frozen=True):
+    """To an emergency contact of the named process, of which ``what`` is "died" or "memory"."""
+
+    name: str
+    pid: int
+    incarnation: int
+    what: str
+    element: str = ""
+    runs: list[tuple[int, int]] = []
+    cause: str = ""
+
+
+class NoticesDropped(Message, frozen=True):
+    """So many notices, the oldest, were dropped, because their reader did not read."""
+
+    count: int
+
+
+Notice = (
+    NoticeDied
+    | NoticeSuspected
+    | NoticeCleared
+    | NoticeAttached
+    | NoticeMemory
+    | NoticeElement
+    | NoticeContact
+    | NoticesDropped
+)
+
+# --- client to agent --------------------------------------------------------------------------------------
+
+
+class Subscribe(Message, frozen=True):
+    """-> Subscribed, and from then on notices. On a connection of its own, with the ticket of `Enrol`."""
+
+    ticket: bytes
+
+
+class Subscribed(Message, frozen=True):
+    pid: int
+
+
+class SetContacts(Message, frozen=True):
+    """-> Done. Who is told when this process dies, or does not handle a failure of its memory: names of processes."""
+
+    names: list[str]
+
+
+class HandleFailures(Message, frozen=True):
+    """-> Done. Whether this process handles failures of its memory; if not, its contacts are told at once."""
+
+    wanted: bool
+
+
+class Handled(Message, frozen=True):
+    """-> Done. Whether a failure of its memory was handled; if not, its contacts are told now."""
+
+    failure: int
+    well: bool = True
+
+
+# --- client to Rack MMU -----------------------------------------------------------------------------------
+
+
+class StandBy(Message, frozen=True):
+    """-> StandingBy. The victim, of the own group, may attach later: then a `NoticeAttached` follows."""
+
+    victim: str
+    capability: bytes | None = None
+
+
+class StandingBy(Message, frozen=True):
+    """The present bearer of the name; id 0 if there is none yet."""
+
+    standby: int
+    pid: int = 0
+    incarnation: int = 0
+
+
+class StandDown(Message, frozen=True):
+    """-> Done."""
+
+    standby: int
+
+
+class BreakMemory(Message, frozen=True):
+    """-> MemoryBroken. For tests of programs: makes a memory element fail, or a range of its addresses."""
+
+    element: str
+    start: int = 0
+    nbytes: int = 0  # 0: all of the element
+
+
+class MemoryBroken(Message, frozen=True):
+    slabs: int
+    nbytes: int
+    owners: list[str]
+
+
+# --- Rack MMU to agent, and back --------------------------------------------------------------------------
+
+
+class ProveDeath(Message, frozen=True):
+    """There is a hint that it has died. -> ProcessExited, as soon as the kernel says so, if it does."""
+
+    pid: int
+    incarnation: int
+
+
+class TellProcess(Message, frozen=True):
+    """Pass the notice on to this process, if it has subscribed."""
+
+    pid: int
+    incarnation: int
+    notice: Notice
+
+
+class TellGroup(Message, frozen=True):
+    """Pass the notice on to all processes of a group that have subscribed."""
+
+    group: int
+    notice: Notice
+
+
+class CallContacts(Message, frozen=True):
+    """Pass the notice on to processes of these names, which are not at this agent."""
+
+    names: list[str]
+    notice: NoticeContact
+
+
+class GuardRange(Message, frozen=True):
+    """-> RangeGuarded. From now on, in every process, touching a page of this range that is not there faults."""
+
+    job: int
+    group: int
+    address: int
+    nbytes: int
+
+
+class RangeGuarded(Message, frozen=True):
+    """``unguarded``: processes (names) that could not be guarded, and would read zeros."""
+
+    job: int
+    unguarded: list[str] = []
+
+
+# --- Rack MMU to memory element, and back -----------------------------------------------------------------
+
+
+class FailMemory(Message, frozen=True):
+    """-> MemoryFailed for each slab concerned, then FailureMade. Loses memory for real; all of it without a slab."""
+
+    job: int
+    slab: int | None
+    offset: int
+    nbytes: int
+    cause: str
+
+
+class MemoryFailed(Message, frozen=True):
+    slab: int
+    offset: int
+    nbytes: int
+    cause: str
+
+
+class FailureMade(Message, frozen=True):
+    job: int
+
+
+# --- the rack monitor -------------------------------------------------------------------------------------
+
+
+class WatchProcess(Message, frozen=True):
+    """With the table of its group as file descriptor, when the monitor has not been sent that yet."""
+
+    pid: int
+    incarnation: int
+    os_pid: int
+    group: int
+
+
+class UnwatchProcess(Message, frozen=True):
+    pid: int
+    incarnation: int
+
+
+class DeathHint(Message, frozen=True):
+    """Its lifeline has broken. A hint: the agent has to prove it."""
+
+    pid: int
+    incarnation: int
+
+
+class Suspicion(Message, frozen=True):
+    pid: int
+    incarnation: int
+    silent: float
+
+
+class Cleared(Message, frozen=True):
+    pid: int
+    incarnation: int
+
+
+class ElementSilent(Message, frozen=True):
+    element: int
+    silent: float
+
+
+class ElementBack(Message, frozen=True):
+    element: int
+
+
+class Ping(Message, frozen=True):
+    """-> Pong, at once: that is its meaning."""
+
+    number: int
+
+
+class Pong(Message, frozen=True):
+    number: int

@@ -1,0 +1,40 @@
+"""What the supervisor and its daemons say to each other, over the control socket of each.
+
+A daemon keeps with its supervisor what it must not lose: `Keep` with file descriptors, `Release`. The supervisor
+answers each `Keep` with `Kept`, in order, and hands out the ends of fresh links with `Relink`.
+"""
+
+from __future__ import annotations
+
+from bequest.wire.message import Message
+
+
+class Keep(Message, frozen=True):
+    """-> Kept. Under this key, in place of whatever lies there; the descriptors come with the packet."""
+
+    key: str
+    meta: bytes
+
+
+class Release(Message, frozen=True):
+    key: str
+
+
+class Kept(Message, frozen=True):
+    """``trouble`` says why it was not; what lay under the key then lies there still."""
+
+    key: str
+    trouble: str = ""
+
+
+class Relink(Message, frozen=True):
+    """With one end of a fresh link to a neighbour, which has just been started; any earlier link to it is void."""
+
+    kind: str  # mmu, element, agent or monitor
+    name: str
+    os_pid: int
+    restarts: int
+
+
+DaemonToSupervisor = Keep | Release
+SupervisorToDaemon = Kept | Relink

@@ -1,0 +1,212 @@
+"""A victim that lives: its memory is fenced and stolen, it is told where it touches it, and it goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import actors
+import bequest as bq
+from bequest import _core
+from losses import PAGE, close_from_outside, punch_out
+from racks import MIB, Yard
+
+
+@pytest.fixture
+def fence() -> Iterator[int]:
+    """What the agent holds of this process."""
+    fd = _core.open_fence()
+    yield fd
+    os.close(fd)
+
+
+def rob(me: bq.Process, thief: int, *regions: bq.Region) -> None:
+    """What the Rack MMU does to the table, without the fence around it."""
+    only = [(region.address, region.nbytes) for region in regions]
+    wanted = [(descriptor, word) for descriptor, word, _, _ in me.table.stealable(me.id, only)]
+    assert len(me.table.steal(wanted, me.id, thief)) == len(regions)
+
+
+@pytest.mark.parametrize("nbytes", [4 * PAGE, 4 * MIB])
+@pytest.mark.parametrize("reach", ["protect", "ptrace"])
+def test_a_store_to_stolen_memory_raises_and_reaches_nobody(
+    yard: Yard, me: bq.Process, fence: int, reach: str, nbytes: int
+) -> None:
+    thief = yard.actor("thief")
+    thief_id = thief.do(actors.own_id)
+    region, other = me.alloc(nbytes), me.alloc(nbytes)
+    array, untouched = region.array(), other.array()
+    array[:], untouched[:] = 5, 6
+    if reach == "protect":
+        _core.write_protect(fence, os.getpid(), [(region.address, max(nbytes, PAGE))])
+    else:
+        close_from_outside(region)
+    rob(me, thief_id, region)
+    thief.do(actors.adopt, "region", me.id, me.table.life(me.id)[1])
+    thief.do(actors.fill, "region", 9)
+    for _ in range(3):
+        with pytest.raises(bq.MemoryRevoked) as caught:
+            array[:] = 7
+        assert caught.value.region is region
+        assert caught.value.cause == "was stolen by 'thief'"
+        assert "was stolen by 'thief'" in str(caught.value)
+    assert thief.do(actors.values, "region") == [9]
+    assert set(untouched) == {6}
+    with pytest.raises(bq.MemoryRevoked):
+        region.free()
+    with pytest.raises(bq.MemoryRevoked):
+        memoryview(region)
+    assert region.remaining == []
+    assert me.table.audit() == []
+    del untouched
+    other.free()
+
+
+def test_a_handle_tells_without_a_touch(yard: Yard, me: bq.Process) -> None:
+    thief = yard.actor("thief").do(actors.own_id)
+    region = me.alloc(4 * PAGE)
+    part = region[PAGE : 2 * PAGE]
+    rob(me, thief, region)
+    uses = (
+        region.array,
+        part.array,
+        region.free,
+        lambda: region.grant("thief"),
+        lambda: part.grant(me.name),
+    )
+    for use in uses:
+        with pytest.raises(bq.MemoryRevoked):
+            use()
+    assert not region.owned
+
+
+def test_stolen_memory_that_is_granted_back_is_as_good_as_new(yard: Yard, me: bq.Process, fence: int) -> None:
+    """The leftovers of the fence go, and so do scratch pages: the same addresses are mapped anew."""
+    thief = yard.actor("thief")
+    region = me.alloc(4 * MIB)
+    array = region.array()
+    array[:] = 5
+    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    rob(me, thief.do(actors.own_id), region)
+    with pytest.raises(bq.MemoryRevoked):
+        array[PAGE] = 1
+    thief.do(actors.adopt, "region", me.id, me.table.life(me.id)[1])
+    thief.do(actors.fill, "region", 9)
+    thief.do(actors.grant, "region", "me")
+    again = me.accept(timeout=actors.DEADLINE)
+    assert again.address == region.address
+    fresh = again.array()
+    assert set(fresh) == {9}
+    fresh[:] = 10
+    assert set(fresh) == {10}
+    del fresh
+    again.grant("thief")
+    thief.do(actors.accept, "again")
+    assert thief.do(actors.values, "again") == [10]
+
+
+def test_free_runs_at_home_are_mapped_anew_after_a_theft(yard: Yard, me: bq.Process, fence: int) -> None:
+    """They are open to the process that allocated them, and a fence may have gone over them."""
+    thief = yard.actor("thief").do(actors.own_id)
+    kept, victim, freed = me.alloc(PAGE), me.alloc(PAGE), me.alloc(PAGE)
+    kept.array()[:] = 3
+    address = freed.address
+    freed.array()[:] = 1
+    freed.free()
+    _core.write_protect(fence, os.getpid(), [(victim.address, 2 * PAGE)])
+    assert address == victim.address + PAGE
+    rob(me, thief, victim)
+    again = me.alloc(PAGE)
+    assert again.address == address
+    again.array()[:] = 2
+    assert set(again.array()) == {2}
+    assert set(kept.array()) == {3}
+    for region in (again, kept):
+        region.free()
+
+
+def test_a_part_that_was_not_stolen_stays(yard: Yard, me: bq.Process) -> None:
+    thief = yard.actor("thief").do(actors.own_id)
+    left, right = me.alloc(2 * PAGE).split(PAGE)
+    right.array()[:] = 4
+    rob(me, thief, left)
+    with pytest.raises(bq.MemoryRevoked):
+        left.array()
+    assert set(right.array()) == {4}
+    right.free()
+
+
+def test_other_attachments_of_the_program_keep_their_memory(
+    yard: Yard, me: bq.Process, rack: object, fence: int
+) -> None:
+    second = yard.attach("second")
+    mine = second.alloc(4 * PAGE)
+    mine.array()[:] = 8
+    view = mine.array()
+    region = me.alloc(4 * PAGE)
+    rob(me, yard.actor("thief").do(actors.own_id), region)
+    with pytest.raises(bq.MemoryRevoked):
+        region.array()
+    assert set(view) == {8}
+    view[:] = 9
+    assert set(mine.array()) == {9}
+    del view
+    mine.free()
+
+
+def test_a_program_steals_from_itself(yard: Yard, me: bq.Process) -> None:
+    second = yard.attach("second")
+    region = me.alloc(4 * PAGE)
+    old = region.array()
+    old[:] = 8
+    rob(me, second.id, region)
+    [stolen] = second._adopt(me.id, me.table.life(me.id)[1])
+    assert set(stolen.array()) == {8}
+    with pytest.raises(bq.MemoryRevoked):
+        memoryview(region)
+    stolen.array()[:] = 9
+    assert set(stolen.array()) == {9}
+    stolen.free()
+
+
+def test_memory_that_was_punched_out_under_a_guard_has_failed(me: bq.Process, fence: int) -> None:
+    """A range that its element reports; the rest of the region can be saved through views that are there."""
+    region = me.alloc(16 * PAGE)
+    array = region.array()
+    array[:] = 5
+    _core.guard_missing(fence, os.getpid(), [(region.address, region.nbytes)])
+    punch_out(me, region, 3 * PAGE, 2 * PAGE)
+    with pytest.raises(bq.MemoryFailure) as caught:
+        array.sum()
+    assert caught.value.address == region.address + 3 * PAGE
+    for page in range(16):
+        if page in (3, 4):
+            with pytest.raises(bq.MemoryFailure):
+                array[page * PAGE] = 1
+        else:
+            assert set(array[page * PAGE : (page + 1) * PAGE]) == {5}
+    with pytest.raises(bq.MemoryFailure):
+        np.frombuffer(region)
+    del array, caught
+    region.free()
+    assert me.table.audit() == []
+
+
+def test_a_fence_without_a_theft_revokes_and_the_memory_can_be_freed(me: bq.Process, fence: int) -> None:
+    region = me.alloc(4 * PAGE)
+    array = region.array()
+    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    with pytest.raises(bq.MemoryRevoked) as caught:
+        array[0] = 1
+    assert caught.value.cause == "was fenced off for a theft"
+    address = region.address
+    del array
+    region.free()
+    again = me.alloc(4 * PAGE)
+    assert again.address == address, "it is as good as new"
+    again.array()[:] = 3
+    assert set(again.array()) == {3}
+    again.free()

@@ -1,0 +1,102 @@
+"""What actors do to each other's memory in the tests of stealing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+
+import bequest as bq
+from actors import Seat
+
+
+def steal(seat: Seat, victim: str, *arguments: Any, **how: Any) -> dict[str, Any]:
+    """Keeps the estate and tells what is in it."""
+    estate = seat.kept["estate"] = seat.me.steal(victim, *arguments, **how)
+    return told(estate)
+
+
+def told(estate: bq.Estate) -> dict[str, Any]:
+    return {
+        "how": estate.how,
+        "addresses": [region.address for region in estate],
+        "nbytes": [region.nbytes for region in estate],
+        "values": [np.unique(region.array()).tolist() for region in estate],
+        "inbox": [(region.tag, region.sender, region.nbytes) for region in estate.inbox],
+        "senders": sorted({region.sender for region in estate}),
+        "names": {path: region.address for path, region in estate.names.items()},
+    }
+
+
+def fill_estate(seat: Seat, value: int) -> None:
+    for region in seat.kept["estate"]:
+        region.array()[:] = value
+
+
+def values_of_estate(seat: Seat) -> list[int]:
+    return sorted({value for region in seat.kept["estate"] for value in np.unique(region.array()).tolist()})
+
+
+def grant_estate(seat: Seat, to: str) -> None:
+    for region in seat.kept.pop("estate"):
+        region.grant(to)
+
+
+def alloc_many(seat: Seat, count: int, nbytes: int) -> list[int]:
+    for index in range(count):
+        region = seat.kept[f"region {index}"] = seat.me.alloc(nbytes)
+        region.array()[:] = index % 251
+    return [seat.kept[f"region {index}"].address for index in range(count)]
+
+
+def publish(seat: Seat, path: str, key: str, offset: int = 0) -> None:
+    seat.me.publish(path, seat.kept[key], offset)
+
+
+def write_on(seat: Seat, key: str) -> None:
+    """A thread stores into the region until it is told that it must not; then it keeps the error."""
+    array = seat.kept[key].array()
+
+    def run() -> None:
+        try:
+            while True:
+                array[:] += 1
+        except bq.MemoryRevoked as error:
+            seat.kept["error"] = error
+
+    seat.kept["writer"] = threading.Thread(target=run, daemon=True)
+    seat.kept["writer"].start()
+
+
+def written_to_the_end(seat: Seat, seconds: float) -> str:
+    """What stopped the writer; else nothing."""
+    seat.kept["writer"].join(seconds)
+    return type(seat.kept["error"]).__name__ if "error" in seat.kept else ""
+
+
+def touch(seat: Seat, key: str) -> str:
+    """Stores one byte, and tells the error."""
+    try:
+        seat.kept[key].array()[0] = 99
+    except bq.BequestError as error:
+        return type(error).__name__
+    return "no error"
+
+
+def die_when_asked(seat: Seat, victim: str) -> None:
+    """Asks for the theft and is killed before it has the reply."""
+    timer = threading.Timer(0, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.start()
+    with contextlib.suppress(bq.BequestError):
+        seat.me.steal(victim)
+    timer.join()
+
+
+def append(seat: Seat, key: str, record: bytes) -> None:
+    with memoryview(seat.kept[key]) as view:
+        end = len(bytes(view).rstrip(b"\0"))
+        view[end : end + len(record)] = record

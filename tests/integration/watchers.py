@@ -1,0 +1,68 @@
+"""What actors do about failures: they listen, handle, name contacts, stand by."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import bequest as bq
+from actors import DEADLINE, Seat
+
+
+def listen(seat: Seat) -> None:
+    """From now on."""
+    _ = seat.me.events
+
+
+def next_event(seat: Seat, timeout: float = DEADLINE) -> bq.Event:
+    return seat.me.events.get(timeout)
+
+
+def no_event(seat: Seat, seconds: float) -> list[bq.Event]:
+    """What came although nothing was to."""
+    try:
+        return [seat.me.events.get(seconds)]
+    except bq.AcceptTimeout:
+        return []
+
+
+def name_contacts(seat: Seat, *names: str) -> None:
+    seat.me.emergency_contacts(names)
+
+
+def handle(seat: Seat, how: str) -> None:
+    """Registers a handler of memory failures: "well", "badly", or "slowly" (never in time)."""
+    handled: list[Any] = seat.kept.setdefault("handled", [])
+
+    def handler(event: bq.MemoryFailed) -> None:
+        handled.append(event)
+        if how == "badly":
+            raise ValueError("the handler of this test fails")
+        if how == "slowly":
+            time.sleep(DEADLINE)
+
+    seat.me.on_memory_failure(handler)
+
+
+def handled(seat: Seat) -> list[Any]:
+    return list(seat.kept.get("handled", []))
+
+
+def threads(seat: Seat) -> list[str]:
+    import threading
+
+    return sorted(thread.name for thread in threading.enumerate())
+
+
+def page_values(seat: Seat, key: str) -> list[int | None]:
+    """The first byte of each page of a region; None for pages that have failed."""
+    values: list[int | None] = []
+    view = seat.kept[key].array()
+    for page in range(len(view) // 4096):
+        try:
+            value = int(view[page * 4096])
+            time.sleep(0)
+            values.append(value)
+        except bq.MemoryFailure:
+            values.append(None)
+    return values

@@ -1,0 +1,133 @@
+// The fault handler with real pages, real signals, and an address space that believes what it is told.
+//
+// Not under ThreadSanitizer, which keeps shadow memory where the rack window is.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <fstream>
+
+#include "fault_barrier.hpp"
+#include "scenario.hpp"
+
+namespace bequest::tests {
+
+namespace {
+
+constexpr uint64_t kPages = 4096;
+constexpr uint64_t kStart = kWindowBase + (uint64_t{7} << kProcessSpaceBits);
+
+int told = 0;
+FaultKind told_kind;
+
+void listen(const Fault& fault) {
+    told++;
+    told_kind = fault.kind;
+}
+
+// Memory in the window that is open and of which everything from `kept` pages on is cut off.
+class LostMemory {
+public:
+    explicit LostMemory(uint64_t kept) {
+        file_ = memfd_create("test", MFD_CLOEXEC);
+        void* at = nullptr;
+        if (ftruncate(file_, kPages * kPageBytes) == 0)
+            at = mmap(reinterpret_cast<void*>(kStart), kPages * kPageBytes, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_FIXED_NOREPLACE, file_, 0);
+        usable_ = at == reinterpret_cast<void*>(kStart);
+        usable_ = ftruncate(file_, static_cast<off_t>(kept * kPageBytes)) == 0 && usable_;
+        space_.open(kStart, kPages * kPageBytes);
+        guard_window(&space_);
+        tell_faults_to(listen);
+        told = 0;
+    }
+    ~LostMemory() {
+        guard_window(nullptr);
+        munmap(reinterpret_cast<void*>(kStart), kPages * kPageBytes);
+        close(file_);
+    }
+    bool usable() const { return usable_; }
+    static volatile uint8_t& at(uint64_t page) {
+        return *reinterpret_cast<volatile uint8_t*>(kStart + page * kPageBytes);
+    }
+
+private:
+    AddressSpace space_;
+    int file_;
+    bool usable_;
+};
+
+// Sanitizers know nothing of the window.
+__attribute__((no_sanitize("address"))) uint8_t load(uint64_t page) { return LostMemory::at(page); }
+__attribute__((no_sanitize("address"))) void store(uint64_t page, uint8_t value) {
+    LostMemory::at(page) = value;
+}
+
+size_t mappings() {
+    std::ifstream maps("/proc/self/maps");
+    size_t lines = 0;
+    for (std::string line; std::getline(maps, line);) lines++;
+    return lines;
+}
+
+std::string a_row_of_faults_is_told_once() {
+    const LostMemory memory(2);
+    if (!memory.usable()) return "the window is taken";
+    store(1, 7);
+    for (uint64_t page = 2; page < kPages; page++) store(page, 1);
+    if (told == 0) return "nobody was told";
+    if (told > 50) return "told again and again";
+    if (told_kind != FaultKind::kFailed) return "a file that was cut short is no fence";
+    Fault fault;
+    if (!take_fault(fault) || fault.address != kStart + 2 * kPageBytes) return "the first fault is not known";
+    if (take_fault(fault)) return "it can be taken twice";
+    if (load(1) != 7) return "a good page was covered";
+    if (scratch_notes().size() != 1 || scratch_notes()[0].start != kStart + 2 * kPageBytes)
+        return "what was covered is not what was bad";
+    return {};
+}
+
+std::string a_closed_page_was_fenced() {
+    const LostMemory memory(kPages);
+    mprotect(reinterpret_cast<void*>(kStart), kPageBytes, PROT_NONE);
+    store(0, 1);
+    return told == 1 && told_kind == FaultKind::kFenced ? "" : "taken for something else";
+}
+
+std::string random_touches_stay_within_bounds() {
+    const LostMemory memory(0);
+    const size_t before = mappings();
+    for (uint64_t i = 0; i < kPages / 4; i++) store(i * 2654435761u % kPages, 1);
+    const size_t after = mappings();
+    return after - before < 100 ? "" : "too many mappings: " + std::to_string(after - before);
+}
+
+// What a gather needs: more places at once than a thread has windows at first. A loop that goes round them
+// must come to an end although each window that it opens closes another.
+std::string many_places_at_once_are_covered_in_the_end() {
+    const LostMemory memory(0);
+    for (int round = 0; round < 10; round++)
+        for (uint64_t place = 0; place < 32; place++) store(place * 100, 1);
+    const int last_told = told;
+    for (uint64_t place = 0; place < 32; place++) store(place * 100, 2);
+    for (uint64_t place = 0; place < 32; place++)
+        if (load(place * 100) != 2) return "a window was closed again";
+    return told == last_told ? "" : "it still faults";
+}
+
+}  // namespace
+
+std::vector<Test> fault_tests() {
+#if defined(__SANITIZE_THREAD__)
+    return {};
+#else
+    return {
+        {"faults: a row of them is told once, and good pages stay", a_row_of_faults_is_told_once},
+        {"faults: a page that somebody closed was fenced", a_closed_page_was_fenced},
+        {"faults: touches everywhere need few mappings", random_touches_stay_within_bounds},
+        {"faults: many places at once", many_places_at_once_are_covered_in_the_end},
+    };
+#endif
+}
+
+}  // namespace bequest::tests

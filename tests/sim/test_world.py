@@ -1,0 +1,137 @@
+"""Thousands of small racks, each decided by one seed, in which everything goes wrong that may.
+
+A failure names its seed and the command that replays it with its trace. More seeds: BEQUEST_SIM_SEEDS=100000 make
+test ARGS=tests/sim, others than last time: BEQUEST_SIM_FIRST=$RANDOM.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bequest.protocol.address_plan import AddressPlan
+from bequest.protocol.cross_grant import CrossGrants
+from bequest.protocol.process_table import State
+from bequest.protocol.rack_mmu import RackMmu
+from bequest.protocol.slab_supply import SlabSupply
+from bequest.sim import World
+from checkers import all_checkers
+
+REPLAY = Path(__file__).with_name("replay.py")
+FIRST = int(os.environ.get("BEQUEST_SIM_FIRST", "0"))
+SEEDS = int(os.environ.get("BEQUEST_SIM_SEEDS", "300"))
+WORKERS = min(os.cpu_count() or 1, 8)
+
+
+def start(seed: int, count: int, *options: str, hash_seed: str = "0") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(REPLAY), str(seed), "--count", str(count), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + SEEDS // 4)
+def test_no_seed_finds_anything() -> None:
+    share = -(-SEEDS // WORKERS)
+    runs = [start(FIRST + worker * share, share) for worker in range(WORKERS)]
+    found = "".join(run.communicate()[0] for run in runs)
+    assert not found, f"\n{found}"
+    assert [run.returncode for run in runs] == [0] * WORKERS
+
+
+def test_a_seed_decides_everything() -> None:
+    """Also what Python's own hashing, which differs from run to run, has no part in."""
+    runs = [start(0, 12, "--digest", hash_seed=hash_seed) for hash_seed in ("1", "2")]
+    first, second = (run.communicate()[0] for run in runs)
+    assert first == second and len(first.strip()) == 64
+
+
+def test_the_world_is_not_kind() -> None:
+    """What the checkers are there for does happen."""
+    seen: Counter[str] = Counter()
+
+    def count(line: str) -> None:
+        for word in MET:
+            seen[word] += word in line
+
+    for seed in range(50):
+        World(seed, all_checkers(), count).run()
+    assert not [word for word in MET if seen[word] < 3], dict(seen)
+
+
+MET = (
+    "killed", "stopped", "is cut off", "SlabRefused", "inbox-full", "CrossGranted(copied_bytes=0)", "CopyPages",
+    "PunchPages", "RegroupSlab", "name-taken", "MailboxOpened", "CloseMailbox", "kind='dead'",
+    "ProcessLost", "ProcessExited", "Detach",
+)  # fmt: skip
+
+
+# --- every safety check that is deleted is missed -----------------------------------------------------------------
+
+
+def frees_the_lost(self, process) -> None:
+    self._exited(process, 0.0)
+
+
+def delivers_before_the_copy(self, grant) -> None:
+    real_copy(self, grant)
+    self.copied(self._last_job)
+
+
+real_copy = CrossGrants.copy
+
+
+def recycles_always(self, slab) -> bool:
+    return False
+
+
+def forgets_pins(self, grant, step) -> None: ...
+
+
+def restores_nothing(self, grant) -> None:
+    self._hold(grant, -1)
+    self.state.refuse(grant.peer, grant.trouble)
+
+
+def never_sweeps(self) -> int:
+    return 0
+
+
+def forgets_addresses(self, home) -> bool:
+    return False
+
+
+def forgets_orphans(self, process, now) -> None:
+    process.become(State.ORPHANED)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "deletion"),
+    [
+        (RackMmu, "_lost", frees_the_lost),
+        (RackMmu, "_exited", forgets_orphans),
+        (CrossGrants, "copy", delivers_before_the_copy),
+        (CrossGrants, "_hold", forgets_pins),
+        (CrossGrants, "_restore", restores_nothing),
+        (SlabSupply, "_home_may_touch", recycles_always),
+        (SlabSupply, "sweep", never_sweeps),
+        (AddressPlan, "in_use", forgets_addresses),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_deleted_check_is_missed(monkeypatch: pytest.MonkeyPatch, where, name: str, deletion) -> None:
+    monkeypatch.setattr(where, name, deletion)
+    for seed in range(300):
+        try:
+            World(seed, all_checkers()).run()
+        except Exception:
+            return
+    pytest.fail(f"300 seeds did not notice that {name} does nothing for safety any more")

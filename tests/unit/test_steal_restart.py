@@ -1,0 +1,80 @@
+"""Stealing and names when the Rack MMU is killed and started anew in the middle."""
+
+from __future__ import annotations
+
+from bequest.protocol.rack_mmu import RackMmu
+from bequest.sim.fake_shard import PAGE
+from bequest.wire import messages as wire
+from rack_in_a_box import Box, as_written
+from test_steal_desk import Scene, stolen
+
+
+def restart(box: Box) -> None:
+    """A new machine from what the last one wrote down, and the tables as they are; every connection is gone."""
+    rows = as_written(box.mmu.everything())
+    make_shard = box.shards.__getitem__
+    box.mmu, outputs = RackMmu.restore(box.config, make_shard, box._fresh_bytes, rows, box.now)
+    box.do(outputs)
+
+
+def come_back(box: Box, attached: wire.Attached) -> int:
+    peer = box.client(os_pid=5000 + attached.pid)
+    resumed = box.ask(peer, wire.Resume(attached.pid, attached.incarnation, attached.agent_ticket))
+    assert resumed == wire.Resumed(attached.pid)
+    return peer
+
+
+def test_names_survive() -> None:
+    scene = Scene()
+    scene.box.ask(scene.victim, wire.Publish("/state", scene.at(0), 2 * PAGE, 8))
+    restart(scene.box)
+    thief = come_back(scene.box, scene.thief_is)
+    found = scene.box.ask(thief, wire.Lookup("/state"))
+    assert isinstance(found, wire.Found)
+    assert (found.name.owner_name, found.name.offset) == ("victim", 8)
+    scene.shard.free(scene.owned[0])
+    scene.box.pass_time(3)
+    assert len(scene.box.mmu._names._names) == 0
+
+
+def test_the_book_survives_and_goes_on() -> None:
+    scene = Scene()
+    scene.steal()
+    restart(scene.box)
+    thief = come_back(scene.box, scene.thief_is)
+    scene.steal(thief)
+    report = scene.box.status("thefts")
+    assert isinstance(report, wire.TheftList)
+    assert [theft.number for theft in report.thefts] == [1, 2]
+
+
+def test_what_was_taken_but_not_fenced_again_is_fenced_before_the_thief_is_told() -> None:
+    scene = Scene()
+    scene.hold_fences()
+    steal = wire.Once(1, wire.Steal("victim"))
+    scene.box.ask(scene.thief, steal)
+    scene.box.agent(wire.ProcessFenced(scene.last_fence(), "protected"))
+    assert scene.owners() == [scene.thief_is.pid] * 2, "taken, and in doubt"
+    restart(scene.box)
+    thief = come_back(scene.box, scene.thief_is)
+    scene.answered = len(scene.box.fences)
+    assert scene.box.ask(thief, steal) is None, "the thief is not told yet"
+    assert scene.box.fences[-1].ranges == [(scene.at(0), 2 * PAGE), (scene.at(1), 2 * PAGE)]
+    scene.answer()
+    stolen(scene.box.replies[thief][-1], 0, "protected")
+    assert scene.outcomes() == ["failed", "stolen"]
+
+
+def test_a_repeated_request_means_the_victim_that_it_meant_before() -> None:
+    scene = Scene()
+    scene.box.exit(scene.victim_is)
+    steal = wire.Once(1, wire.Steal("victim"))
+    stolen(scene.box.ask(scene.thief, steal), 2, "dead")
+    scene.box.mmu._state.clients.forget_answers_of(
+        scene.thief_is.pid
+    )  # it was killed before it wrote that down
+    _, newer = scene.box.attach("victim")
+    restart(scene.box)
+    thief = come_back(scene.box, scene.thief_is)
+    again = stolen(scene.box.ask(thief, steal), 0, "dead")
+    assert again.incarnation == scene.victim_is.incarnation != newer.incarnation
