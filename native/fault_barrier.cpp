@@ -22,7 +22,9 @@ namespace bequest {
 
 namespace {
 
-constexpr uint32_t kRowMax = 4;  // the fifth fault of a row, and each after it, covers up to 16 pages
+// The fifth fault of a row, and each after it, covers up to 16 pages. A row that long touches memory here and
+// there: then 2 MiB at a time, lest the kernel runs out of mappings.
+constexpr uint32_t kRowMax = 4, kLongRow = 4096;
 constexpr size_t kRecordsMax = 256;
 constexpr uint32_t kRetriesMax = 1000;
 constexpr int64_t kToldAgainNs = 100'000'000;  // what was told before may have been swallowed by other code
@@ -112,7 +114,9 @@ bool is_readable(uint64_t page) {
 
 // Covers the page, and its bad neighbours as far as the length of the row says.
 bool cover(Record& record, uint64_t page, const Believed& believed, FaultKind kind) {
-    const uint64_t reach = kPageBytes << std::min(record.length++, kRowMax);
+    const uint64_t reach =
+        record.length >= kLongRow ? kHugePageBytes : kPageBytes << std::min(record.length, kRowMax);
+    record.length++;
     const uint64_t first = std::max(believed.start, page / reach * reach);
     const uint64_t last = std::min(believed.end, page / reach * reach + reach);
     const auto is_bad = [&](uint64_t other) {

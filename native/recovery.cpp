@@ -188,8 +188,8 @@ uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
 
 // --- deaths ------------------------------------------------------------------------------------------
 
-// One that bears the MMU's link already may have got it from a predecessor that was killed before it pushed: then it
-// is on no list, and its home must look for it.
+// One that bears the MMU's link already may have got it from a predecessor that was killed before it pushed:
+// then it is on no list, and its home must look for it.
 bool Steward::free_own(Extent& extent) {
     const uint32_t home = home_of(table_.extent(extent.descriptor).address);
     const bool was_linked = table_.extent(extent.descriptor).linked.load() == kMmuId + 1;

@@ -70,6 +70,7 @@ public:
 
     bool in_operation() const { return running_ >= 0; }
     int running() const { return running_; }
+    bool is_dying() const { return running_ >= 0 && runners_[running_].killed; }
     void fail(const std::string& what);  // called by a check inside a step: ends the schedule
     // All the places written since the last call: what must be cleaned for the next schedule.
     std::vector<uint64_t> take_dirty_pages();

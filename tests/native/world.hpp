@@ -92,11 +92,10 @@ private:
     struct Act {
         Act(World& w, uint32_t id) : world(w), id(id) { world.acting_.insert(id); }
         ~Act() {
-            if (std::uncaught_exceptions() == exceptions) world.acting_.erase(id);
+            if (!world.explorer_->is_dying()) world.acting_.erase(id);
         }
         World& world;
         uint32_t id;
-        int exceptions = std::uncaught_exceptions();
     };
     Shared<uint32_t>& page_table(uint32_t id) const;
     size_t receive(uint32_t id, uint32_t inbox, const std::vector<Accepted>& accepted);
