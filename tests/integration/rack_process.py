@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from alive import is_running
 from bequest.runtime.config import make_config
 from bequest.runtime.directory import RackDirectory
 from bequest.runtime.embedded import start_detached
@@ -26,13 +27,6 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.005)
     return True
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class RackProcess:

@@ -18,6 +18,7 @@ import pytest
 
 import bequest as bq
 from actors import DEADLINE, Actor, Nursery, run_rack, until
+from alive import is_running
 from bequest.memory import process as attachments
 from bequest.runtime.config import make_config
 from bequest.wire import messages as wire
@@ -173,14 +174,6 @@ def daemons_of(supervisor: int) -> dict[str, int]:
                 if name.startswith("bequest-") and is_running(int(pid)):
                     found[name.removeprefix("bequest-")] = int(pid)
     return found
-
-
-def is_running(pid: int) -> bool:
-    """Neither gone nor a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from alive import is_running
 from bequest.errors import BequestError, NotAttached, RackGone
 from bequest.limits import PEERS_OF_ONE_MAX, TABLE_VERSION, WIRE_VERSION
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
 from bequest.wire.codec import encode
-from rack_process import Member, RackProcess, is_running, until
+from rack_process import Member, RackProcess, until
 from test_bad_clients import connect, is_dropped
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "bequest"

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from alive import is_running
 from bequest.cli.slab_map import FREE
 
 MIB = 1 << 20
@@ -146,13 +147,6 @@ def wait_until(holds: Callable[[], bool], otherwise: str, seconds: float = 20) -
     while not holds():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.01)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def fits(text: str, columns: int) -> bool:

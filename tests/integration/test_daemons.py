@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from alive import is_running
 from bequest import errors
 from bequest.errors import NotAttached, RackGone, RackMemoryError, UnknownProcess
 from bequest.runtime.config import make_config
@@ -19,7 +20,7 @@ from bequest.runtime.directory import find
 from bequest.runtime.embedded import start_detached, start_embedded
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
-from rack_process import Member, RackProcess, end, is_running, run_member, until
+from rack_process import Member, RackProcess, end, run_member, until
 
 MIB = 1 << 20
 

@@ -13,7 +13,8 @@ import pytest
 import bequest as bq
 import watchers
 from actors import until
-from racks import RackUnderTest, Yard, is_running
+from alive import is_running
+from racks import RackUnderTest, Yard
 
 SOAK_SECONDS = float(os.environ.get("MONITOR_SOAK_SECONDS", "5"))
 

@@ -22,8 +22,9 @@ import actors
 import bequest as bq
 import storm_users
 from actors import until
+from alive import is_running
 from bequest.wire import messages as wire
-from racks import MIB, RackUnderTest, Yard, is_running
+from racks import MIB, RackUnderTest, Yard
 
 pytest.importorskip("bequest.runtime.lasting")
 ROLES = ("dram0", "dram1", "host0", "host1")
