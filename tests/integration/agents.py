@@ -13,6 +13,7 @@ from pathlib import Path
 
 from actors import DEADLINE, Nursery
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
+from bequest.runtime import loop
 from bequest.runtime.agent import Agent
 from bequest.runtime.safe import Tether
 from bequest.runtime.transport import Channel, link, listen, new_buffer, receive_packet, send_packet
@@ -25,8 +26,9 @@ PID, INCARNATION, GROUP = 3, 8, 2
 TICKET = b"t" * 16
 
 
-def run(connection: Connection, path: str, uid: int) -> None:
+def run(connection: Connection, path: str, uid: int, hello_timeout: float) -> None:
     """An agent whose link to the Rack MMU is sent to the test."""
+    loop.HELLO_TIMEOUT = hello_timeout
     config = MmuConfig(
         name="test",
         uid=uid,
@@ -57,10 +59,10 @@ def supervise(control: socket.socket, mmu_link: socket.socket) -> None:
 
 
 class AgentUnderTest:
-    def __init__(self, nursery: Nursery, directory: Path) -> None:
+    def __init__(self, nursery: Nursery, directory: Path, hello_timeout: float = loop.HELLO_TIMEOUT) -> None:
         self._nursery = nursery
         self.path = directory / "agent-host0.sock"
-        self.pid, self._connection = nursery.fork(run, {}, str(self.path), os.geteuid())
+        self.pid, self._connection = nursery.fork(run, {}, str(self.path), os.geteuid(), hello_timeout)
         with socket.socket(fileno=os.dup(self._connection.fileno())) as line:
             _, (fd,), _, _ = socket.recv_fds(line, 1, 1)
         self._link = socket.socket(fileno=fd)

@@ -189,7 +189,7 @@ def test_garbage_on_every_socket_drops_who_sent_it_and_nobody_else(
 ) -> None:
     yard.attach("peer")
     sockets = sorted(rack.directory.glob("*.sock"))
-    assert [path.name.split("-")[0] for path in sockets] == ["agent", "element", "mmu.sock"]
+    assert [path.name.split("-")[0] for path in sockets] == ["agent", "element", "mmu.sock", "monitor.sock"]
     for path in sockets:
         for garbage in GARBAGE.values():
             with nothing_changes(me, region), raw(path) as client:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import random
 import resource
 import socket
+import types
 import typing
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from actors import Nursery
+from agents import AgentUnderTest
 from bequest.errors import BequestError, RackGone, VersionMismatch
 from bequest.limits import PACKET_BYTES_MAX, TABLE_VERSION, WIRE_VERSION
-from bequest.runtime import loop
-from bequest.runtime.agent import Agent
-from bequest.runtime.config import make_config
-from bequest.runtime.transport import Channel, link, listen, send_packet
+from bequest.runtime.transport import Channel, send_packet
 from bequest.wire import messages as wire
 from bequest.wire.codec import encode
 from rack_process import Member, RackProcess, until
 
-SOCKETS = ["mmu.sock", "element-dram0.sock", "agent-host0.sock"]
+SOCKETS = ["mmu.sock", "element-dram0.sock", "agent-host0.sock", "monitor.sock"]
 HELLO = encode(wire.Hello(WIRE_VERSION, TABLE_VERSION))
 
 
@@ -102,29 +104,52 @@ ODD = {
 }
 
 
+SENSIBLE = (
+    wire.Hello,
+    wire.Shutdown,
+    wire.BreakMemory,
+)  # a fresh client is greeted; the rest ends what is tested
+
+
+def odd_value(kind: Any, chance: random.Random) -> Any:
+    match typing.get_origin(kind):
+        case typing.Union | types.UnionType:
+            return odd_value(
+                chance.choice([one for one in typing.get_args(kind) if one not in SENSIBLE]), chance
+            )
+        case builtins.list:
+            return [
+                odd_value(typing.get_args(kind)[0], chance) for _ in range(chance.choice([0, 1, 3, 2000]))
+            ]
+        case builtins.tuple:
+            return tuple(odd_value(item, chance) for item in typing.get_args(kind))
+    return chance.choice(ODD[kind]) if kind in ODD else odd_message(kind, chance)
+
+
 def odd_message(kind: type[wire.Message], chance: random.Random) -> wire.Message:
-    values = {}
-    for field in msgspec.structs.fields(kind):
-        types = typing.get_args(field.type) or (field.type,)
-        values[field.name] = chance.choice(ODD[chance.choice(types)])
-    return kind(**values)
+    return kind(**{field.name: odd_value(field.type, chance) for field in msgspec.structs.fields(kind)})
 
 
 @pytest.mark.parametrize(
     ("name", "union"),
-    list(zip(SOCKETS, [wire.ClientToMmu, wire.ClientToElement, wire.ClientToAgent], strict=True)),
+    list(
+        zip(
+            SOCKETS,
+            [wire.MmuSocket, wire.ClientToElement, wire.ClientToAgent, wire.ClientToMonitor],
+            strict=True,
+        )
+    ),
     ids=SOCKETS,
 )
 def test_well_formed_nonsense(rack: RackProcess, name: str, union: object) -> None:
     chance = random.Random(20)
-    kinds = [kind for kind in typing.get_args(union) if kind not in (wire.Hello, wire.Shutdown)]
     client = Channel.connect(rack.directory.socket(name))
     for attempt in range(600):
         if name == "mmu.sock" and attempt % 20 == 0:
             with suppress(BequestError):
                 client.request(wire.Attach(f"fuzz-{attempt}"))
         try:
-            client.request(odd_message(chance.choice(kinds), chance))
+            client.request(odd_value(union, chance))
         except RackGone:
             client = Channel.connect(rack.directory.socket(name))
         except BequestError:
@@ -165,6 +190,7 @@ def test_a_client_that_reads_nothing_stops_only_itself(rack: RackProcess, name: 
         "mmu.sock": wire.Status("slabs"),
         "element-dram0.sock": wire.OpenSlab(b"", 1),
         "agent-host0.sock": wire.Enrol(b""),
+        "monitor.sock": wire.Sync(1),
     }[name]
     client = connect(rack, name)
     client.setblocking(False)
@@ -201,32 +227,17 @@ def test_out_of_descriptors(rack: RackProcess, role: str) -> None:
     assert "cannot accept a client" in rack.log()
 
 
-def test_those_who_say_nothing_are_dropped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(loop, "HELLO_TIMEOUT", 0.2)
-    listener = listen(tmp_path / "agent.sock")
-    life = os.pipe()
-    mmu_end, agent_end = link()
-    child = os.fork()
-    if child == 0:
-        os.close(life[1])
-        mmu_end.close()
-        config = make_config(memory=["dram0:64MiB"]).for_mmu(1)
-        Agent(config, "host0", listener, life[0], agent_end).run()
-        os._exit(0)
-    os.close(life[0])
-    agent_end.close()
-    listener.close()
+def test_those_who_say_nothing_are_dropped(nursery: Nursery, tmp_path: Path) -> None:
+    agent = AgentUnderTest(nursery, tmp_path, hello_timeout=0.2)
     quiet = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     quiet.settimeout(10)
-    quiet.connect(str(tmp_path / "agent.sock"))
-    polite = Channel.connect(tmp_path / "agent.sock")
+    quiet.connect(str(agent.path))
+    polite = Channel.connect(agent.path)
     assert quiet.recv(10) == b""
     assert polite.is_alive()
-    os.close(life[1])
-    os.waitpid(child, 0)
     polite.close()
     quiet.close()
-    mmu_end.close()
+    agent.close()
 
 
 @pytest.mark.root
