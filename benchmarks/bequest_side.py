@@ -95,9 +95,15 @@ def memory_of(pid: int) -> dict[str, int]:
 TABLE_BENCH = Path(__file__).resolve().parent.parent / "build" / "bench" / "table_bench"
 
 
-def table_grants_per_second(operations: int) -> float | None:
-    """Grants that the table alone does, by benchmarks/native/table_bench.cpp; None where that is not built."""
+NO_TABLE_BENCH = "build/bench/table_bench is not built: make bench does"
+TABLE_OPERATIONS = 1_000_000
+
+
+def table_bench(flipped_bytes: int) -> dict[str, float] | None:
+    """What benchmarks/native/table_bench.cpp prints; None where that is not built."""
     if not TABLE_BENCH.exists():
         return None
-    run = subprocess.run([TABLE_BENCH, str(operations)], check=True, capture_output=True, text=True)
-    return float(json.loads(run.stdout)["grants_per_second"])
+    command = [str(TABLE_BENCH), str(TABLE_OPERATIONS), str(flipped_bytes)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(run.stdout)
+    return found

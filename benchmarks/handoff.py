@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+from . import bequest_side
 from .measure import GIB, KIB, MIB, Figure, Noise, Outcome, Summary, Target, size_name, summarize
 from .peers import PEERS, peer_class
 from .seat import PeerFailed, Seat, missing_modules
@@ -60,6 +61,8 @@ PROMISES: tuple[Ratio | TimesFaster, ...] = (
     TimesFaster("bequest_spinning", "dask", 64 * MIB, 200),
 )
 FIRST_BYTE_TARGET = Target("at most", 0.5e-3)
+FLIPPED = "bequest_spinning", "iceoryx2", 64 * KIB
+"""Ours, a peer that revokes nothing, and the size at which taking the memory away is most of the difference."""
 
 
 @dataclass(slots=True)
@@ -154,6 +157,8 @@ def run(
 
 def _figures(measured: Measured, sizes: Sequence[int]) -> list[Figure]:
     figures = [_promise_figure(promise, measured) for promise in PROMISES if promise.nbytes in sizes]
+    if FLIPPED[2] in sizes:
+        figures += _bound_figures(measured)
     if GIB in sizes:
         for peer, pages, target in (
             ("bequest_first_byte", "2 MiB", FIRST_BYTE_TARGET),
@@ -182,3 +187,20 @@ def _promise_figure(promise: Ratio | TimesFaster, measured: Measured) -> Figure:
         return Figure(name, None, unit, target, f"{lacking}: {measured.absent.get(lacking, 'not chosen')}")
     ratio = ours.median / peer.median if isinstance(promise, Ratio) else peer.median / ours.median
     return Figure(name, ratio, unit, target)
+
+
+def _bound_figures(measured: Measured) -> list[Figure]:
+    """What taking the memory away costs in the kernel, and how near to a peer's time plus that we are."""
+    ours, peer, nbytes = FLIPPED
+    size, title = size_name(nbytes), peer_class(peer).title
+    flips = bequest_side.table_bench(nbytes)
+    flip = None if flips is None else flips["close_seconds"] + flips["open_seconds"]
+    our_time, peer_time = measured.summary(ours, nbytes), measured.summary(peer, nbytes)
+    bound = None if flip is None or peer_time is None else peer_time.median + flip
+    note = "" if flip is not None else bequest_side.NO_TABLE_BENCH
+    over = None if bound is None or our_time is None else our_time.median / bound
+    return [
+        Figure(f"{size}: closing and opening it by mprotect, native", flip, "s", None, note),
+        Figure(f"{size}: the bound, {title} and that", bound, "s", None, note),
+        Figure(f"{size} (spinning): our time over the bound", over, "", None, note),
+    ]
