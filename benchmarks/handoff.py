@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from . import bequest_side
-from .measure import GIB, KIB, MIB, Figure, Noise, Outcome, Summary, Target, size_name, summarize
+from .measure import GIB, KIB, MIB, Figure, Noise, Outcome, Summary, Target, quantity, size_name, summarize
 from .peers import PEERS, peer_class
 from .seat import PeerFailed, Seat, missing_modules
 
@@ -61,6 +61,8 @@ PROMISES: tuple[Ratio | TimesFaster, ...] = (
     TimesFaster("bequest_spinning", "dask", 64 * MIB, 200),
 )
 FIRST_BYTE_TARGET = Target("at most", 0.5e-3)
+ASLEEP = {"as it comes": "bequest_default", "both asleep": "bequest_sleeping"}
+"""Ways of waiting that leave a core to others; a promise that is kept by spinning is told for these as well."""
 FLIPPED = "bequest_spinning", "iceoryx2", 64 * KIB
 """Ours, a peer that revokes nothing, and the size at which taking the memory away is most of the difference."""
 
@@ -186,7 +188,18 @@ def _promise_figure(promise: Ratio | TimesFaster, measured: Measured) -> Figure:
         lacking = promise.ours if ours is None else promise.peer
         return Figure(name, None, unit, target, f"{lacking}: {measured.absent.get(lacking, 'not chosen')}")
     ratio = ours.median / peer.median if isinstance(promise, Ratio) else peer.median / ours.median
-    return Figure(name, ratio, unit, target)
+    return Figure(name, ratio, unit, target, _asleep_note(promise, measured))
+
+
+def _asleep_note(promise: Ratio | TimesFaster, measured: Measured) -> str:
+    """The same promise without spinning, where both would sleep: for peers that do."""
+    peer = measured.summary(promise.peer, promise.nbytes)
+    if isinstance(promise, Ratio) or peer is None:
+        return ""
+    asleep = ((manner, measured.summary(ours, promise.nbytes)) for manner, ours in ASLEEP.items())
+    return "; ".join(
+        f"{manner}: {quantity(peer.median / found.median, 'times')}" for manner, found in asleep if found
+    )
 
 
 def _bound_figures(measured: Measured) -> list[Figure]:
