@@ -47,6 +47,9 @@ $(VENV)/.installed: $(VENV)/.made $(NATIVE_SOURCES) CMakeLists.txt pyproject.tom
 $(VENV)/.bench: $(VENV)/.installed
 	$(SAY) "environment: installing the peers to measure against (once)"
 	$(ALONE) $(PIP) --no-build-isolation --editable '.[bench]'
+	@# RUNLEVEL=1: Debian is not to start a server of its own. Without one its row says so, and the others stand.
+	@command -v redis-server >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends redis-server; } >build/redis.log 2>&1 || echo "no redis-server: see build/redis.log"
 	@touch $@
 
 dev: $(VENV)/.installed ## .venv with an editable install, for work on Bequest

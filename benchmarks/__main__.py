@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import shlex
 import sys
 from collections.abc import Sequence
@@ -64,7 +63,6 @@ def handoff_options(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was chosen; 0 if every benchmark came to its end, whatever the figures are."""
     options = parse(arguments)
-    multiprocessing.set_forkserver_preload(["bequest"])
     outcomes = []
     for benchmark in options.benchmarks or BENCHMARKS:
         extra = handoff_options(options) if benchmark == "handoff" else {}

@@ -83,6 +83,21 @@ def daemons() -> set[int]:
     return found
 
 
+def daemon_pids(rack: Any, kind: str) -> list[int]:
+    """The process ids of a rack's own daemons of that kind: "mmu", "element", "agent" or "monitor"."""
+    from bequest.wire import messages as wire
+
+    return [daemon.os_pid for daemon in rack.request(wire.Status("rack")).daemons if daemon.kind == kind]
+
+
+def break_memory(rack: Any, address: int, nbytes: int) -> None:
+    """Has the memory there fail, as `bequest fault memory --range` does; returns once it is lost."""
+    from bequest.wire import messages as wire
+
+    element = rack.request(wire.Status("elements")).elements[0].name
+    rack.request(wire.BreakMemory(element, address, nbytes))
+
+
 def memory_of(pid: int) -> dict[str, int]:
     """The kernel's smaps_rollup of a process in bytes: `Rss`, `Pss`, ... Empty if the process is gone."""
     try:

@@ -11,7 +11,18 @@ from typing import Any
 
 from .measure import Noise, Outcome
 
-BENCHMARKS = ("handoff", "grants", "scale", "startup", "proof", "table_size")
+BENCHMARKS = (
+    "handoff",
+    "grants",
+    "scale",
+    "startup",
+    "proof",
+    "table_size",
+    "steal",
+    "failure",
+    "survival",
+    "restart",
+)
 LONGEST_SECONDS = 1800.0
 
 
@@ -23,6 +34,7 @@ def say(text: str) -> None:
 def perform(runner: Connection, benchmark: str, quick: bool, options: dict[str, Any]) -> None:
     """The process of one benchmark."""
     noise = Noise()
+    multiprocessing.set_forkserver_preload(["bequest.memory.rack", "numpy"])
     try:
         outcome: Outcome = import_module(f".{benchmark}", __package__).run(quick, noise, say, **options)
     except Exception as error:  # noqa: BLE001 - a benchmark that fails is a line of the report

@@ -78,15 +78,28 @@ class Summary:
 
     median: float
     p90: float
+    p99: float
     minimum: float
     count: int
 
 
 def summarize(samples: Sequence[float]) -> Summary:
-    """The summary of at least one sample; the 90th percentile is the nearest rank."""
+    """The summary of at least one sample; percentiles are of the nearest rank."""
     ordered = sorted(samples)
-    rank = min(len(ordered) - 1, round(0.9 * (len(ordered) - 1)))
-    return Summary(statistics.median(ordered), ordered[rank], ordered[0], len(ordered))
+
+    def percentile(share: float) -> float:
+        return ordered[round(share * (len(ordered) - 1))]
+
+    return Summary(statistics.median(ordered), percentile(0.9), percentile(0.99), ordered[0], len(ordered))
+
+
+def timed(name: str, samples: Sequence[float], target: Target | None = None, note: str = "") -> Figure:
+    """The median of repeated timings in seconds as a figure, with the 99th percentile and the minimum beside it."""
+    if not samples:
+        return Figure(name, None, "s", target, note)
+    found = summarize(samples)
+    spread = f"p99 {quantity(found.p99, 's')}, min {quantity(found.minimum, 's')}, of {found.count}"
+    return Figure(name, found.median, "s", target, f"{spread}; {note}" if note else spread)
 
 
 class Noise:
