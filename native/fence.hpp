@@ -5,20 +5,18 @@
 // address space that opened it, whoever makes them. They answer and do three things:
 //
 //   is anybody left?   UFFDIO_WRITEPROTECT on a page that is not registered says ENOENT while the address
-//   space has
-//                      a thread (also one of a vfork child that shares it), and ESRCH as soon as the last
-//                      has left it: before the kernel begins to tear the mappings down, which for 1 GiB takes
-//                      tens of milliseconds, and which a pidfd waits for.
+//                      space has a thread (also one of a vfork child that shares it), and ESRCH as soon as
+//                      the last has left it: before the kernel begins to tear the mappings down, which for
+//                      1 GiB takes tens of milliseconds, and which a pidfd waits for.
 //   write_protect      Registered and write-protected, a store faults. The descriptor was opened with SIGBUS
-//   and
-//                      for user mode only: the fault is a SIGBUS where user code stored, and EFAULT where a
-//                      system call did; nobody ever waits. The protection belongs to the page tables: it
+//                      and for user mode only: the fault is a SIGBUS where user code stored, and EFAULT where
+//                      a system call did; nobody ever waits. The protection belongs to the page tables: it
 //                      holds for every thread, for pages not touched yet, and whatever mprotect says
 //                      afterwards. When the ioctl returns, no processor has an old translation left: that is
 //                      the commit point. Pages that were pinned earlier (O_DIRECT, RDMA) are beyond it: the
 //                      device stores, not the process.
 //   guard_missing      Pages that are punched out of the file from now on are not filled with zeros, but
-//   SIGBUS.
+//                      SIGBUS.
 //
 // It lasts until the range is unmapped or mapped anew, or the last copy of the descriptor is closed.
 #pragma once

@@ -12,8 +12,7 @@
 // on as if nothing had happened until they notice. What they are in the middle of:
 //
 //   split      not committed: the left side is taken whole, and the victim's commit fails. Committed: the
-//   right
-//              side is an embryo whose intent alone says that it counts, and the left word tells it. So
+//              right side is an embryo whose intent alone says that it counts, and the left word tells it. So
 //              before a left word is taken the right side is completed, with the word that the victim would
 //              give it.
 //   merge      not committed: with the left side gone the right one is undone, again to the victim's word.
@@ -23,9 +22,8 @@
 //   free       takes its extent out of our hands or finds that we have it. If it was on its way to another's
 //              return list, whoever frees it next finds that out too (Table::free).
 //   grant      commits or not. A cell that it claimed holds up the receiver's inbox: when it is sealed, so
-//   that
-//              the victim writes nothing to it any more, and its extent can no longer be committed, it is
-//              skipped; when the grant is committed, it is published.
+//              that the victim writes nothing to it any more, and its extent can no longer be committed, it
+//              is skipped; when the grant is committed, it is published.
 //   accept     is the victim's, until it has committed.
 #include <algorithm>
 #include <climits>
