@@ -2,11 +2,16 @@
 //
 // BEQUEST_SCHEDULES limits the schedules of one exploration (the sanitizers are slow); what was cut short
 // says so.
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <unistd.h>
 
 #include "doorbell.hpp"
 #include "scenario.hpp"
@@ -95,10 +100,31 @@ bool run_and_report(World& world, const Scenario& scenario) {
     }
 }
 
+// One scenario after another, each by the next worker that is free. How many failed.
+int run_all(const std::vector<Scenario>& scenarios) {
+    void* shared =
+        mmap(nullptr, sizeof(std::atomic<size_t>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    auto* next = new (shared) std::atomic<size_t>(0);
+    const long workers = sysconf(_SC_NPROCESSORS_ONLN);
+    for (long i = 0; i < workers; i++) {
+        if (fork() != 0) continue;
+        World world;
+        world_in_use = &world;
+        int failed = 0;
+        for (size_t at; (at = next->fetch_add(1)) < scenarios.size();) {
+            failed += !run_and_report(world, scenarios[at]);
+            std::fflush(stdout);
+        }
+        _exit(std::min(failed, 99));
+    }
+    int failed = 0;
+    for (int status; wait(&status) > 0;) failed += WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+    return failed;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    std::setvbuf(stdout, nullptr, _IOLBF, 0);
     std::signal(SIGABRT, tell_and_die);
     const auto wanted = [&](const char* name) {
         for (int i = 1; i < argc; i++)
@@ -112,15 +138,15 @@ int main(int argc, char** argv) {
             if (!wanted(test.name)) continue;
             const int64_t started = monotonic_ns();
             failed += !report(test.name, test.run(), started);
+            std::fflush(stdout);
         }
     }
-    World world;
-    world_in_use = &world;
-    for (const auto& scenarios :
-         {grant_scenarios(), inbox_scenarios(), free_scenarios(), death_scenarios(), steward_scenarios(),
-          sleep_scenarios(), recovery_scenarios(), theft_scenarios()})
-        for (const Scenario& scenario : scenarios)
-            if (wanted(scenario.name)) failed += !run_and_report(world, scenario);
+    std::vector<Scenario> scenarios;
+    for (const auto& some : {grant_scenarios(), inbox_scenarios(), free_scenarios(), death_scenarios(),
+                             steward_scenarios(), sleep_scenarios(), recovery_scenarios(), theft_scenarios()})
+        for (const Scenario& scenario : some)
+            if (wanted(scenario.name)) scenarios.push_back(scenario);
+    failed += run_all(scenarios);
     std::printf(failed == 0 ? "all passed\n" : "%d failed\n", failed);
     return failed != 0;
 }
