@@ -125,6 +125,7 @@ WARM_STEP_BYTES = 8 * MIB  # 512 MiB are warm in 0.7 s so, in one step of 64 MiB
 # --- notices of failures -----------------------------------------------------------------------------------
 NOTICE_QUEUE_MAX = 256  # notices waiting for one subscriber; then the oldest are dropped
 EVENTS_KEPT_MAX = 4096  # events that a program has yet to look at; then the oldest are dropped
+DEATH_TOLD_FOR = 60.0  # an agent that was away so long, and is told of it only then, will not come back
 CONTACTS_MAX = 16  # emergency contacts of one process
 CONTACT_DEADLINE = (
     1.0  # an owner has this long to handle a failure of its memory before its contacts are told

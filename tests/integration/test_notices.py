@@ -148,6 +148,25 @@ def test_contacts_hear_of_a_death_without_the_rack_mmu(yard: Yard, rack: RackUnd
     assert kinds == {bq.ContactCalled, bq.ProcessDied}
 
 
+@pytest.mark.parametrize("killed", [("host0",), ("mmu",), ("host0", "mmu")])
+def test_a_death_while_daemons_are_away_is_told_by_the_next_ones(
+    yard: Yard, rack: RackUnderTest, killed: tuple[str, ...]
+) -> None:
+    owner, friend = yard.actor("owner"), listener(yard, "friend")
+    owner.do(
+        watchers.name_contacts, "friend"
+    )  # it has no subscription, by which it would learn of a new agent
+    os.kill(rack.supervisor, signal.SIGSTOP)
+    for daemon in killed:
+        os.kill(rack.daemon(daemon), signal.SIGKILL)
+    owner.kill()
+    os.kill(rack.supervisor, signal.SIGCONT)
+    events = []
+    while not {bq.ContactCalled, bq.ProcessDied} <= {type(event) for event in events}:
+        events.append(friend.do(watchers.next_event))
+    assert [event.name for event in events if isinstance(event, bq.ProcessDied)] == ["owner"]
+
+
 def test_a_subscriber_that_does_not_read_costs_nobody_anything(yard: Yard, rack: RackUnderTest) -> None:
     deaf, well = listener(yard, "deaf"), listener(yard, "well")
     deaf.signal(signal.SIGSTOP)

@@ -109,6 +109,8 @@ class Agents:
     def __init__(self) -> None:
         self.processes: dict[tuple[int, int], str] = {}
         self._announced: dict[tuple[int, int], None] = {}
+        self.fenced: list[tuple[int, list[tuple[int, int]]]] = []  # after how many steps, and which ranges
+        self.steps: list[str] = []
 
     def linked(self) -> list[wire.Message]:
         said: list[wire.Message] = []
@@ -122,18 +124,23 @@ class Agents:
         self._announced = {}
         return said
 
-    def told(self, message: wire.Message) -> None:
+    def told(self, message: wire.Message) -> wire.Message | None:
         match message:
+            case wire.FenceProcess(job, _, _, _, ranges):
+                self.fenced.append((len(self.steps), ranges))
+                return wire.ProcessFenced(job, "protected")
             case wire.ExpectProcess(pid, incarnation):
                 self._announced[pid, incarnation] = None
                 self.processes.setdefault((pid, incarnation), "expected")
             case wire.ForgetProcess(pid, incarnation):
                 self.processes.pop((pid, incarnation), None)
+        return None
 
 
 class KillableBox(Box):
     def __init__(self, **changes: object) -> None:
         self.steps: list[str] = []
+        self._fenced: list[wire.Message] = []  # answers of agents that are on their way
         self.kill_at: int | None = None  # before this many more steps are done; None: never
         super().__init__(**changes)
         self.refuses: Callable[[wire.ReserveSlab], bool] = lambda message: False
@@ -141,6 +148,7 @@ class KillableBox(Box):
             element.id: Element(lambda message: self.refuses(message)) for element in self.config.elements
         }
         self.agents = Agents()
+        self.agents.steps = self.steps
 
     def step(self, what: str) -> None:
         self.steps.append(what)
@@ -163,6 +171,7 @@ class KillableBox(Box):
     def restart(self) -> None:
         """From what was written down; a table that is in no book is dropped; elements and agents are linked anew."""
         self._answers.clear()
+        self._fenced.clear()
         self._depth = 0
         rows = [Change(book, key, row) for book, rows in self.written.items() for key, row in rows.items()]
         self.shards = {group: self.shards[group] for group in self.written.get("groups", {})}  # type: ignore[index]
@@ -182,6 +191,12 @@ class KillableBox(Box):
 
     _are_linked = True
 
+    def do(self, outputs: list[Output]) -> None:
+        """And agents answer when all of it has been done."""
+        super().do(outputs)
+        while self._depth == 0 and self._fenced:
+            super().do(self.mmu.agent_message(self._fenced.pop(0), self.now))
+
     # --- as the box, but in steps ---------------------------------------------------------------------------------
 
     def _carry_out(self, outputs: list[Output]) -> None:
@@ -198,7 +213,9 @@ class KillableBox(Box):
                 case ToAgent(_, message):
                     if self._are_linked:
                         self.to_agents.append(message)
-                        self.agents.told(message)
+                        fenced = self.agents.told(message)
+                        if fenced is not None:
+                            self._fenced.append(fenced)
                 case _:
                     super()._carry_out_one(output)
             self.step(f"output: {type(output).__name__}")

@@ -72,8 +72,8 @@ FENCE = wire.FenceProcess(5, 3, 8, "ptrace", RANGES, hinted=True)
 
 def test_a_live_process_is_fenced_and_goes_on() -> None:
     agent = enrolled()
-    assert agent.mmu_message(FENCE, 0) == [Fence(5, (3, 8), "ptrace", RANGES, True)]
-    assert agent.fenced(5, "protected") == [ToMmu(wire.ProcessFenced(5, "protected"))]
+    assert agent.mmu_message(FENCE, 0) == [Fence(1, (3, 8), "ptrace", RANGES, True)]
+    assert agent.fenced(1, "protected") == [ToMmu(wire.ProcessFenced(5, "protected"))]
     assert agent.mmu_message(wire.ForgetProcess(3, 8), 0) == [Unwatch((3, 8))]
 
 
@@ -82,7 +82,7 @@ def test_a_process_that_has_gone_is_told_of_after_the_answer() -> None:
         agent = enrolled()
         agent.mmu_message(FENCE, 0)
         gone = ToMmu(wire.ProcessExited(3, 8))
-        assert agent.fenced(5, how) == [ToMmu(wire.ProcessFenced(5, how)), gone]
+        assert agent.fenced(1, how) == [ToMmu(wire.ProcessFenced(5, how)), gone]
         assert agent.exited((3, 8)) == []  # the pidfd, later
 
 
@@ -90,13 +90,13 @@ def test_the_end_of_a_process_or_of_its_enrolment_leaves_no_fence_unanswered() -
     agent = enrolled()
     agent.mmu_message(FENCE, 0)
     agent.exited((3, 8))
-    assert agent.fenced(5, "dead") == [ToMmu(wire.ProcessFenced(5, "dead"))]
+    assert agent.fenced(1, "dead") == [ToMmu(wire.ProcessFenced(5, "dead"))]
     again = wire.FenceProcess(6, 3, 8, "protect", RANGES)
     assert agent.mmu_message(again, 0) == [ToMmu(wire.ProcessFenced(6, "dead"))]
     agent = enrolled()
     agent.mmu_message(FENCE, 0)
     agent.mmu_message(wire.ForgetProcess(3, 8), 0)
-    assert agent.fence_failed(5, "why") == [ToMmu(wire.FenceFailed(5, "why"))]
+    assert agent.fence_failed(1, "why") == [ToMmu(wire.FenceFailed(5, "why"))]
 
 
 def test_what_has_not_enrolled_cannot_be_fenced() -> None:
@@ -117,9 +117,9 @@ def test_a_range_is_guarded_in_all_processes_of_its_group() -> None:
     agent.client_message(3, 4713, wire.Enrol(b"v" * 16), 0)
     agent.watched((5, 1))
     guards = agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)
-    assert guards == [Guard(7, (3, 8), 4096, 8192), Guard(7, (4, 1), 4096, 8192)]
-    assert agent.guarded(7, (3, 8), failed=False) == []
-    assert agent.guarded(7, (4, 1), failed=True) == [ToMmu(wire.RangeGuarded(7, ["b"]))]
+    assert guards == [Guard(1, (3, 8), 4096, 8192), Guard(1, (4, 1), 4096, 8192)]
+    assert agent.guarded(1, (3, 8), failed=False) == []
+    assert agent.guarded(1, (4, 1), failed=True) == [ToMmu(wire.RangeGuarded(7, ["b"]))]
     assert agent.mmu_message(wire.GuardRange(8, 77, 0, 4096), 0) == [ToMmu(wire.RangeGuarded(8))]
 
 
@@ -127,10 +127,67 @@ def test_a_process_that_went_while_it_was_to_be_guarded_needs_no_guard() -> None
     agent = enrolled()
     agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)
     agent.exited((3, 8))
-    assert agent.guarded(7, (3, 8), failed=True) == [ToMmu(wire.RangeGuarded(7))]
+    assert agent.guarded(1, (3, 8), failed=True) == [ToMmu(wire.RangeGuarded(7))]
 
 
 # --- a new link, a new agent -------------------------------------------------------------------------------
+
+
+def test_what_another_rack_mmu_asked_for_is_no_answer_to_this_one() -> None:
+    """Its numbers come again: were the outcomes confused, memory would change hands unfenced."""
+    agent = enrolled()
+    agent.mmu_message(FENCE, 0)
+    agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)
+    agent.linked()
+    agent.mmu_message(EXPECT, 0)
+    agent.mmu_message(wire.ExpectProcess(4, 1, 4712, b"u" * 16, "b", 2), 0)
+    agent.client_message(2, 4712, wire.Enrol(b"u" * 16), 0)
+    agent.watched((4, 1))
+    other = wire.FenceProcess(5, 4, 1, "ptrace", RANGES)
+    (fence,) = agent.mmu_message(other, 0)
+    (guard, _) = agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)
+    assert isinstance(fence, Fence) and isinstance(guard, Guard)
+    assert agent.fenced(1, "protected") == []
+    assert agent.guarded(2, (3, 8), failed=False) == []
+    assert agent.fenced(fence.job, "ptraced") == [ToMmu(wire.ProcessFenced(5, "ptraced"))]
+    assert agent.guarded(guard.job, (3, 8), failed=False) == []
+    assert agent.guarded(guard.job, (4, 1), failed=False) == [ToMmu(wire.RangeGuarded(7))]
+
+
+def test_a_death_that_a_fence_of_an_earlier_link_proved_is_told_all_the_same() -> None:
+    agent = enrolled()
+    agent.mmu_message(FENCE, 0)
+    agent.linked()
+    assert agent.fenced(1, "dead") == [ToMmu(wire.ProcessExited(3, 8))]
+    agent = enrolled()
+    agent.mmu_message(FENCE, 0)
+    agent.linked()
+    assert agent.fence_failed(1, "why") == []
+
+
+def test_who_was_attached_by_a_rack_mmu_whose_link_is_not_here_yet_waits() -> None:
+    agent = linked()
+    agent.unlinked()
+    assert agent.client_message(1, 4711, wire.Enrol(TICKET), 0) == []
+    assert agent.linked() == []
+    agent.mmu_message(EXPECT, 0)
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == [Watch(PROCESS, 1)]
+
+
+def test_an_announcement_that_ends_twice_takes_nobody_away() -> None:
+    agent = enrolled()
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == []
+    assert agent.mmu_message(FENCE, 0) != []
+
+
+def test_nobody_subscribes_before_the_announcement_has_ended() -> None:
+    """What it says of deaths would be taken for news by one, and missed by another."""
+    agent = enrolled()
+    agent.linked()
+    assert agent.client_message(9, 4711, wire.Subscribe(TICKET), 0) == []
+    agent.mmu_message(wire.TellGroup(2, wire.NoticeDied("b", 4, 1, 17)), 0)
+    agent.mmu_message(EXPECT, 0)
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == [Reply(9, wire.Subscribed(3, 17))]
 
 
 def test_on_a_new_link_all_is_said_again_until_it_is_acknowledged() -> None:
@@ -150,7 +207,7 @@ def test_a_new_agent_knows_whom_the_last_one_watched() -> None:
     assert agent.linked() == [ToMmu(wire.ProcessEnrolled(3, 8))]
     assert agent.mmu_message(EXPECT, 0) == []
     assert agent.mmu_message(wire.AnnouncementEnds(), 0) == []
-    assert agent.mmu_message(FENCE, 0) == [Fence(5, (3, 8), "ptrace", RANGES, True)]
+    assert agent.mmu_message(FENCE, 0) == [Fence(1, (3, 8), "ptrace", RANGES, True)]
     assert agent.exited((3, 8)) == [ToMmu(wire.ProcessExited(3, 8))]
 
 

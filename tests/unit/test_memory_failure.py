@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bequest.limits import FAILED_RUNS_MAX, GUARD_TIMEOUT, PAGE_BYTES
-from bequest.protocol.outputs import Output, ToAgent
+from bequest.limits import DEATH_TOLD_FOR, FAILED_RUNS_MAX, GUARD_TIMEOUT, PAGE_BYTES
+from bequest.protocol.outputs import Output, ToAgent, ToMonitor
 from bequest.protocol.rack_state import ElementInfo
 from bequest.wire import messages as wire
 from rack_in_a_box import GIB, MIB, Box
@@ -277,8 +277,11 @@ def test_contacts_elsewhere_are_called_through_their_own_agents() -> None:
     _, owner = one.attach("owner")
     _, contact = one.attach("contact")
     notice = wire.NoticeContact("owner", owner.pid, owner.incarnation, "died")
-    outputs = one.mmu.agent_message(wire.CallContacts(["contact", "nobody"], notice), one.now)
-    assert outputs == [ToAgent(contact.compute, wire.TellProcess(contact.pid, contact.incarnation, notice))]
+    outputs = one.mmu.agent_message(wire.CallContacts(["contact", "nobody"], notice, 7), one.now)
+    assert outputs == [
+        ToAgent(contact.compute, wire.TellProcess(contact.pid, contact.incarnation, notice)),
+        ToAgent(owner.compute, wire.ContactsCalled(7)),
+    ]
 
 
 @pytest.mark.parametrize("state", ["exited", "detached"])
@@ -292,5 +295,50 @@ def test_only_a_death_is_told_as_one(state: str) -> None:
         one.ask(peer, wire.Detach())
     told = [message.notice for message in one.to_agents if isinstance(message, wire.TellGroup)]
     assert told == (
-        [wire.NoticeDied("victim", victim.pid, victim.incarnation)] * 2 if state == "exited" else []
+        [wire.NoticeDied("victim", victim.pid, victim.incarnation, 1)] * 2 if state == "exited" else []
     )
+
+
+def deaths_told(outputs: list[Output], compute: str) -> list[int]:
+    return [
+        out.message.notice.number
+        for out in outputs
+        if isinstance(out, ToAgent)
+        and out.compute == compute
+        and isinstance(out.message, wire.TellGroup)
+        and isinstance(out.message.notice, wire.NoticeDied)
+    ]
+
+
+def test_deaths_are_told_again_on_a_new_link_for_as_long_as_an_agent_may_be_away() -> None:
+    one = Box(orphan_keep=0.1)
+    for name in ("a", "b"):
+        one.exit(one.attach(name)[1])
+    one.pass_time(5)
+    assert one.processes() == {}
+    assert deaths_told(one.mmu.agent_linked("host0"), "host0") == [1, 2]
+    one.pass_time(DEATH_TOLD_FOR)
+    assert deaths_told(one.mmu.agent_linked("host0"), "host0") == []
+
+
+def test_a_slab_that_an_element_has_lost_is_a_failure_of_its_owners_memory() -> None:
+    one = box()
+    owner, attached = one.attach("owner")
+    slab = slab_of(one, owner)
+    one.shards[attached.group].own(attached.pid, slab.address, 3)
+    del one.to_agents[:]
+    for _ in range(2):  # it says so on each new link
+        one.do(one.mmu.element_message(0, wire.SlabLost(slab.slab)))
+    (told,) = [message for message in one.to_agents if isinstance(message, wire.TellProcess)]
+    assert isinstance(told.notice, wire.NoticeMemory)
+    assert told.notice.runs == [(slab.address, 3 * PAGE_BYTES)]
+    assert one.shards[attached.group].failed_slabs == {slab.slab: None}
+
+
+def test_a_suspicion_outlives_the_monitor_that_had_it() -> None:
+    one = box()
+    _, victim = one.attach("victim")
+    one.do(one.mmu.monitor_message(wire.Suspicion(victim.pid, victim.incarnation, 0.1)))
+    outputs = one.mmu.monitor_linked()
+    watches = [out.message for out in outputs if isinstance(out, ToMonitor)]
+    assert [watch.is_suspect for watch in watches if isinstance(watch, wire.WatchProcess)] == [True]

@@ -6,7 +6,7 @@ import pytest
 
 from bequest.limits import CONTACT_DEADLINE, CONTACTS_MAX, FAILURES_KEPT_MAX
 from bequest.protocol.notice_desk import NoticeDesk
-from bequest.protocol.outputs import Output, Push, Reply, ToMmu
+from bequest.protocol.outputs import KeepContacts, Output, Push, Reply, ToMmu
 from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 
@@ -19,10 +19,10 @@ def desk(*, subscribed: bool = True, handles: bool = True) -> NoticeDesk:
     one = NoticeDesk()
     for key, name, group in ((OWNER, "owner", 1), (FRIEND, "friend", 1), (STRANGER, "stranger", 2)):
         one.expect(key, name, group)
-    one.subscribe(FRIEND, 12)
-    one.subscribe(STRANGER, 13)
+    one.subscribe(FRIEND, 12, None)
+    one.subscribe(STRANGER, 13, None)
     if subscribed:
-        one.subscribe(OWNER, 11)
+        one.subscribe(OWNER, 11, None)
     one.request(OWNER, 1, wire.HandleFailures(handles), 0)
     one.request(OWNER, 1, wire.SetContacts(["friend", "far", "friend"]), 0)
     return one
@@ -120,7 +120,7 @@ def test_who_has_no_contacts_troubles_nobody() -> None:
 
 
 def test_a_group_is_told_and_no_other() -> None:
-    died = wire.NoticeDied("somebody", 9, 9)
+    died = wire.NoticeDied("somebody", 9, 9, 1)
     assert desk().tell_group(wire.TellGroup(1, died)) == [Push(11, died), Push(12, died)]
     assert desk(subscribed=False).tell_group(wire.TellGroup(1, died)) == [Push(12, died)]
 
@@ -138,3 +138,78 @@ def test_absurd_contacts_are_refused_and_the_old_ones_stay(names: list[str]) -> 
     with pytest.raises(Refusal):
         one.request(OWNER, 1, wire.SetContacts(names), 0)
     assert calls(lose(one)) == ["friend", "far"]
+
+
+def died(number: int, pid: int = 9) -> wire.TellGroup:
+    return wire.TellGroup(1, wire.NoticeDied("somebody", pid, number, number))
+
+
+def test_a_death_is_told_once_however_often_the_rack_mmu_says_it() -> None:
+    one = desk()
+    assert len(one.tell_group(died(1))) == 2
+    assert one.tell_group(died(1)) == []
+    assert len(one.tell_group(died(2))) == 2
+
+
+def test_who_comes_back_hears_of_the_deaths_that_it_missed_in_its_group() -> None:
+    one = NoticeDesk()
+    one.expect(OWNER, "owner", 1)
+    for number in (3, 4, 5):
+        one.tell_group(died(number, pid=number))
+    one.tell_group(wire.TellGroup(2, wire.NoticeDied("stranger", 6, 6, 6)))
+    reply, *missed = one.subscribe(OWNER, 11, 3)
+    assert reply == Reply(11, wire.Subscribed(1, 6))
+    assert missed == [Push(11, died(number, pid=number).notice) for number in (4, 5)]
+
+
+def test_who_comes_for_the_first_time_hears_of_no_earlier_death() -> None:
+    one = NoticeDesk()
+    one.expect(OWNER, "owner", 1)
+    one.tell_group(died(3))
+    assert one.subscribe(OWNER, 11, None) == [Reply(11, wire.Subscribed(1, 3))]
+
+
+def test_contacts_survive_the_agent() -> None:
+    one = desk()
+    assert one.request(OWNER, 1, wire.SetContacts(["far"]), 0)[0] == KeepContacts(OWNER, ["far"])
+    successor = NoticeDesk()
+    successor.expect(OWNER, "owner", 1)
+    successor.restore(OWNER, ["far"])
+    assert calls(successor.died(OWNER)) == ["far"]
+
+
+def test_what_is_told_before_a_subscriber_of_the_last_agent_is_back_waits_for_it() -> None:
+    one = NoticeDesk()
+    for key, name in ((OWNER, "owner"), (FRIEND, "friend"), (STRANGER, "new")):
+        one.expect(key, name, 1)
+    one.restore(OWNER, ["friend", "new"])
+    one.restore(FRIEND, [])
+    one.died(OWNER)
+    one.tell_group(died(1))
+    _, called = one.subscribe(FRIEND, 12, 1)
+    assert isinstance(called, Push) and isinstance(called.notice, wire.NoticeContact)
+    assert len(one.subscribe(FRIEND, 12, 1)) == 1, "once"
+    assert len(one.subscribe(STRANGER, 13, None)) == 1, "it had no subscription that could be missed"
+
+
+def test_a_call_through_the_rack_mmu_is_repeated_until_it_is_answered() -> None:
+    one = desk()
+    one.request(OWNER, 1, wire.SetContacts(["far"]), 0)
+    (call,) = one.died(OWNER)
+    assert one.linked() == [call] == one.linked()
+    assert isinstance(call, ToMmu) and isinstance(call.message, wire.CallContacts)
+    assert one.contacts_called(call.message.number) == [KeepContacts(OWNER, [])]
+    assert one.linked() == [] == one.contacts_called(call.message.number)
+
+
+def test_contacts_that_have_been_told_of_a_death_are_not_kept() -> None:
+    one = desk()
+    one.request(OWNER, 1, wire.SetContacts(["friend"]), 0)
+    assert one.died(OWNER)[-1] == KeepContacts(OWNER, [])
+
+
+def test_nothing_is_called_for_one_that_is_forgotten() -> None:
+    one = desk()
+    one.died(OWNER)
+    one.forget(OWNER)
+    assert one.linked() == []

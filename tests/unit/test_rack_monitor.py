@@ -203,6 +203,8 @@ def test_an_element_that_does_not_answer_is_silent_and_comes_back() -> None:
     machine = Machine()
     machine.obey(machine.monitor.neighbour_came(0, 99))
     machine.obey(machine.monitor.neighbour_came("host0", 98))
+    assert machine.words() == [wire.ElementBack]  # whatever a monitor before this one may have said
+    del machine.said[:]
     machine.threads = {0: STOPPED, "host0": STOPPED}
     machine.run(1)
     assert machine.pings == [0, "host0"]  # one at a time
@@ -216,3 +218,16 @@ def test_an_element_that_does_not_answer_is_silent_and_comes_back() -> None:
     assert machine.words()[2:] == [wire.ElementSilent]
     machine.obey(machine.monitor.neighbour_left(0))  # the supervisor starts another
     assert machine.words()[3:] == [wire.ElementBack]
+
+
+def test_what_a_monitor_before_suspected_is_cleared_by_the_first_beat_that_this_one_sees() -> None:
+    machine = Machine()
+    machine.admit()
+    machine.counts[VICTIM] = 57  # that it has beaten once is no beat
+    machine.monitor.watch(wire.WatchProcess(*VICTIM, 4711, 1, is_suspect=True))
+    machine.stop()
+    machine.run(1)
+    assert machine.said == []
+    machine.start()
+    machine.run(1)
+    assert machine.words() == [wire.Cleared]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bequest.limits import FENCE_TIMEOUT
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.sim.fake_shard import PAGE
 from bequest.wire import messages as wire
@@ -78,3 +79,58 @@ def test_a_repeated_request_means_the_victim_that_it_meant_before() -> None:
     thief = come_back(scene.box, scene.thief_is)
     again = stolen(scene.box.ask(thief, steal), 0, "dead")
     assert again.incarnation == scene.victim_is.incarnation != newer.incarnation
+
+
+def test_what_a_failed_steal_left_in_doubt_is_fenced_before_anybody_is_told_that_it_is_his() -> None:
+    """The doubt outlives the machine, though the attempt that made it has ended."""
+    scene = Scene()
+    scene.hold_fences()
+    scene.steal()
+    scene.box.agent(wire.ProcessFenced(scene.last_fence(), "protected"))
+    scene.box.agent(wire.FenceFailed(scene.last_fence(), "no rung holds"))
+    assert scene.outcomes() == ["failed"] and scene.owners() == [scene.thief_is.pid] * 2
+    restart(scene.box)
+    thief = come_back(scene.box, scene.thief_is)
+    scene.answered = len(scene.box.fences)
+    assert scene.steal(thief) is None, "the thief is not told yet"
+    assert scene.box.fences[-1].ranges == [(scene.at(0), 2 * PAGE), (scene.at(1), 2 * PAGE)]
+    scene.answer()
+    stolen(scene.box.replies[thief][-1], 0, "protected")
+
+
+def test_doubts_are_forgotten_once_the_fence_stands() -> None:
+    scene = Scene()
+    scene.steal()
+    restart(scene.box)
+    before = len(scene.box.fences)
+    stolen(scene.steal(come_back(scene.box, scene.thief_is)), 0, "untouched")
+    assert len(scene.box.fences) == before
+
+
+def test_an_agent_that_is_linked_anew_is_asked_again_for_the_fence() -> None:
+    scene = Scene()
+    scene.hold_fences()
+    scene.steal()
+    asked = scene.box.fences[-1]
+    scene.box.do(scene.box.mmu.agent_linked("host1" if scene.victim_is.compute == "host0" else "host0"))
+    assert len(scene.box.fences) == 1, "another agent has nothing to do with it"
+    scene.box.do(scene.box.mmu.agent_linked(scene.victim_is.compute))
+    again = scene.box.fences[-1]
+    assert again.job != asked.job and again.ranges == asked.ranges
+    scene.box.agent(wire.ProcessFenced(asked.job, "protected"))  # of a link that is no more
+    assert scene.owners() == [scene.victim_is.pid] * 2
+    scene.answered = 1
+    scene.answer()
+    stolen(scene.box.replies[scene.thief][-1], 2, "protected")
+
+
+def test_a_fence_that_is_asked_for_again_and_again_is_not_waited_for_for_ever() -> None:
+    scene = Scene()
+    scene.hold_fences()
+    scene.steal()
+    for _ in range(4):
+        scene.box.pass_time(FENCE_TIMEOUT / 3)
+        scene.box.do(scene.box.mmu.agent_linked(scene.victim_is.compute))
+    reply = scene.box.replies[scene.thief][-1]
+    assert isinstance(reply, wire.Failed) and reply.kind == "fence"
+    assert scene.owners() == [scene.victim_is.pid] * 2

@@ -77,15 +77,18 @@ class Connections:
         reply, _ = self._agent.request(message)
         return reply
 
-    def subscribe(self) -> Channel:
-        """A second connection to the agent, over which it pushes notices from now on."""
+    def subscribe(self, since: int | None = None) -> tuple[Channel, int]:
+        """A second connection to the agent, over which it pushes notices from now on, and the last death before them.
+
+        With the last death that is known already, ``since``, it begins with those after that.
+        """
         channel = Channel.connect(self.directory / self.attached.agent_path)
         try:
-            expect(channel.request(wire.Subscribe(self.attached.agent_ticket))[0], wire.Subscribed)
+            reply, _ = channel.request(wire.Subscribe(self.attached.agent_ticket, since))
+            return channel, expect(reply, wire.Subscribed).death
         except BaseException:
             channel.close()
             raise
-        return channel
 
     def rack_is_there(self) -> bool:
         """Whether the rack's directory is: a rack that has ended has removed it."""

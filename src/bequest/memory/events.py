@@ -8,6 +8,7 @@ told that the failure has been handled; if it raised, that it was not, and the e
 
 If the agent ends, it is started again by its supervisor; the thread subscribes anew. What was pushed meanwhile is lost,
 as it is when the program is slow. `EventsDropped` tells that; with a count of 0, since nobody knows how much it was.
+Deaths are not lost: they are numbered, and the new agent tells those after the last that this process has heard of.
 """
 
 from __future__ import annotations
@@ -236,6 +237,7 @@ class Notices:
         self._links = links
         self._lock = threading.Lock()
         self._channel: Channel | None = None
+        self._last_death = 0  # that this process has been told of, or was before it asked
         self._is_closed = False
         self._listeners: list[Callable[[Event | wire.NoticeAttached], None]] = []
         self._handler: Handler | None = None
@@ -252,7 +254,7 @@ class Notices:
                 raise NotAttached(f"{self._name!r} is not attached to a rack (any more)")
             if self._channel is not None:
                 return
-            self._channel = self._links.subscribe()
+            self._channel, self._last_death = self._links.subscribe()
             threading.Thread(target=self._read, name="bequest-notices", daemon=True).start()
 
     def listen(self, listener: Callable[[Event | wire.NoticeAttached], None]) -> None:
@@ -330,7 +332,7 @@ class Notices:
         deadline = time.monotonic() + RESUBSCRIBE_TIMEOUT
         while not self._is_closed and time.monotonic() < deadline and self._links.rack_is_there():
             try:
-                channel = self._links.subscribe()
+                channel, _ = self._links.subscribe(self._last_death)
             except BequestError:
                 time.sleep(_RETRY)
                 continue
@@ -346,6 +348,8 @@ class Notices:
         return False
 
     def _tell(self, notice: wire.Message) -> None:
+        if isinstance(notice, wire.NoticeDied):
+            self._last_death = notice.number
         event = _event(notice)
         for listener in self._listeners:
             listener(event)

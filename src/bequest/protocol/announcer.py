@@ -59,7 +59,9 @@ class Announcer:
 
     def have_watched(self, member: Member) -> None:
         """The monitor need not be there: it is told of everybody when it comes."""
-        watch = wire.WatchProcess(member.id, member.incarnation, member.os_pid, member.group)
+        watch = wire.WatchProcess(
+            member.id, member.incarnation, member.os_pid, member.group, member.is_suspect
+        )
         self._state.outputs.append(ToMonitor(watch, member.group))
 
     def expectation(self, member: Member) -> wire.ExpectProcess:

@@ -14,7 +14,7 @@ it has forgotten. Until the announcement ends, an unknown ticket is not refused 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -52,20 +52,27 @@ class Expected(msgspec.Struct):
 
 
 class ComputeElement:
-    def __init__(self, kept: Iterable[WatchedProcess] = ()) -> None:
+    def __init__(
+        self,
+        kept: Iterable[WatchedProcess] = (),
+        contacts: Mapping[ProcessKey, list[str]] | None = None,
+    ) -> None:
         self._processes: dict[int, Expected] = {}
         self._notices = NoticeDesk()
         self._fences = FenceDesk()
         self._announced: dict[ProcessKey, bool] | None = {}  # None: all has been said
         self._held: list[tuple[PeerId, int, wire.Message]] = []
         for process in kept:
-            self._add(process).is_enrolled = True
+            added = self._add(process)
+            added.is_enrolled = True
+            self._notices.restore(added.key, (contacts or {}).get(added.key, []))
 
     # --- inputs --------------------------------------------------------------------------------------------
 
     def linked(self) -> list[Output]:
         """There is a new link to the Rack MMU."""
         self._announced = {}
+        self._fences.linked()
         outputs: list[Output] = []
         for process in self._processes.values():
             if process.is_enrolled:
@@ -74,7 +81,11 @@ class ComputeElement:
                 outputs.append(ToMmu(wire.ProcessLost(*process.key)))
             if process.has_exited:
                 outputs.append(ToMmu(wire.ProcessExited(*process.key)))
-        return outputs
+        return outputs + self._notices.linked()
+
+    def unlinked(self) -> None:
+        """The link has broken. Whom the next Rack MMU attaches before its link is here is not refused, but waits."""
+        self._announced = {}
 
     def mmu_message(self, message: wire.Message, now: float) -> list[Output]:
         match message:
@@ -92,6 +103,8 @@ class ComputeElement:
                 return self._guard(message)
             case wire.TellProcess():
                 return self._notices.tell_process(message, now)
+            case wire.ContactsCalled(number):
+                return self._notices.contacts_called(number)
             case wire.TellGroup():
                 return self._notices.tell_group(message)
             case _:
@@ -102,13 +115,14 @@ class ComputeElement:
         match message:
             case wire.Enrol(ticket) | wire.Subscribe(ticket):
                 process = self._expected(ticket)
-                if process is None and self._announced is not None:
+                is_subscribing = isinstance(message, wire.Subscribe)  # and is to miss no death
+                if self._announced is not None and (process is None or is_subscribing):
                     self._held.append((peer, os_pid, message))
                     return []
                 if process is None or process.process.os_pid != os_pid:
                     return [Reply(peer, _stranger(os_pid).reply())]
                 if isinstance(message, wire.Subscribe):
-                    return self._notices.subscribe(process.key, peer)
+                    return self._notices.subscribe(process.key, peer, message.since)
                 return self._enrol(peer, process)
             case _:
                 process = self._behind(peer)
@@ -190,7 +204,9 @@ class ComputeElement:
         return [Watch(process.process, peer)]
 
     def _announcement_ends(self, now: float) -> list[Output]:
-        announced, self._announced = self._announced or {}, None
+        if self._announced is None:
+            return []  # said twice: all that came before it has been taken in
+        announced, self._announced = self._announced, None
         outputs: list[Output] = []
         for process in list(self._processes.values()):
             if process.key not in announced:
@@ -213,13 +229,12 @@ class ComputeElement:
     # --- what is done to processes -------------------------------------------------------------------------
 
     def fenced(self, job: int, how: str) -> list[Output]:
-        process = self._fences.fenced(job)
-        answer = ToMmu(wire.ProcessFenced(job, how))  # first: only it tells a death from a killing
-        return [answer, *self.exited(process)] if how in GONE else [answer]
+        process, answer = self._fences.fenced(job, how)
+        # The answer is first: only it tells a death from a killing.
+        return [*answer, *self.exited(process)] if how in GONE else answer
 
     def fence_failed(self, job: int, message: str) -> list[Output]:
-        self._fences.fenced(job)
-        return [ToMmu(wire.FenceFailed(job, message))]
+        return self._fences.failed(job, message)
 
     def guarded(self, job: int, key: ProcessKey, failed: bool) -> list[Output]:
         process = self._exact(key)

@@ -311,7 +311,9 @@ class MemoryElement:
 
     def _announcement_ends(self, now: float) -> None:
         """What has not been announced is of no use to anyone."""
-        announced, self._announced = self._announced or Announced(), None
+        if self._announced is None:
+            return  # said twice: all that came before it has been taken in
+        announced, self._announced = self._announced, None
         for slab in list(self._slabs):
             if slab not in announced.slabs:
                 self._retire(slab, recycle=False, now=now)

@@ -4,17 +4,21 @@ Theory of operation. A process *subscribes* over a second connection; what the R
 tell it is pushed there. Its *contacts* lie here, in the compute element and not in rack memory, so that no failure of
 memory affects them. They are told when their process dies, and when its memory fails and it cannot handle that: at
 once if it has no handler, is dead or says that its handler failed, else when it has not answered by a deadline.
-Contacts at this agent are told directly: they hear of it even while the Rack MMU is away. The others it passes on.
+Contacts at this agent are told directly: they hear of it even while the Rack MMU is away. The others it passes on, when
+it is back. The table survives this agent; a death may then be told to contacts twice, but not never.
 
 A row outlives its process until the Rack MMU forgets that: orphaned memory may fail, too.
+
+Deaths come with numbers that grow. One that has been told is not told again, however often the Rack MMU says it; to a
+subscriber that comes back, because the agent before this one has died, the later ones are told that it missed.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from bequest.limits import CONTACT_DEADLINE, CONTACTS_MAX, FAILURES_KEPT_MAX, NAME_BYTES_MAX
-from bequest.protocol.outputs import Output, PeerId, Push, Reply, ToMmu
+from bequest.limits import CONTACT_DEADLINE, CONTACTS_MAX, FAILURES_KEPT_MAX, NAME_BYTES_MAX, NOTICE_QUEUE_MAX
+from bequest.protocol.outputs import KeepContacts, Output, PeerId, Push, Reply, ToMmu
 from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 
@@ -37,11 +41,31 @@ class Row(msgspec.Struct):
     is_dead: bool = False
     last_failure: int = 0
     open_failures: dict[int, OpenFailure] = {}
+    waiting: list[wire.Notice] | None = (
+        None  # for a subscriber of the agent before this one, until it is back
+    )
 
 
 class NoticeDesk:
     def __init__(self) -> None:
         self._rows: dict[Key, Row] = {}
+        self._deaths: dict[int, tuple[int, wire.NoticeDied]] = {}  # by id, the last one; and of which group
+        self._last_death = 0
+        self._calls: dict[int, wire.CallContacts] = {}  # that the Rack MMU has yet to answer
+        self._last_call = 0
+
+    # --- the Rack MMU --------------------------------------------------------------------------------------
+
+    def linked(self) -> list[Output]:
+        """There is a new link to it."""
+        return [ToMmu(call) for call in self._calls.values()]
+
+    def contacts_called(self, number: int) -> list[Output]:
+        """By the Rack MMU."""
+        call = self._calls.pop(number, None)
+        if call is None or call.notice.what != "died":
+            return []
+        return [KeepContacts((call.notice.pid, call.notice.incarnation), [])]
 
     # --- processes -----------------------------------------------------------------------------------------
 
@@ -49,8 +73,17 @@ class NoticeDesk:
         if key not in self._rows:
             self._rows[key] = Row(name, group)
 
+    def restore(self, key: Key, contacts: list[str]) -> None:
+        """The agent before this one had it, with these contacts, and perhaps a subscription of its."""
+        self._rows[key].contacts, self._rows[key].waiting = contacts, []
+
     def forget(self, key: Key) -> None:
         self._rows.pop(key, None)
+        self._calls = {
+            number: call
+            for number, call in self._calls.items()
+            if (call.notice.pid, call.notice.incarnation) != key
+        }
 
     def died(self, key: Key) -> list[Output]:
         """The kernel says so. Its contacts hear of that, and of what it has not handled."""
@@ -58,16 +91,28 @@ class NoticeDesk:
         if row is None or row.is_dead:
             return []
         row.is_dead, row.subscriber = True, None
-        return self._call(key, row, "died") + self._give_up_all(key, row)
+        calls = self._call(key, row, "died")
+        told = [] if any(isinstance(call, ToMmu) for call in calls) else [KeepContacts(key, [])]
+        return [*calls, *(told if row.contacts else []), *self._give_up_all(key, row)]
 
     def alive_in(self, group: int) -> list[str]:
         return [row.name for row in self._rows.values() if row.group == group and not row.is_dead]
 
     # --- requests of a process -----------------------------------------------------------------------------
 
-    def subscribe(self, key: Key, peer: PeerId) -> list[Output]:
-        self._rows[key].subscriber = peer
-        return [Reply(peer, wire.Subscribed(key[0]))]
+    def subscribe(self, key: Key, peer: PeerId, since: int | None) -> list[Output]:
+        row = self._rows[key]
+        row.subscriber = peer
+        waiting, row.waiting = row.waiting or [], None
+        missed = [] if since is None else [*self._deaths_in(row.group, since), *waiting]
+        return [
+            Reply(peer, wire.Subscribed(key[0], self._last_death)),
+            *(Push(peer, notice) for notice in missed),
+        ]
+
+    def _deaths_in(self, group: int, since: int) -> list[wire.NoticeDied]:
+        deaths = [died for of, died in self._deaths.values() if of == group and died.number > since]
+        return sorted(deaths, key=lambda died: died.number)
 
     def request(self, key: Key, peer: PeerId, message: wire.Message, now: float) -> list[Output]:
         row = self._rows[key]
@@ -75,6 +120,7 @@ class NoticeDesk:
         match message:
             case wire.SetContacts(names):
                 row.contacts = _checked(names)
+                outputs = [KeepContacts(key, row.contacts)]
             case wire.HandleFailures(wanted):
                 row.handles = wanted
                 if not wanted:
@@ -105,6 +151,11 @@ class NoticeDesk:
         return _push(row, message.notice)
 
     def tell_group(self, message: wire.TellGroup) -> list[Output]:
+        if isinstance(message.notice, wire.NoticeDied):
+            if message.notice.number <= self._last_death:
+                return []  # told before
+            self._last_death = message.notice.number
+            self._deaths[message.notice.pid] = message.group, message.notice
         return [
             out
             for row in self._rows.values()
@@ -157,13 +208,25 @@ class NoticeDesk:
                 notice, element=memory.element, runs=memory.runs, cause=memory.cause
             )
         here = {other.name: other for other in self._rows.values() if not other.is_dead}
-        outputs = [out for name in row.contacts if name in here for out in _push(here[name], notice)]
+        outputs: list[Output] = [
+            out for name in row.contacts if name in here for out in _push(here[name], notice)
+        ]
         elsewhere = [name for name in row.contacts if name not in here]
-        return [*outputs, ToMmu(wire.CallContacts(elsewhere, notice))] if elsewhere else outputs
+        if elsewhere:
+            self._last_call += 1
+            call = self._calls[self._last_call] = wire.CallContacts(elsewhere, notice, self._last_call)
+            outputs.append(ToMmu(call))
+        return outputs
 
 
-def _push(row: Row, notice: wire.Message) -> list[Output]:
-    return [] if row.subscriber is None else [Push(row.subscriber, notice)]
+def _push(row: Row, notice: wire.Notice) -> list[Output]:
+    if row.subscriber is not None:
+        return [Push(row.subscriber, notice)]
+    if row.waiting is not None and not isinstance(
+        notice, wire.NoticeDied
+    ):  # of those it says what it has heard
+        row.waiting = [*row.waiting, notice][-NOTICE_QUEUE_MAX:]
+    return []
 
 
 def _checked(names: list[str]) -> list[str]:

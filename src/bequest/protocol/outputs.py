@@ -162,6 +162,13 @@ class Unwatch(msgspec.Struct, frozen=True):
     process: ProcessKey
 
 
+class KeepContacts(msgspec.Struct, frozen=True):
+    """The emergency contacts of this process, in place of those before: they are to survive this agent."""
+
+    process: ProcessKey
+    names: list[str]
+
+
 # --- the rack monitor -------------------------------------------------------------------------------------
 
 
@@ -231,6 +238,7 @@ Output = (
     | CopyFile
     | Watch
     | Unwatch
+    | KeepContacts
     | Push
     | LookAt
     | SendPing

@@ -62,10 +62,9 @@ class Member(Row):
     heir: str | None = None  # who alone may steal from it where the group's policy is "standby"
     state: State = State.ATTACHED
     is_suspect: bool = False  # the rack monitor has seen no sign of life of it for a while
-
     is_hinted_dead: bool = False  # the monitor says so; its agent may have proof soon
 
-    transient = ("peer", "pending", "is_suspect", "is_hinted_dead")
+    transient = ("peer", "pending", "is_hinted_dead")
 
     def become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], (self, state)

@@ -108,6 +108,7 @@ class RackMmu:
         mmu._stop_at = None
         mmu._come_back_by = now + COME_BACK_TIMEOUT
         mmu._linger(now)
+        mmu._steals.restore()
         state.outputs += state.clients.absent()
         state.later(partial(mmu._tidy, now))
         return mmu, state.take_outputs()
@@ -213,7 +214,9 @@ class RackMmu:
 
     def agent_linked(self, compute: str) -> list[Output]:
         """Likewise for an agent."""
+        self._watch.agent_linked(compute)  # before the announcement ends: nobody can subscribe until then
         self._announcer.to_agent(compute)
+        self._steals.agent_linked(compute)
         return self._state.take_outputs()
 
     def monitor_linked(self) -> list[Output]:
@@ -235,8 +238,8 @@ class RackMmu:
                 process = self._state.processes.exact(pid, incarnation)
                 if process is not None and process.state in (State.ATTACHED, State.LOST):
                     self._exited(process, now)
-            case wire.CallContacts(names, notice):
-                self._watch.call_contacts(names, notice)
+            case wire.CallContacts():
+                self._watch.call_contacts(message)
             case wire.RangeGuarded():
                 self._failures.guarded(message)
             case wire.ProcessFenced(job, how):
@@ -486,6 +489,7 @@ class RackMmu:
     def _exited(self, process: Member, now: float) -> None:
         process.become(State.ORPHANED)
         process.free_at = now + self._config.orphan_keep
+        self._watch.died(process, now)
         self._mailboxes.close_all(process.id)
         self._standbys.gone(process)
         self._unwatch(process)
@@ -502,7 +506,7 @@ class RackMmu:
         settled = shard.settle(process.id)
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
-        self._watch.tell_group(process, wire.NoticeDied(process.name, process.id, process.incarnation))
+        self._watch.tell_death(process)
         self._steals.victim_died(process, now)
 
     def _forget_at_agent(self, process: Member) -> None:
@@ -538,6 +542,7 @@ class RackMmu:
         return now >= self._come_back_by and is_nobody and member.kind is Kind.PROCESS and member.is_attached
 
     def _clear_up(self, now: float) -> None:
+        self._watch.sweep(now)
         self._supply.sweep()
         self._names.sweep()
         for group in self._state.groups:

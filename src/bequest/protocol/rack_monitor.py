@@ -85,7 +85,7 @@ class Watched(msgspec.Struct):
     os_pid: int
     group: int
     heart: Heart
-    beats: int = 0
+    beats: int | None = None  # None: not looked at yet
     watched_for: float | None = None  # seconds since somebody began to stand by for it
 
 
@@ -120,7 +120,7 @@ class RackMonitor:
     # --- whom to watch -------------------------------------------------------------------------------------
 
     def watch(self, message: wire.WatchProcess) -> None:
-        heart = Heart(BEAT_INTERVAL, SUSPECT_TIMEOUT)
+        heart = Heart(BEAT_INTERVAL, SUSPECT_TIMEOUT, is_suspect=message.is_suspect)
         self._processes[message.pid, message.incarnation] = Watched(message.os_pid, message.group, heart)
 
     def unwatch(self, message: wire.UnwatchProcess) -> None:
@@ -134,7 +134,8 @@ class RackMonitor:
         """For the first time, or again after its death."""
         before = self._neighbours.get(name)
         self._neighbours[name] = Neighbour(os_pid, Heart(PING_INTERVAL, PING_TIMEOUT))
-        return self._back(name) if before is not None and before.heart.is_suspect else []
+        is_known_well = before is not None and not before.heart.is_suspect
+        return [] if is_known_well else self._back(name)  # a monitor before this one may have said otherwise
 
     def neighbour_left(self, name: int | str) -> list[Output]:
         """Its link broke: the supervisor knows that it has died, and starts another."""
@@ -200,7 +201,7 @@ class RackMonitor:
         process = self._processes.get(key)
         if process is None:
             return []
-        has_beaten = sight.beats != process.beats
+        has_beaten = process.beats is not None and sight.beats != process.beats
         process.beats = sight.beats
         if not sight.is_watched:
             process.watched_for = None

@@ -41,6 +41,7 @@ from bequest.limits import (
     STEAL_SELECTION_MAX,
 )
 from bequest.protocol.address_plan import Run
+from bequest.protocol.books import Row
 from bequest.protocol.capabilities import (
     Attempt,
     TheftBook,
@@ -59,6 +60,16 @@ from bequest.protocol.shard import Shard
 from bequest.wire import messages as wire
 
 Bearer = tuple[int, int]  # an id, and the life of it that is meant
+
+
+class Doubt(Row):
+    """These thieves may own what this victim has not been kept from for good. Written down before they do."""
+
+    victim: int
+    incarnation: int
+    thieves: tuple[Bearer, ...]
+
+
 _HOWS = ("untouched", "self", "protected", "ptraced", "dead", "killed")  # each says more than those before it
 
 
@@ -77,6 +88,7 @@ class StealJob(msgspec.Struct):
     )  # (descriptor, word): what is being fenced
     unfenced: list[Run] = msgspec.field(default_factory=list)  # ranges that the agent has yet to be told
     fence: int | None = None  # the number of the fence that is waited for
+    fencing: list[Run] = msgspec.field(default_factory=list)  # what that one is to fence
     deadline: float = 0.0
 
     def went(self, how: str) -> None:
@@ -92,14 +104,28 @@ class StealDesk:
         self.book = TheftBook(state.books)
         self._queues: dict[int, deque[StealJob]] = {}  # by victim; the first is under way
         self._doubts: dict[Bearer, list[Run]] = {}  # by victim: taken, and not fenced since
+        self._doubtful = state.books.open("doubts", Doubt, int)  # by the victim's incarnation
         self._fences: dict[int, StealJob] = {}
         self._last_fence = 0
-        self._is_restored = True  # until the book has been looked at for what a run before left half done
+
+    def restore(self) -> None:
+        """What a run of the Rack MMU before this one left half done: everything that its thieves own is in doubt."""
+        for attempt in self.book.under_way():
+            self.book.refuse(attempt, Refusal("fence", "the Rack MMU was started anew meanwhile"), "failed")
+        for doubt in self._doubtful:
+            victim = self._state.processes.exact(doubt.victim, doubt.incarnation)
+            if victim is None or victim.state not in (State.ATTACHED, State.LOST):
+                self._doubtful.remove(doubt.incarnation)
+                continue
+            thieves = [self._state.processes.exact(*thief) for thief in doubt.thieves]
+            owned = [row for thief in thieves if thief for row in self._shard(thief).stealable(thief.id)]
+            self._doubts[doubt.victim, doubt.incarnation] = [
+                (address, address + pages * PAGE_BYTES) for _, _, address, pages in owned
+            ]
 
     # --- the request -----------------------------------------------------------------------------------------
 
     def start(self, session: Session, thief: Member, message: wire.Steal, now: float) -> None:
-        self._recover()
         group = self._state.groups[thief.group]
         before = self.book.repeated(session, thief)
         attempt = self.book.open(session, thief, group, message.victim, now)
@@ -186,20 +212,6 @@ class StealDesk:
         shard = self._shard(member)
         return shard.holdings(member.id)[1] > 0 or shard.inbox_depth(member.id) > 0
 
-    def _recover(self) -> None:
-        """What a run of the Rack MMU before this one left half done: everything that its thieves own is in doubt."""
-        if not self._is_restored:
-            return
-        self._is_restored = False
-        for attempt in self.book.under_way():
-            self.book.refuse(attempt, Refusal("fence", "the Rack MMU was started anew meanwhile"), "failed")
-            victim = self._state.processes.exact(attempt.pid, attempt.incarnation)
-            thief = self._state.processes.exact(attempt.thief_id, attempt.thief_incarnation)
-            if victim is not None and thief is not None and victim is not thief:
-                owned = self._shard(thief).stealable(thief.id)
-                runs = [(address, address + pages * PAGE_BYTES) for _, _, address, pages in owned]
-                self._doubts[_life(victim)] = self._doubts.get(_life(victim), []) + runs
-
     def _selection(self, thief: Member, victim: Member, only: list[str | int] | None) -> list[Run] | None:
         """The runs of addresses that are meant. What the thief has already is left out, so that it may ask again."""
         if only is None:
@@ -281,15 +293,20 @@ class StealDesk:
         job.listed = [(descriptor, word) for descriptor, word, _, _ in listed]
         runs = [(address, address + pages * PAGE_BYTES) for _, _, address, pages in listed]
         job.unfenced = _joined(runs + doubts)
+        self._doubt(job)
         self._tell_agent(job, now)
 
     def _tell_agent(self, job: StealJob, now: float) -> None:
-        chunk, job.unfenced = job.unfenced[:FENCE_RANGES_MAX], job.unfenced[FENCE_RANGES_MAX:]
+        job.fencing, job.unfenced = job.unfenced[:FENCE_RANGES_MAX], job.unfenced[FENCE_RANGES_MAX:]
+        job.deadline = now + FENCE_TIMEOUT
+        self._ask_for_fence(job)
+
+    def _ask_for_fence(self, job: StealJob) -> None:
         self._last_fence += 1
-        job.fence, job.deadline = self._last_fence, now + FENCE_TIMEOUT
+        job.fence = self._last_fence
         self._fences[job.fence] = job
         victim = job.victim
-        ranges = [(start, end - start) for start, end in chunk]
+        ranges = [(start, end - start) for start, end in job.fencing]
         reach = self._state.groups[victim.group].rules.fence
         hinted = victim.is_hinted_dead or victim.state is State.LOST
         fence = wire.FenceProcess(job.fence, victim.id, victim.incarnation, reach, ranges, hinted)
@@ -314,7 +331,15 @@ class StealDesk:
             self.forget(victim)
             if victim.state in (State.ATTACHED, State.LOST) and job.listed:
                 self._doubts[_life(victim)] = self._take(job, job.listed)
+                self._doubt(job)
         self._drive(victim, now)
+
+    def agent_linked(self, compute: str) -> None:
+        """What it was asked for before may be lost, and so may its answers: it is asked again."""
+        for number, job in list(self._fences.items()):
+            if job.victim.compute == compute:
+                del self._fences[number]
+                self._ask_for_fence(job)
 
     def fence_failed(self, number: int, message: str, now: float) -> None:
         job = self._fences.pop(number, None)
@@ -341,6 +366,17 @@ class StealDesk:
     def forget(self, victim: Member) -> None:
         """Nothing is left of it to be in doubt about."""
         self._doubts.pop(_life(victim), None)
+        if victim.incarnation in self._doubtful:
+            self._doubtful.remove(victim.incarnation)
+
+    def _doubt(self, job: StealJob) -> None:
+        """From now on, its thief may own what its victim has not been fenced off (once more) since."""
+        victim, thief = job.victim, _life(job.thief)
+        known = self._doubtful.get(victim.incarnation)
+        thieves = () if known is None else known.thieves
+        if thief not in thieves:
+            doubt = Doubt(victim.id, victim.incarnation, (*thieves, thief))
+            self._doubtful.put(victim.incarnation, doubt)
 
     def tick(self, now: float) -> None:
         for number, job in list(self._fences.items()):

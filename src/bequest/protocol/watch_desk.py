@@ -2,10 +2,15 @@
 
 A hint of a death has the agent prove it; a suspicion is told to the group, once, and withdrawn, once. Emergency
 contacts that their process's agent does not know are called through their own.
+
+A death must not be lost on its way, for somebody may wait for nothing else. So it is written down, with a number, and
+told again on every new link to an agent, as long as an agent may be away; who has heard it before knows by the number.
 """
 
 from __future__ import annotations
 
+from bequest.limits import DEATH_TOLD_FOR
+from bequest.protocol.books import Row
 from bequest.protocol.memory_failure import MemoryFailures
 from bequest.protocol.outputs import ToAgent
 from bequest.protocol.process_table import Member, State
@@ -13,10 +18,38 @@ from bequest.protocol.rack_state import RackState
 from bequest.wire import messages as wire
 
 
+class DeathRow(Row):
+    group: int
+    notice: wire.NoticeDied
+    until: float  # when nobody needs to be told any more
+
+
 class WatchDesk:
     def __init__(self, state: RackState, failures: MemoryFailures) -> None:
         self._state = state
         self._failures = failures
+        self._deaths = state.books.open("deaths", DeathRow, int)  # by their numbers
+
+    def died(self, process: Member, now: float) -> None:
+        """To be told by `tell_death`, when this has been written down."""
+        number = self._state.books.counter("death").next()
+        notice = wire.NoticeDied(process.name, process.id, process.incarnation, number)
+        self._deaths.put(number, DeathRow(process.group, notice, now + DEATH_TOLD_FOR))
+
+    def tell_death(self, process: Member) -> None:
+        for death in self._deaths:
+            if death.notice.incarnation == process.incarnation:
+                self.tell_group(process, death.notice)
+
+    def agent_linked(self, compute: str) -> None:
+        """What has been told it may not have heard, or not passed on."""
+        for death in self._deaths:
+            self._state.outputs.append(ToAgent(compute, wire.TellGroup(death.group, death.notice)))
+
+    def sweep(self, now: float) -> None:
+        for number, death in self._deaths.items():
+            if now >= death.until:
+                self._deaths.remove(number)
 
     def hear(self, message: wire.Message) -> None:
         """The rack monitor's word."""
@@ -40,12 +73,16 @@ class WatchDesk:
         for compute in self._state.config.computes:
             self._state.outputs.append(ToAgent(compute, wire.TellGroup(process.group, notice)))
 
-    def call_contacts(self, names: list[str], notice: wire.NoticeContact) -> None:
-        for name in names:
+    def call_contacts(self, message: wire.CallContacts) -> None:
+        notice = message.notice
+        for name in message.names:
             contact = self._state.processes.attached(name)
             if contact is not None:
                 told = wire.TellProcess(contact.id, contact.incarnation, notice)
                 self._state.outputs.append(ToAgent(contact.compute, told))
+        caller = self._state.processes.exact(notice.pid, notice.incarnation)
+        if caller is not None:
+            self._state.outputs.append(ToAgent(caller.compute, wire.ContactsCalled(message.number)))
 
     def _suspect(self, pid: int, incarnation: int, silent: float | None) -> None:
         process = self._running(pid, incarnation)

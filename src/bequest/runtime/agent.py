@@ -17,6 +17,7 @@ from bequest.protocol.outputs import (
     Confirm,
     Fence,
     Guard,
+    KeepContacts,
     Output,
     PeerId,
     ProcessKey,
@@ -35,6 +36,7 @@ from bequest.runtime.safe import Tether, raise_descriptor_limit
 from bequest.runtime.workers import Job, Then, Workers
 from bequest.wire import messages as wire
 
+_CONTACT = "contact "  # how keys of emergency contacts begin
 _decoder = msgspec.msgpack.Decoder(WatchedProcess)
 
 
@@ -52,10 +54,24 @@ class Agent(Daemon):
         self.watch(self._workers.fileno(), self._workers.collect)
         self._offered: dict[PeerId, int] = {}  # userfaultfds of those whose request to enrol is under way
         self._targets: dict[ProcessKey, Target] = {}
-        found = [(_decoder.decode(deposit.meta), deposit.fds) for deposit in self.kept.values()]
-        self._machine = ComputeElement([process for process, _ in found])
+        self._contacts: dict[ProcessKey, int] = {}  # how many of each process are kept
+        found, contacts = self._found()
+        self._machine = ComputeElement([process for process, _ in found], contacts)
         for process, fds in found:
             self._register(process, Target(process.os_pid, *fds, *[None] * (2 - len(fds))))
+
+    def _found(self) -> tuple[list[tuple[WatchedProcess, list[int]]], dict[ProcessKey, list[str]]]:
+        """What the agent before this one kept: processes with their descriptors, and their emergency contacts."""
+        processes: list[tuple[WatchedProcess, list[int]]] = []
+        contacts: dict[ProcessKey, list[str]] = {}
+        for key, deposit in self.kept.items():
+            if key.startswith(_CONTACT):
+                pid, incarnation = key.split()[-1].split(".")
+                contacts.setdefault((int(pid), int(incarnation)), []).append(deposit.meta.decode())
+            else:
+                processes.append((_decoder.decode(deposit.meta), deposit.fds))
+        self._contacts = {key: len(names) for key, names in contacts.items()}
+        return processes, contacts
 
     def peer_message(self, peer: Peer, message: wire.Message) -> None:
         """A descriptor comes with `wire.Enrol` alone, and must be what it should be."""
@@ -81,6 +97,10 @@ class Agent(Daemon):
         if link is self._mmu:
             self._carry_out(self._machine.linked())
 
+    def link_broken(self, link: Link) -> None:
+        if link is self._mmu:
+            self._machine.unlinked()
+
     def tick(self, now: float) -> None:
         self._carry_out(self._machine.tick(now))
 
@@ -99,6 +119,8 @@ class Agent(Daemon):
                     self._watch_process(process, peer)
                 case Unwatch(key):
                     self._unwatch_process(key)
+                case KeepContacts(key, names):
+                    self._keep_contacts(key, names)
                 case Push(peer, notice):
                     self._push(peer, notice)
                 case Confirm(key):
@@ -170,8 +192,19 @@ class Agent(Daemon):
         elif key in self._targets:
             self._outlive(key)
 
+    def _keep_contacts(self, key: ProcessKey, names: list[str]) -> None:
+        """Each under a key of its own: together they may be longer than what one key has room for."""
+        before = self._contacts.pop(key, 0)
+        for number, name in enumerate(names):
+            self.keep(_contact_key(key, number), name.encode(), ())
+        for number in range(len(names), before):
+            self.release(_contact_key(key, number))
+        if names:
+            self._contacts[key] = len(names)
+
     def _unwatch_process(self, key: ProcessKey) -> None:
         """The Rack MMU has taken note. Its descriptors are closed behind the work that still uses them."""
+        self._keep_contacts(key, [])
         target = self._targets.pop(key, None)
         if target is None:
             return
@@ -224,6 +257,10 @@ class Agent(Daemon):
         if outcome is not None:
             log.warning("%s cannot guard memory of process %d (job %d): %s", self.role, key[0], job, outcome)
         self._carry_out(self._machine.guarded(job, key, outcome is not None))
+
+
+def _contact_key(key: ProcessKey, number: int) -> str:
+    return f"{_CONTACT}{number} of {key[0]}.{key[1]}"
 
 
 def _safe_key(key: ProcessKey) -> str:

@@ -10,23 +10,27 @@ from __future__ import annotations
 from bequest.wire.message import Message
 
 __all__ = [
-    "BreakMemory", "CallContacts", "Cleared", "DeathHint", "ElementBack", "ElementSilent", "FailMemory", "FailureMade",
-    "GuardRange", "HandleFailures", "Handled", "MemoryBroken", "MemoryFailed", "Notice", "NoticeAttached",
-    "NoticeCleared", "NoticeContact", "NoticeDied", "NoticeElement", "NoticeMemory", "NoticeSuspected",
-    "NoticesDropped", "Ping", "Pong", "ProveDeath", "RangeGuarded", "SetContacts", "StandBy", "StandDown", "StandingBy",
-    "Subscribe",
-    "Subscribed", "Suspicion", "TellGroup", "TellProcess", "UnwatchProcess", "WatchProcess",
+    "BreakMemory", "CallContacts", "Cleared", "ContactsCalled", "DeathHint", "ElementBack", "ElementSilent",
+    "FailMemory", "FailureMade", "GuardRange", "HandleFailures", "Handled", "MemoryBroken", "MemoryFailed", "Notice",
+    "NoticeAttached", "NoticeCleared", "NoticeContact", "NoticeDied", "NoticeElement", "NoticeMemory",
+    "NoticeSuspected", "NoticesDropped", "Ping", "Pong", "ProveDeath", "RangeGuarded", "SetContacts", "StandBy",
+    "StandDown", "StandingBy", "Subscribe", "Subscribed", "Suspicion", "TellGroup", "TellProcess", "UnwatchProcess",
+    "WatchProcess",
 ]  # fmt: skip
 
 # --- notices ----------------------------------------------------------------------------------------------
 
 
 class NoticeDied(Message, frozen=True):
-    """The kernel says that this process has gone: nothing of it will ever run again."""
+    """The kernel says that this process has gone: nothing of it will ever run again.
+
+    The Rack MMU numbers deaths as they occur, so that none is told twice to one who has said how many it knows of.
+    """
 
     name: str
     pid: int
     incarnation: int
+    number: int = 0
 
 
 class NoticeSuspected(Message, frozen=True):
@@ -107,13 +111,20 @@ Notice = (
 
 
 class Subscribe(Message, frozen=True):
-    """-> Subscribed, and from then on notices. On a connection of its own, with the ticket of `Enrol`."""
+    """-> Subscribed, and from then on notices. On a connection of its own, with the ticket of `Enrol`.
+
+    Who comes back, because its agent was started anew, names the last death that it knows of: later ones follow.
+    """
 
     ticket: bytes
+    since: int | None = None
 
 
 class Subscribed(Message, frozen=True):
+    """``death``: the number of the last one before this subscription."""
+
     pid: int
+    death: int = 0
 
 
 class SetContacts(Message, frozen=True):
@@ -199,10 +210,17 @@ class TellGroup(Message, frozen=True):
 
 
 class CallContacts(Message, frozen=True):
-    """Pass the notice on to processes of these names, which are not at this agent."""
+    """-> ContactsCalled. Pass the notice on to processes of these names, which are not at this agent."""
 
     names: list[str]
     notice: NoticeContact
+    number: int = 0  # the agent's; it says it again on a new link until it is answered
+
+
+class ContactsCalled(Message, frozen=True):
+    """As far as there are processes of these names."""
+
+    number: int
 
 
 class GuardRange(Message, frozen=True):
@@ -255,6 +273,7 @@ class WatchProcess(Message, frozen=True):
     incarnation: int
     os_pid: int
     group: int
+    is_suspect: bool = False  # a monitor before this one has said so, and it is not withdrawn yet
 
 
 class UnwatchProcess(Message, frozen=True):

@@ -513,6 +513,7 @@ MmuToAgent = (
     ExpectProcess
     | ForgetProcess
     | AnnouncementEnds
+    | ContactsCalled
     | FenceProcess
     | ProveDeath
     | TellProcess
