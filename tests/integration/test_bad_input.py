@@ -279,6 +279,32 @@ def test_a_secret_that_is_no_bytes(yard: Yard, rack: RackUnderTest, me: bq.Proce
         assert rack.connection.is_alive()
 
 
+def test_arguments_of_the_wrong_type_cost_nobody_a_place(
+    yard: Yard, rack: RackUnderTest, me: bq.Process, region: bq.Region
+) -> None:
+    """The rack drops who sends what it cannot understand; so nothing of the kind is sent."""
+    wrong = [
+        lambda: me.steal("me", "00ff"),
+        lambda: me.steal("me", bytearray(32)),
+        lambda: me.steal("me", shares=["00ff"]),
+        lambda: me.steal("me", only="/path"),
+        lambda: me.steal("me", only=[region]),
+        lambda: me.steal("me", incarnation="first"),
+        lambda: me.publish("/path", region, 1.5),
+        lambda: me.standby(for_="me", then=None),
+        lambda: me.standby(for_="me", then=print, on_suspicion="print"),
+        lambda: me.standby(for_="me", capability="00ff", then=print),
+        lambda: me.on_memory_failure("print"),
+        lambda: me.emergency_contacts("me"),
+        lambda: yard.attach("other", compute=3),
+    ]
+    for call in wrong:
+        with nothing_changes(me, region):
+            raised(TypeError, call)
+    me.publish("/path", region)
+    assert me.lookup("/path").address == region.address
+
+
 def test_a_name_that_is_taken(yard: Yard, rack: RackUnderTest, me: bq.Process, region: bq.Region) -> None:
     before = rack.processes().keys()
     with nothing_changes(me, region):

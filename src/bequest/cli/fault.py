@@ -20,6 +20,14 @@ from bequest.errors import UnknownProcess
 if TYPE_CHECKING:
     from bequest.memory.rack import Rack
 
+_KINDS = {
+    "process": "Process",
+    "element": "The server of memory element",
+    "agent": "The agent of compute element",
+    "mmu": "The Rack MMU",
+    "monitor": "The rack monitor",
+}
+_WHOM = {"element": "memory element", "agent": "compute element"}
 _HAPPENS = {signal.SIGKILL: "killed", signal.SIGSTOP: "stopped", signal.SIGCONT: "continued"}
 
 
@@ -28,7 +36,7 @@ def command() -> None:
     """Make a part of a rack fail, for real: memory, processes, or the rack's own daemons."""
 
 
-@command.command("memory")
+@command.command("memory", short_help="Lose the memory of an element, or a part of it.")
 @click.argument("element")
 @click.option(
     "--range",
@@ -60,7 +68,7 @@ def memory(output: Output, element: str, run: str | None, rack_name: str | None)
     )
 
 
-@command.command("compute")
+@command.command("compute", short_help="Kill a compute element, with its processes.")
 @click.argument("element")
 @rack_option
 @json_option
@@ -88,9 +96,16 @@ def compute(output: Output, element: str, rack_name: str | None) -> None:
     )
 
 
-@command.command("process")
+@command.command("process", short_help="Kill, stop or continue a process.")
 @click.argument("name")
-@click.option("--kill", "number", flag_value=int(signal.SIGKILL), type=int, default=int(signal.SIGKILL))
+@click.option(
+    "--kill",
+    "number",
+    flag_value=int(signal.SIGKILL),
+    type=int,
+    default=int(signal.SIGKILL),
+    help="It ends: SIGKILL.",
+)
 @click.option("--stop", "number", flag_value=int(signal.SIGSTOP), type=int, help="It hangs: SIGSTOP.")
 @click.option("--cont", "number", flag_value=int(signal.SIGCONT), type=int, help="It goes on: SIGCONT.")
 @rack_option
@@ -109,7 +124,7 @@ def process(output: Output, name: str, number: int, rack_name: str | None) -> No
     _signal(output, "process", name, alive[0].os_pid, signal.Signals(number))
 
 
-@command.command("element")
+@command.command("element", short_help="Kill the server of a memory element.")
 @click.argument("name")
 @rack_option
 @json_option
@@ -119,7 +134,7 @@ def element(output: Output, name: str, rack_name: str | None) -> None:
     _kill_daemon(output, "element", name, rack_name)
 
 
-@command.command("mmu")
+@command.command("mmu", short_help="Kill the Rack MMU.")
 @rack_option
 @json_option
 @click.pass_obj
@@ -128,7 +143,7 @@ def mmu(output: Output, rack_name: str | None) -> None:
     _kill_daemon(output, "mmu", "mmu", rack_name)
 
 
-@command.command("monitor")
+@command.command("monitor", short_help="Kill the rack monitor.")
 @rack_option
 @json_option
 @click.pass_obj
@@ -153,14 +168,15 @@ def _daemon(rack: Rack, kind: str, name: str) -> int:
         if daemon.name == name:
             return daemon.os_pid
     names = ", ".join(daemon.name for daemon in known) or "none"
-    raise click.UsageError(f"this rack has no {kind} {name!r}; it has {names}")
+    raise click.UsageError(f"this rack has no {_WHOM.get(kind, kind)} {name!r}; it has {names}")
 
 
 def _signal(output: Output, kind: str, name: str, pid: int, number: signal.Signals) -> None:
     if not _send(pid, number):
-        raise UnknownProcess(f"{kind} {name!r} (os pid {pid}) has gone already")
+        raise UnknownProcess(f"{name!r} (os pid {pid}) has gone already")
     document = {"fault": kind, "name": name, "signal": number.name, "os_pid": pid}
-    _say(output, document, f"{kind} {name} (os pid {pid}) was {_HAPPENS[number]} ({number.name}).")
+    who = f"{_KINDS[kind]} {name}" if kind in ("process", "element") else _KINDS[kind]
+    _say(output, document, f"{who} (os pid {pid}) was {_HAPPENS[number]} ({number.name}).")
 
 
 def _send(pid: int, number: signal.Signals) -> bool:

@@ -7,6 +7,7 @@ finds in its environment whom it replaces, and attaches and steals by itself.
 from __future__ import annotations
 
 import os
+import shlex
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
@@ -64,7 +65,9 @@ def command(
             _say(output, {"standing_by_for": victim}, f"Standing by for {victim}.")
             death = deaths.get()
         told = {"victim": victim, "incarnation": death.incarnation, "hung": death.is_suspicion}
-        _say(output, told, f"{victim} {'hangs' if death.is_suspicion else 'has died'}: {' '.join(arguments)}")
+        _say(
+            output, told, f"{victim} {'hangs' if death.is_suspicion else 'has died'}: {shlex.join(arguments)}"
+        )
         environment = os.environ | {
             RACK_VARIABLE: str(rack.directory),
             VICTIM_VARIABLE: victim,

@@ -18,9 +18,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from bequest.errors import BadName, UnknownProcess
-from bequest.ids import check_name
+from bequest.ids import check_name, check_path
 from bequest.limits import INBOX_CELLS
 from bequest.memory.connections import expect
+from bequest.memory.group import check_capability, combine
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -89,9 +90,10 @@ class Estate:
             region.__exit__(kind, error, trace)
 
     def __repr__(self) -> str:
-        nbytes = sum(region.nbytes for region in self.regions)
+        count, nbytes = len(self.regions), sum(region.nbytes for region in self.regions)
         mail = f", {len(self.inbox)} from its inbox" if self.inbox else ""
-        return f"<bequest.Estate of {self.victim!r} ({self.how}): {len(self.regions)} regions, {nbytes} bytes{mail}>"
+        many = "" if count == 1 else "s"
+        return f"<bequest.Estate of {self.victim!r} ({self.how}): {count} region{many}, {nbytes} bytes{mail}>"
 
 
 def steal(
@@ -107,12 +109,13 @@ def steal(
         check_name(victim)
     except BadName as error:
         raise UnknownProcess(f"no process can have that name: {error}") from None
+    check_capability(capability)
     if shares is not None:
         if capability is not None:
             raise TypeError("a steal is opened by a capability or by shares of one, not by both")
-        from bequest.memory.group import combine  # on demand: few programs steal as a quorum
-
         capability = combine(shares)
+    if isinstance(only, str):
+        raise TypeError(f"a part is a list of paths and addresses: only=[{only!r}]")
     selection = None if only is None else [_selected(item) for item in only]
     request = wire.Steal(victim, capability, selection, incarnation)
     reply, _ = process._links.mmu.request(request)
@@ -120,7 +123,14 @@ def steal(
 
 
 def _selected(item: str | int) -> str | int:
-    return item if isinstance(item, str) else operator.index(item)
+    if isinstance(item, str):
+        return check_path(item)
+    try:
+        return operator.index(item)
+    except TypeError:
+        raise TypeError(
+            f"a part is a path or an address, as in region.address, not {type(item).__name__}"
+        ) from None
 
 
 def _estate(process: Process, stolen: wire.Stolen) -> Estate:

@@ -267,12 +267,16 @@ class Notices:
 
     def on_memory_failure(self, handler: Handler | None) -> None:
         """One handler, or none."""
+        if handler is not None and not callable(handler):
+            raise TypeError(f"a handler of memory failures is a function, not {type(handler).__name__}")
         self.subscribe()
         self._handler = handler
         self._links.ask_agent(wire.HandleFailures(handler is not None))
 
     def set_contacts(self, names: Iterable[str]) -> None:
         """In place of those before."""
+        if isinstance(names, str):
+            raise TypeError(f"emergency contacts are a list of names: [{names!r}]")
         contacts = [check_name(name) for name in names]
         self._links.ask_agent(wire.SetContacts(contacts))
         self._contacts = contacts

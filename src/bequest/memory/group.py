@@ -60,6 +60,15 @@ class Group:
         return f"<bequest.Group {self.name!r}>"
 
 
+def check_capability(capability: object) -> None:
+    """Raises TypeError for what cannot be one, such as its hexadecimal digits."""
+    if capability is not None and not isinstance(capability, bytes):
+        hint = "; bytes.fromhex(…) makes them of digits" if isinstance(capability, str) else ""
+        raise TypeError(
+            f"a capability is bytes, as in Group.capability, not {type(capability).__name__}{hint}"
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class Keys:
     """What is made for a new group: what its creator gets, and what the rack is told."""
@@ -99,7 +108,7 @@ def combine(shares: Iterable[bytes]) -> bytes:
         raise WrongCapability("the same share was given twice: every member has one of its own")
     needed = first.quorum.needed
     if len(found) < needed:
-        raise WrongCapability(f"{needed} shares are needed, {len(found)} were given")
+        raise WrongCapability(f"{needed} shares are needed, not {len(found)}")
     from Crypto.Protocol.SecretSharing import Shamir
 
     seed = Shamir.combine([(share.index, share.part) for share in found[:needed]])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from bequest.errors import BequestError
 from bequest.memory.events import Event, ProcessDied, ProcessSuspected
+from bequest.memory.group import check_capability
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Standby:
         on_suspicion: Then | None,
         own_process: bool,
     ) -> None:
+        check_capability(capability)
+        for callback in (then, on_suspicion or then):
+            if not callable(callback):
+                raise TypeError(f"a standby calls a function, not {type(callback).__name__}")
         self.name = name
         self._process = process
         self._capability = capability

@@ -21,6 +21,7 @@ from pathlib import Path
 from bequest.errors import BequestError, NotAttached, RackGone
 from bequest.limits import CONNECT_TIMEOUT, REQUEST_TIMEOUT, RESTART_POLL, RESTART_TIMEOUT
 from bequest.runtime.transport import Channel, ConnectionLost, NoAnswer
+from bequest.wire import codec
 from bequest.wire import messages as wire
 
 # These change nothing that a second one would change again. Attach and CreateGroup carry a nonce.
@@ -79,8 +80,12 @@ class LastingChannel:
     def request(
         self, message: wire.Message, timeout: float = REQUEST_TIMEOUT, fds: Sequence[int] = ()
     ) -> tuple[wire.Message, list[int]]:
-        """The reply, and the file descriptors that came with it, which the caller owns. Sends copies of ``fds``."""
+        """The reply, and the file descriptors that came with it, which the caller owns. Sends copies of ``fds``.
+
+        Raises TypeError for a message with parts of the wrong type.
+        """
         self._check_owner()
+        codec.check(message)
         with self._lock:
             sent = self._numbered(message)
             gone_at: float | None = None

@@ -6,6 +6,8 @@ packet is a message that belongs at this socket; anything else is `GarbledPacket
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from bequest.errors import BadSize
@@ -27,6 +29,23 @@ def encode(message: wire.Message) -> bytes:
         name = type(message).__name__
         raise BadSize(f"a {name} of {len(packet)} bytes exceeds the {PACKET_BYTES_MAX} of a packet")
     return packet
+
+
+def check(message: wire.Message) -> None:
+    """Raises TypeError if a part of it has a type that the other side would not understand.
+
+    It would take the packet for garbage and drop whoever sent it: an argument of the wrong type must not cost a program
+    its place in the rack.
+    """
+    try:
+        _decoder_of(type(message)).decode(_encoder.encode(message))
+    except msgspec.ValidationError as error:
+        raise TypeError(f"the arguments make no {type(message).__name__}: {error}") from None
+
+
+@lru_cache
+def _decoder_of(kind: type[wire.Message]) -> msgspec.msgpack.Decoder[wire.Message]:
+    return msgspec.msgpack.Decoder(kind)
 
 
 class Decoder:
