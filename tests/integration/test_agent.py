@@ -263,7 +263,6 @@ def test_an_agent_keeps_two_descriptors_for_each_process_and_gives_them_back(
     agent: AgentUnderTest, new_victim: Callable[[], Victim]
 ) -> None:
     channel = enrolment(agent, pid=9)  # by then the first one has been seen off
-    channel.close()
     before = descriptors(agent)
     for pid in (1, 2, 3):
         agent.expect(new_victim(), pid)
@@ -271,6 +270,7 @@ def test_an_agent_keeps_two_descriptors_for_each_process_and_gives_them_back(
     for pid in (1, 2, 3):
         agent.tell(wire.ForgetProcess(pid, INCARNATION))
     until(lambda: descriptors(agent) == before + 3, "the descriptors to be closed")
+    channel.close()
 
 
 def descriptors(agent: AgentUnderTest) -> int:

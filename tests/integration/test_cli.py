@@ -257,7 +257,7 @@ def test_up_detached_says_where_and_what_and_down_leaves_nothing(bequest: Screen
         "orphan_keep_seconds": 60.0,
     }
     daemons = [pid, *children_of(pid)]
-    assert len(daemons) == 6 and all(is_running(daemon) for daemon in daemons)
+    assert len(daemons) == 7 and all(is_running(daemon) for daemon in daemons)
     assert bequest.document("down") == {"ended": ["default"]}
     assert not any(is_running(daemon) for daemon in daemons)
     assert bequest.remaining() == []
@@ -337,13 +337,13 @@ def test_down_ends_a_rack_that_does_not_answer(bequest: Screen) -> None:
 
 PROCESS_FIELDS = {
     "id", "name", "kind", "group", "compute", "pid", "state", "extents", "owned_bytes", "cached_bytes", "inbox",
-    "grants", "granted_bytes", "accepts", "allocs", "frees",
+    "grants", "granted_bytes", "accepts", "allocs", "frees", "freed_in_seconds",
 }  # fmt: skip
 RATE_FIELDS = {
     "grants_per_second", "bytes_not_copied_per_second", "accepts_per_second", "allocs_per_second", "frees_per_second",
 }  # fmt: skip
 ELEMENT_FIELDS = {
-    "name", "kind", "size_bytes", "used_bytes", "free_bytes", "slabs", "warm_bytes", "recycled_bytes", "huge_bytes",
+    "name", "kind", "size_bytes", "used_bytes", "free_bytes", "state", "failed_bytes", "slabs", "warm_bytes", "recycled_bytes", "huge_bytes",
     "warm_hits", "cold_misses",
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,10 +26,22 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def rack() -> Iterator[RackProcess]:
-    started = RackProcess.start(orphan_keep=0.3)
-    yield started
-    started.stop()
+def start() -> Iterator[Callable[..., RackProcess]]:
+    """Starts racks, which end with the test, however it ends: the next one wants their names."""
+    started: list[RackProcess] = []
+
+    def start_one(*name: str, **flags: object) -> RackProcess:
+        started.append(RackProcess.start(*name, **flags))
+        return started[-1]
+
+    yield start_one
+    for one in reversed(started):
+        one.stop()
+
+
+@pytest.fixture
+def rack(start: Callable[..., RackProcess]) -> RackProcess:
+    return start(orphan_keep=0.3)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
@@ -89,15 +101,14 @@ def test_more_than_there_is(rack: RackProcess) -> None:
     member.close()
 
 
-def test_memory_in_files_leaves_none_behind(tmp_path: Path) -> None:
-    rack = RackProcess.start(memory=[f"pmem0:64MiB:file:{tmp_path}"])
+def test_memory_in_files_leaves_none_behind(start: Callable[..., RackProcess], tmp_path: Path) -> None:
+    rack = start(memory=[f"pmem0:64MiB:file:{tmp_path}"])
     member = Member(rack, "one")
     fd = member.open(member.need(2 * MIB))
     assert os.fstat(fd).st_blocks * 512 >= 2 * MIB  # allocated, so a full disk is no SIGBUS later
     assert list(tmp_path.iterdir()) == []
     os.close(fd)
     member.close()
-    rack.stop()
 
 
 # --- deaths of users ----------------------------------------------------------------------------------------------
@@ -165,8 +176,8 @@ def test_many_come_and_go(rack: RackProcess) -> None:
 # --- deaths of daemons --------------------------------------------------------------------------------------------
 
 
-def test_asked_to_stop_nothing_is_left() -> None:
-    rack = RackProcess.start()
+def test_asked_to_stop_nothing_is_left(start: Callable[..., RackProcess]) -> None:
+    rack = start()
     daemons = rack.daemons()
     member = Member(rack, "one")
     member.need(2 * MIB)
@@ -199,16 +210,16 @@ def test_a_signal_ends_a_rack_in_the_foreground(number: signal.Signals) -> None:
     process.stdout.close()
 
 
-def test_a_killed_supervisor_takes_everything_with_it() -> None:
-    rack = RackProcess.start()
+def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., RackProcess]) -> None:
+    rack = start()
     daemons = rack.daemons()
     os.kill(rack.supervisor, signal.SIGKILL)
     assert until(lambda: not any(map(is_running, daemons.values())))
     assert until(lambda: not rack.directory.path.exists())
 
 
-def test_all_killed_at_once_is_swept_by_the_next() -> None:
-    rack = RackProcess.start()
+def test_all_killed_at_once_is_swept_by_the_next(start: Callable[..., RackProcess]) -> None:
+    rack = start()
     for pid in (rack.supervisor, *rack.daemons().values()):
         os.kill(pid, signal.SIGSTOP)
     for pid in (*rack.daemons().values(), rack.supervisor):
@@ -217,14 +228,21 @@ def test_all_killed_at_once_is_swept_by_the_next() -> None:
     assert rack.directory.path.exists()
     with pytest.raises(errors.NoRack):
         find("test")
-    again = RackProcess.start()
+    again = start()
     assert isinstance(again.ask(wire.Status("rack")), wire.RackReport)
-    again.stop()
 
 
-@pytest.mark.parametrize("role", ["dram0", "host0"])
-def test_a_killed_daemon_is_started_again(role: str) -> None:
-    rack = RackProcess.start()
+TITLES = {
+    "mmu": "the Rack MMU",
+    "dram0": "memory element dram0",
+    "host0": "agent host0",
+    "monitor": "the rack monitor",
+}
+
+
+@pytest.mark.parametrize("role", TITLES)
+def test_a_killed_daemon_is_started_again(start: Callable[..., RackProcess], role: str) -> None:
+    rack = start()
     member = Member(rack, "one")
     slab = member.need(2 * MIB)
     daemons = rack.daemons()
@@ -238,20 +256,17 @@ def test_a_killed_daemon_is_started_again(role: str) -> None:
 
     assert until(lambda: reported()[role].restarts == 1)  # the Rack MMU has its new link by then
     found = reported()
-    assert {name: daemon.restarts for name, daemon in found.items()} == {"mmu": 0, "dram0": 0, "host0": 0} | {
-        role: 1
-    }
+    assert {name: daemon.restarts for name, daemon in found.items()} == dict.fromkeys(daemons, 0) | {role: 1}
     assert {name: daemon.os_pid for name, daemon in found.items()} == rack.daemons()
-    assert f"{role} (pid {daemons[role]}) was killed by SIGKILL" in rack.log()
-    assert f"{role} runs again, as pid {rack.daemons()[role]} (restart 1)" in rack.log()
+    assert f"{TITLES[role]} (pid {daemons[role]}) was killed by SIGKILL" in rack.log()
+    assert f"{TITLES[role]} runs again, as pid {rack.daemons()[role]} (restart 1)" in rack.log()
     member.element.close()
     member.element = Channel.connect(rack.directory.socket(member.attached.elements[0].path))
     os.close(member.open(slab))
     member.close()
-    rack.stop()
 
 
-@pytest.mark.parametrize("role", ["dram0", "host0"])
+@pytest.mark.parametrize("role", ["dram0", "host0", "monitor"])
 def test_an_embedded_rack_survives_its_daemons_and_still_ends(role: str) -> None:
     rack = RackProcess(start_embedded())
     channel = rack.connect()
@@ -283,11 +298,10 @@ def test_a_name_is_taken_by_a_running_rack(rack: RackProcess) -> None:
     assert isinstance(rack.ask(wire.Status("rack")), wire.RackReport)
 
 
-def test_two_racks_of_one_user(rack: RackProcess) -> None:
-    other = RackProcess.start("other")
+def test_two_racks_of_one_user(start: Callable[..., RackProcess], rack: RackProcess) -> None:
+    other = start("other")
     Member(rack, "same").close()
     Member(other, "same").close()
-    other.stop()
 
 
 def test_a_directory_without_room_for_files(tmp_path: Path) -> None:
@@ -299,16 +313,17 @@ def test_a_directory_without_room_for_files(tmp_path: Path) -> None:
         start_detached(config)
 
 
-def test_a_long_path_to_the_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_long_path_to_the_sockets(
+    start: Callable[..., RackProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
-    rack = RackProcess.start("long")
+    rack = start("long")
     assert len(str(rack.directory.mmu_socket)) > 107
     member = Member(rack, "one")
     os.close(member.open(member.need(2 * MIB)))
     member.close()
-    rack.stop()
 
 
 def test_channels_survive_an_interrupted_request(rack: RackProcess, monkeypatch: pytest.MonkeyPatch) -> None:

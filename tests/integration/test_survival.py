@@ -1,7 +1,7 @@
 """Daemons of a rack are killed at any moment: nothing is lost, nothing has two owners, and users hardly notice.
 
-`storm_users.py` checks every word of what its users own while this kills memory elements' servers, agents and the Rack
-MMU, alone and together. Which is killed when follows from one printed seed.
+`storm_users.py` checks every word of what its users own while this kills memory elements' servers, agents, the Rack
+MMU and the rack monitor, alone and together. Which is killed when follows from one printed seed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from alive import is_running
 from bequest.wire import messages as wire
 from racks import MIB, RackUnderTest, Yard
 
-pytest.importorskip("bequest.runtime.lasting")
-ROLES = ("dram0", "dram1", "host0", "host1")
+ROLES = ("mmu", "dram0", "dram1", "host0", "host1", "monitor")
 KILLS = int(os.environ.get("SURVIVAL_KILLS", "12"))
 SEED_VARIABLE = "SURVIVAL_SEED"
 pytestmark = pytest.mark.filterwarnings("ignore:a region of:ResourceWarning")  # dropped when a test ends
@@ -191,7 +190,8 @@ def seed() -> int:
     return seed
 
 
-VICTIMS = [(role,) for role in ROLES] + list(itertools.combinations(ROLES, 2)) + [ROLES]
+VICTIMS = [*((role,) for role in ROLES), ROLES]  # all of these in any case, then pairs
+PAIRS = list(itertools.combinations(ROLES, 2))
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_a_storm_goes_on_while_daemons_are_killed(
     for user in users:
         user.start(storm_users.storm, str(population), chance.getrandbits(32))
     try:
-        for victims in [*VICTIMS, *(chance.choice(VICTIMS) for _ in range(KILLS - len(VICTIMS)))]:
+        for victims in [*VICTIMS, *(chance.choice(PAIRS) for _ in range(KILLS - len(VICTIMS)))]:
             time.sleep(chance.uniform(0.02, 0.2))
             for user in users:
                 assert user.is_busy(), f"{user.name} has stopped: {user.result()}"
