@@ -343,8 +343,8 @@ RATE_FIELDS = {
     "grants_per_second", "bytes_not_copied_per_second", "accepts_per_second", "allocs_per_second", "frees_per_second",
 }  # fmt: skip
 ELEMENT_FIELDS = {
-    "name", "kind", "size_bytes", "used_bytes", "free_bytes", "state", "failed_bytes", "slabs", "warm_bytes", "recycled_bytes", "huge_bytes",
-    "warm_hits", "cold_misses",
+    "name", "kind", "size_bytes", "used_bytes", "free_bytes", "state", "failed_bytes", "slabs", "warm_bytes",
+    "recycled_bytes", "huge_bytes", "warm_hits", "cold_misses",
 }  # fmt: skip
 
 
