@@ -43,7 +43,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "pidfd", "pidfd", probes.probe_pidfd,
-        "The death of a process cannot be noticed.",
+        "The death of a process cannot be noticed, nor a certain process be killed.",
         "Run Linux 5.3 or newer, in a container that allows pidfd_open.",
         required=True,
     ),
@@ -64,20 +64,25 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "userfaultfd", "userfaultfd", probes.probe_userfaultfd,
-        "A process that hangs can be fenced only by ptrace or by killing it, deaths are proven only after up to 50 ms, "
-        "and memory that is made to fail may read as zeros.",
+        "A process that hangs can be fenced only by ptrace or by killing it; a death is proven the later, the more "
+        "memory the dead had, up to 50 ms for a GiB; ranges of memory are made to fail by ptrace or not at all.",
         "Run Linux 5.19 or newer, in a container that allows userfaultfd.",
     ),
     Check(
         "ptrace", "ptrace", probes.probe_ptrace,
-        "The second way to fence a hanging process is closed; there remain userfaultfd and killing it.",
-        "sysctl kernel.yama.ptrace_scope=1, as root; on other processors than x86-64, none.",
+        "The second way to fence a process that runs or hangs is closed; there remain userfaultfd and, where the group "
+        "allows it, killing it.",
+        "sysctl kernel.yama.ptrace_scope=1, as root, and a container that allows ptrace; on other processors, none.",
     ),
     Check(
         "robust_futex", "robust futexes", probes.probe_robust_futex,
-        "Deaths are noticed by pidfd alone, after up to 50 ms instead of 0.2 ms; without futex_waitv each process that "
-        "is watched costs a thread.",
-        "Use Linux 5.16 or newer, and a C library that registers robust lists, as glibc and musl do.",
+        "Deaths are noticed by pidfd alone: the later, the more memory the dead had, up to 50 ms for a GiB.",
+        "Use a C library that registers robust lists, as glibc and musl do, and a container that allows them.",
+    ),
+    Check(
+        "futex_waitv", "waiting for many", probes.probe_futex_waitv,
+        "Each process that is watched costs a thread.",
+        "Run Linux 5.16 or newer, in a container that allows futex_waitv.",
     ),
     Check(
         "mappings", "mappings", probes.probe_mappings,

@@ -14,6 +14,8 @@ import mmap
 import os
 import platform
 import resource
+import signal
+import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -41,6 +43,8 @@ _UFFD_API = 0xAA
 _UFFD_SIGBUS = 1 << 7
 _UFFD_WRITE_PROTECT_SHMEM = 1 << 12
 _FUTEX_WAITV = 449
+_PTRACE_SEIZE = 0x4206
+_PR_SET_PTRACER, _ANY_TRACER = 0x59616D61, (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -245,9 +249,15 @@ def probe_robust_futex() -> Finding:
         return Finding(DEGRADED, f"get_robust_list: {os.strerror(ctypes.get_errno())}")
     if not head.value:
         return Finding(DEGRADED, "the C library registers no robust list")
-    if _libc().syscall(_FUTEX_WAITV, None, 0, 0, None, 0) < 0 and ctypes.get_errno() == errno.ENOSYS:
-        return Finding(DEGRADED, "threads have robust lists, but cannot wait for many at once (futex_waitv)")
-    return Finding(OK, "threads have robust lists, and can wait for many at once")
+    return Finding(OK, "threads have robust lists")
+
+
+def probe_futex_waitv() -> Finding:
+    """One thread that waits for the deaths of many processes."""
+    _libc().syscall(_FUTEX_WAITV, None, 0, 0, None, 0)
+    if (number := ctypes.get_errno()) in (errno.ENOSYS, errno.EPERM):  # EINVAL: it looks at its arguments
+        return Finding(DEGRADED, f"futex_waitv: {os.strerror(number)}")
+    return Finding(OK, "futex_waitv waits for many at once")
 
 
 def probe_userfaultfd() -> Finding:
@@ -272,17 +282,47 @@ def probe_userfaultfd() -> Finding:
 
 
 def probe_ptrace() -> Finding:
-    """The second way to stop another process's writes."""
+    """The second way to stop another process's writes: seizing one that is no child, and has allowed it."""
     if platform.machine() != "x86_64":
         return Finding(DEGRADED, f"written for x86-64 only, not for {platform.machine()}")
     scope = _read("/proc/sys/kernel/yama/ptrace_scope")
-    meaning = {
-        None: (OK, "no yama: a user's processes may trace each other"),
-        "0": (OK, "yama.ptrace_scope = 0"),
-        "1": (OK, "yama.ptrace_scope = 1: who is traced has to allow it, and does"),
-        "2": (DEGRADED, "yama.ptrace_scope = 2: only for administrators"),
-    }
-    return Finding(*meaning.get(scope, (DEGRADED, f"yama.ptrace_scope = {scope}: for nobody")))
+    told = "no yama" if scope is None else f"yama.ptrace_scope = {scope}"
+    if (number := _seize_a_sibling()) != 0:
+        return Finding(DEGRADED, f"a process that allows it cannot be traced: {os.strerror(number)}; {told}")
+    return Finding(OK, f"a process that allows it (PR_SET_PTRACER) can be traced by another; {told}")
+
+
+def _seize_a_sibling() -> int:
+    """As an agent would do it to a process of its rack; 0 or the error's number."""
+    library = _libc()
+    with _child(lambda: library.prctl(_PR_SET_PTRACER, ctypes.c_ulong(_ANY_TRACER), 0, 0, 0)) as (victim, _):
+
+        def seize() -> int:
+            return ctypes.get_errno() if library.ptrace(_PTRACE_SEIZE, victim, None, None) != 0 else 0
+
+        with _child(seize) as (_, number):
+            return number
+
+
+@contextmanager
+def _child(act: Callable[[], int]) -> Iterator[tuple[int, int]]:
+    """A forked process that has acted, and waits for this one: its pid, and what that returned."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            theirs.send(bytes([act() & 0xFF]))
+            theirs.recv(1)  # until the other end is closed, in whatever way this program ends
+        finally:
+            os._exit(0)
+    theirs.close()
+    try:
+        yield pid, (ours.recv(1) or bytes([errno.ECHILD]))[0]
+    finally:
+        ours.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 # --- limits ---------------------------------------------------------------------------------------------------
@@ -312,6 +352,8 @@ def _libc() -> ctypes.CDLL:
         ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
     )  # fmt: skip
     library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    library.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    library.ptrace.restype = ctypes.c_long
     library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return library
 
