@@ -9,7 +9,7 @@ SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-native test-python test-user bench lint format sanitize wheel lock clean
+.PHONY: help dev demo test test-native test-python test-user soak bench lint format sanitize wheel lock clean
 
 # Found in the environment, they would make the build and the tests see another Python than .venv's.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
@@ -88,6 +88,10 @@ test-python: $(VENV)/.installed
 test-user: $(VENV)/.installed
 	$(SAY) "test: the integration tests as an ordinary user"
 	@bash tests/run_as_user.sh $(BIN)/python
+
+soak: $(VENV)/.installed ## steals, deaths and failures by the thousand, for about half an hour; BEQUEST_SOAK=0.1 for a tenth of it
+	$(SAY) "soak: pytest -m soak"
+	@BEQUEST_SOAK=$${BEQUEST_SOAK:-1} $(BIN)/python -m pytest -m soak $(ARGS)
 
 sanitize: $(VENV)/.made ## the native core and its tests under ASan + UBSan, then under TSan
 	$(SAY) "sanitize: AddressSanitizer and UndefinedBehaviorSanitizer"

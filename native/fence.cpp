@@ -33,6 +33,7 @@ constexpr uint64_t kFeatures = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_WP_HUGETLBFS_S
 // A second registration replaces the modes of the first, so both always go together: a guard must not lift a
 // fence.
 constexpr uint64_t kModes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+constexpr int kMappingTriesMax = 50;
 constexpr unsigned long kTimerSlack_ns = 1'000;
 
 [[noreturn]] void fail(const char* what, int error) {
@@ -66,6 +67,20 @@ int fence_range(int uffd, const PageRun& range) {
     return error ? error : protect_range(uffd, range);
 }
 
+bool has_gaps(int error) { return error == EINVAL || error == ENOMEM || error == ENOENT; }
+
+// The process may map and unmap meanwhile: then what is found is not there any more.
+int on_each_mapping(int uffd, pid_t os_pid, const PageRun& range, int (*act)(int, const PageRun&)) {
+    int error = 0;
+    for (int tries = 0; tries < kMappingTriesMax; tries++) {
+        error = 0;
+        for (const PageRun& mapped : mappings_within(os_pid, range))
+            if ((error = act(uffd, mapped)) != 0) break;
+        if (!has_gaps(error)) break;
+    }
+    return error;
+}
+
 // The usual case is one or two ioctls for a range. Where there is a gap in the mappings, each of those that
 // are there.
 void on_what_is_mapped(int uffd, pid_t os_pid, std::span<const PageRun> ranges, const char* what,
@@ -74,12 +89,9 @@ void on_what_is_mapped(int uffd, pid_t os_pid, std::span<const PageRun> ranges, 
         const int error = act(uffd, range);
         if (error == 0) continue;
         if (error == ESRCH) return;  // nobody is left
-        if (error != EINVAL && error != ENOMEM && error != ENOENT) fail(what, error);
-        for (const PageRun& mapped : mappings_within(os_pid, range)) {
-            const int again = act(uffd, mapped);
-            if (again == ESRCH) return;
-            if (again != 0) fail(what, again);
-        }
+        const int again = has_gaps(error) ? on_each_mapping(uffd, os_pid, range, act) : error;
+        if (again == ESRCH) return;
+        if (again != 0) fail(what, again);
     }
 }
 

@@ -6,18 +6,30 @@
 
 namespace bequest {
 
+namespace {
+
+using Range = AddressSpace::Range;
+
+Range range_of(const PlacedExtent& piece) {
+    return {piece.address, piece.address + piece.extent.word.pages() * kPageBytes};
+}
+
+}  // namespace
+
+// Pieces of which a page is bad are kept, too: somebody may be in the middle of touching the others.
 void reconcile(const std::vector<std::shared_ptr<Member>>& members) {
-    std::vector<AddressSpace::Range> kept;
+    if (members.empty()) return;
+    std::vector<Range> kept;
     for (const auto& member : members) {
         member->seen_revocations = member->slot().revocations.load();
         for (Holding* holding : member->holdings) {
             holding->drop_stolen();
-            for (const PlacedExtent& piece : holding->pieces())
-                kept.push_back({piece.address, piece.address + piece.extent.word.pages() * kPageBytes});
+            for (const PlacedExtent& piece : holding->pieces()) kept.push_back(range_of(piece));
+            for (const PlacedExtent& piece : holding->bad()) kept.push_back(range_of(piece));
         }
     }
     std::sort(kept.begin(), kept.end(), [](const auto& a, const auto& b) { return a.start < b.start; });
-    if (!members.empty()) members.front()->attachment.space().forget_all_but(kept);
+    members.front()->attachment.space().forget_all_but(kept);
 }
 
 void Member::account_for(uint64_t start, uint64_t end, FaultKind kind) {
@@ -205,9 +217,11 @@ bool Holding::has_bad(const Span& span) const {
 
 // Addresses come back, and may be lost again.
 bool Holding::is_lost_elsewhere(const Loss& loss) const {
+    const Span here = loss.span.shifted(address_);
     for (const Holding* other : member_->holdings) {
-        const uint64_t start = address_ + loss.span.start - other->address_;
-        if (other != this && other->loss_of({start, start + loss.span.end - loss.span.start})) return true;
+        if (other == this) continue;
+        for (const Loss& theirs : other->losses_)
+            if (theirs.span.shifted(other->address_).overlaps(here)) return true;
     }
     return false;
 }

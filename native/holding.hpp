@@ -47,6 +47,7 @@ void reconcile(const std::vector<std::shared_ptr<Member>>& members);
 struct Span {  // byte offsets into a holding
     uint64_t start, end;
     bool overlaps(const Span& other) const { return start < other.end && other.start < end; }
+    Span shifted(uint64_t by) const { return {start + by, end + by}; }
 };
 
 struct Loss {
@@ -82,6 +83,7 @@ public:
     uint64_t free_all();
     uint64_t free_span(const Span& span);
     const std::vector<PlacedExtent>& pieces() const { return pieces_; }
+    const std::vector<PlacedExtent>& bad() const { return bad_; }
     void forget() { pieces_.clear(), bad_.clear(); }  // for whoever detaches: the MMU frees them
 
     // --- losses ----------------------------------------------------------------------------------

@@ -17,8 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import soaking
 
 LINGER_SECONDS = (
     8.0  # an embedded rack outlives its last client for a second; a loaded machine stretches that
@@ -39,6 +42,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"hypothesis seed: {config.getoption('--hypothesis-seed')} (replay with --hypothesis-seed=…)"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not soaking.SCALE:
+        return
+    stats = terminalreporter.stats
+    reports = [report for outcome in ("passed", "failed", "error") for report in stats.get(outcome, [])]
+    terminalreporter.section("soak")
+    for line in soaking.table([report for report in reports if report.user_properties or not report.passed]):
+        terminalreporter.line(line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -203,6 +203,7 @@ GrantResult grant_regions(Member& member, const std::vector<RegionBase*>& region
     };
     if (extents.size() < regions.size()) {
         put_back(0);
+        regions[extents.size()]->require_unstolen();
         raise_error("ValueError", "these regions overlap, or the V2P table has no descriptor left");
     }
     GrantResult result;
@@ -213,8 +214,8 @@ GrantResult grant_regions(Member& member, const std::vector<RegionBase*>& region
         throw;
     }
     for (size_t i = 0; i < result.granted; i++) regions[i]->holding->fate = "was granted to '" + name + "'";
-    if (result.status == GrantStatus::kLost) regions[result.granted]->holding->fate = "was taken away";
-    put_back(result.granted + (result.status == GrantStatus::kLost));
+    put_back(result.granted);
+    if (result.status == GrantStatus::kLost) regions[result.granted]->require_unstolen();
     return result;
 }
 
@@ -250,6 +251,7 @@ nb::object surrender(ProcessBase& process, RegionBase& region) {
     region.require_memory("granted");
     region.require_unborrowed("granted");
     const auto extent = region.holding->take_out(region.holding->pages_of(region.span));
+    if (!extent) region.require_unstolen();
     if (!extent) raise_error("RackMemoryError", "the V2P table has no descriptor left");
     try {
         attachment.close_pages(*extent);

@@ -109,6 +109,7 @@ nb::list split(nb::handle_t<RegionBase> self, const std::vector<uint64_t>& offse
     for (size_t i = 0; i <= offsets.size(); i++) {
         const uint64_t stop = i < offsets.size() ? region.span.start + offsets[i] : end;
         const auto extent = region.holding->take_out(region.holding->pages_of({start, stop}));
+        if (!extent) region.require_unstolen();
         if (!extent) raise_error("RackMemoryError", "the V2P table has no descriptor left for a split");
         auto holding = hold(region.holding->member(), *extent);
         const uint64_t bytes = holding->nbytes();
@@ -176,6 +177,11 @@ void RegionBase::require_owned() const {
                     all ? "the memory of" : "a part of", static_cast<size_t>(h.nbytes()),
                     static_cast<size_t>(h.address()), h.fate.empty() ? "has moved" : h.fate.c_str());
     }
+}
+
+void RegionBase::require_unstolen() const {
+    take_stock();
+    if (const Loss* loss = holding->loss_of(span)) raise_lost(*holding, *loss);
 }
 
 void RegionBase::require_memory(const char* verb) const {

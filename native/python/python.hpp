@@ -78,6 +78,7 @@ struct RegionBase {
 
     Holding& usable() const;                          // raises NotAttached
     void require_owned() const;                       // raises RegionMoved, MemoryRevoked, MemoryFailure
+    void require_unstolen() const;                    // the same of what was lost in the middle of something
     void require_memory(const char* verb) const;      // raises BadSize
     void require_unborrowed(const char* verb) const;  // raises BufferError
 };

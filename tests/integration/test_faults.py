@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 import bequest as bq
+import soaking
 from losses import PAGE, close_from_outside, cut_off
 
 MIB = 1 << 20
+TIMES = soaking.size(10_000, 100_000)
 
 
 @pytest.fixture
@@ -274,7 +276,11 @@ def resources() -> tuple[int, int, int, int]:
     return int(status["VmRSS"].split()[0]), mappings, descriptors, int(status["Threads"])
 
 
-def test_one_interpreter_survives_ten_thousand_failures(failed: tuple[bq.Region, memoryview]) -> None:
+@pytest.mark.soak
+@pytest.mark.timeout(soaking.timeout(600))
+def test_one_interpreter_survives_ten_thousand_failures(
+    failed: tuple[bq.Region, memoryview], record_property: Callable[[str, object], None]
+) -> None:
     _region, view = failed
     array = np.frombuffer(view, np.uint8)
 
@@ -289,7 +295,8 @@ def test_one_interpreter_survives_ten_thousand_failures(failed: tuple[bq.Region,
     fail(200)
     gc.collect()
     before = resources()
-    fail(10_000)
+    fail(TIMES)
+    record_property("failures in a row", TIMES)
     gc.collect()
     after = resources()
     assert after[0] - before[0] < 2048

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+import soaking
 import victims
 from actors import Nursery, until
 from bequest import _core
@@ -32,7 +33,7 @@ SMALL, HUGE, ABSENT = (
     4 * MIB,
 )  # offsets in the slab: 4 KiB pages, a 2 MiB page, pages not touched yet
 PAGES = pytest.mark.parametrize("offset", [SMALL, HUGE, ABSENT], ids=["small", "huge", "absent"])
-TRIALS = int(os.environ.get("FENCE_TRIALS", "150"))
+TRIALS = soaking.size(150, 2000)
 
 Close = Callable[[Victim, int, int], None]
 
@@ -156,11 +157,18 @@ def test_a_closed_page_that_is_opened_again_stays_protected(victim: Victim, slab
     assert victim.wait() == -signal.SIGBUS
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(soaking.timeout(1200))
 @FENCES
 def test_stop_fence_resume_no_store_arrives(
-    new_victim: Callable[[], Victim], slab: Slab, close: Close, death: int
+    new_victim: Callable[[], Victim],
+    slab: Slab,
+    close: Close,
+    death: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    """The soak's trial. Half of the victims are fenced while they run, threads and all."""
+    """Without a library that mends anything. Half of the victims are fenced while they run, threads and all."""
+    record_property("trials", TRIALS)
     for trial in range(TRIALS):
         victim = new_victim()
         offset = random.choice((SMALL, HUGE, ABSENT))
@@ -187,6 +195,16 @@ def test_gaps_in_the_mappings_are_passed_over(victim: Victim, slab: Slab, close:
     close(victim, MIB, MIB)  # nothing but a gap
     victim.start(victims.store, HUGE)
     assert victim.wait() == -death
+
+
+def test_a_process_that_maps_and_unmaps_can_be_write_protected(victim: Victim, slab: Slab) -> None:
+    """What has just been found may not be there any more; what is mapped later is another mapping's business."""
+    victim.call(victims.map_anew_without_end, f"/proc/{os.getpid()}/fd/{slab.fd}", MIB, 64 * 1024)
+    for _ in range(8000):
+        protect(victim, MIB, 64 * 1024)
+    protect(victim, 0, 4096)
+    victim.start(victims.store, 0)
+    assert victim.wait() == -signal.SIGBUS
 
 
 def test_memory_that_cannot_be_write_protected_is_told(nursery: Nursery, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 
 import bequest as bq
 import restart_users as users
+import soaking
 from actors import DEADLINE, until
 from bequest.runtime import lasting
 from bequest.wire import messages as wire
@@ -289,14 +290,18 @@ def test_killed_twice_in_a_row_and_while_it_comes_back(rack: RackUnderTest, me: 
     assert rack.audit() == []
 
 
+@pytest.mark.soak
 @pytest.mark.slow
-def test_killed_at_random_instants_under_load(yard: Yard) -> None:
-    seed = int.from_bytes(os.urandom(4))
+@pytest.mark.timeout(soaking.timeout(900))
+def test_killed_at_random_instants_under_load(
+    yard: Yard, record_property: Callable[[str, object], None]
+) -> None:
+    seed = soaking.SEED
     print(f"seed {seed}")
     chance = random.Random(seed)
     rack = yard.rack("dram0:256MiB", "dram1:128MiB", orphan_keep=0.2)
     group = rack.connection.create_group("others")
-    seconds = 8.0
+    seconds = float(soaking.size(8, 120))
     work = [
         (yard.actor("allocates"), users.alloc_and_free, (seconds, seed)),
         (yard.actor("visits"), users.come_and_go, ("visitor", seconds)),
@@ -315,8 +320,9 @@ def test_killed_at_random_instants_under_load(yard: Yard) -> None:
         with contextlib.suppress(KeyError, OSError):
             kill_mmu(rack)
             kills += 1
-    done = {actor.name: actor.result(120) for actor, _, _ in work}
+    done = {actor.name: actor.result(120 + seconds) for actor, _, _ in work}
     print(f"{kills} kills; {done}")
+    record_property("times the Rack MMU was killed", kills)
     assert all(done.values()), done
     assert rack.audit() == []
     for actor, _, _ in work:

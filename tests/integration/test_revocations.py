@@ -210,3 +210,44 @@ def test_a_fence_without_a_theft_revokes_and_the_memory_can_be_freed(me: bq.Proc
     again.array()[:] = 3
     assert set(again.array()) == {3}
     again.free()
+
+
+def test_the_rest_of_a_fenced_region_is_still_known_when_another_was_stolen(
+    yard: Yard, me: bq.Process, fence: int
+) -> None:
+    """One thread may be in the middle of it while another takes stock: what it touches next is no stray address."""
+    thief = yard.actor("thief").do(actors.own_id)
+    region, other = me.alloc(4 * PAGE), me.alloc(PAGE)
+    array = region.array()
+    array[:] = 1
+    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    with pytest.raises(bq.MemoryRevoked):
+        array[0] = 2
+    rob(me, thief, other)
+    with pytest.raises(bq.MemoryRevoked):
+        other.array()
+    for page in (1, 3):
+        with pytest.raises(bq.MemoryRevoked):
+            array[page * PAGE] = 2
+
+
+def test_the_handle_of_an_earlier_loss_takes_no_later_one_along(yard: Yard, me: bq.Process) -> None:
+    """The same addresses were lost twice; whoever has a view of them still gets an exception, not a signal."""
+    thief = yard.actor("thief")
+    thief_id, incarnation = thief.do(actors.own_id), me.table.life(me.id)[1]
+    first = me.alloc(4 * PAGE)
+    rob(me, thief_id, first)
+    assert not first.owned
+    thief.do(actors.adopt, "first", me.id, incarnation)
+    thief.do(actors.free, "first")
+    pages = []
+    while not pages or pages[-1].address != first.address + PAGE:
+        pages.append(me.alloc(PAGE))
+    array = pages[-1].array()
+    rob(me, thief_id, pages[-1])
+    assert not pages[-1].owned
+    del first
+    with pytest.raises(bq.MemoryRevoked):
+        array[1] = 1
+    for page in pages[:-1]:
+        page.free()

@@ -7,24 +7,24 @@ each user does, follows from one printed seed; what they meet doing it does not.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import bequest as bq
+import soaking
 import storm_users
 from actors import Actor, until
 from racks import RackUnderTest, Yard
 
 USERS = 6
-KILLS = int(os.environ.get("STORM_KILLS", "25"))
+KILLS = soaking.size(25, 1000)
 PAUSE = 0.02  # seconds between two kills, on average
 ORPHAN_KEEP = 0.1
-SEED_VARIABLE = "STORM_SEED"
 
 
 class Storm:
@@ -75,17 +75,18 @@ class Storm:
 
 @pytest.fixture
 def seed() -> int:
-    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().getrandbits(32))
-    print(f"storm seed: {seed} (replay with {SEED_VARIABLE}={seed})")  # shown if the test fails
-    return seed
+    print(f"seed {soaking.SEED} (replay with BEQUEST_SOAK_SEED={soaking.SEED})")  # shown if the test fails
+    return soaking.SEED
 
 
+@pytest.mark.soak
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(soaking.timeout(1800, 120))
 @pytest.mark.parametrize("group_count", [1, 2], ids=["one group", "two groups"])
 def test_no_page_is_lost_or_doubly_owned_when_users_are_killed(
-    yard: Yard, seed: int, group_count: int
+    yard: Yard, seed: int, group_count: int, record_property: Callable[[str, object], None]
 ) -> None:
+    record_property("users killed", KILLS)
     rack = yard.rack("dram0:256MiB", orphan_keep=ORPHAN_KEEP)
     groups = [rack.connection.create_group(f"group-{number}") for number in range(group_count)]
     storm = Storm(yard, rack, list(groups), seed)

@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 
 import actors
 import bequest as bq
+import soaking
 import storm_users
 from actors import until
 from alive import is_running
@@ -27,8 +29,7 @@ from bequest.wire import messages as wire
 from racks import MIB, RackUnderTest, Yard
 
 ROLES = ("mmu", "dram0", "dram1", "host0", "host1", "monitor")
-KILLS = int(os.environ.get("SURVIVAL_KILLS", "12"))
-SEED_VARIABLE = "SURVIVAL_SEED"
+KILLS = soaking.size(12, 400)
 pytestmark = pytest.mark.filterwarnings("ignore:a region of:ResourceWarning")  # dropped when a test ends
 
 
@@ -185,21 +186,26 @@ def pidfds(pid: int) -> int:
 
 @pytest.fixture
 def seed() -> int:
-    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().getrandbits(32))
-    print(f"survival seed: {seed} (replay with {SEED_VARIABLE}={seed})")  # shown if the test fails
-    return seed
+    print(f"seed {soaking.SEED} (replay with BEQUEST_SOAK_SEED={soaking.SEED})")  # shown if the test fails
+    return soaking.SEED
 
 
-VICTIMS = [*((role,) for role in ROLES), ROLES]  # all of these in any case, then pairs
-PAIRS = list(itertools.combinations(ROLES, 2))
+VICTIMS = [*((role,) for role in ROLES), ROLES]  # all of these in any case, then any two or three
+TOGETHER = [*VICTIMS, *itertools.combinations(ROLES, 2), *itertools.combinations(ROLES, 3)]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(soaking.timeout(1800, 120))
 @pytest.mark.parametrize("group_count", [1, 2], ids=["one group", "two groups"])
 def test_a_storm_goes_on_while_daemons_are_killed(
-    yard: Yard, rack: RackUnderTest, seed: int, group_count: int
+    yard: Yard,
+    rack: RackUnderTest,
+    seed: int,
+    group_count: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    record_property("rounds of kill -9 of daemons", KILLS)
     chance = random.Random(seed)
     groups = [rack.connection.create_group(f"group-{number}") for number in range(group_count)]
     population = Path(yard.runtime) / "population"
@@ -208,7 +214,7 @@ def test_a_storm_goes_on_while_daemons_are_killed(
     for user in users:
         user.start(storm_users.storm, str(population), chance.getrandbits(32))
     try:
-        for victims in [*VICTIMS, *(chance.choice(PAIRS) for _ in range(KILLS - len(VICTIMS)))]:
+        for victims in [*VICTIMS, *(chance.choice(TOGETHER) for _ in range(KILLS - len(VICTIMS)))]:
             time.sleep(chance.uniform(0.02, 0.2))
             for user in users:
                 assert user.is_busy(), f"{user.name} has stopped: {user.result()}"

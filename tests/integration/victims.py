@@ -107,6 +107,18 @@ def unmap(offset: int, nbytes: int) -> None:
     assert libc.munmap(SLAB + offset, nbytes) == 0
 
 
+def map_anew_without_end(slab_path: str, offset: int, nbytes: int) -> None:
+    """As the library does with memory that it has lost and gets again."""
+    fd = os.open(slab_path, os.O_RDWR)
+
+    def remap() -> None:
+        while True:
+            libc.munmap(SLAB + offset, nbytes)
+            libc.mmap(SLAB + offset, nbytes, READ | WRITE, SHARED | FIXED, fd, offset)
+
+    threading.Thread(target=remap, daemon=True).start()
+
+
 def read_into(fd_path: str, offset: int, nbytes: int) -> tuple[int, int]:
     """read(2) of a named pipe into the slab: result and errno."""
     fd = os.open(fd_path, os.O_RDWR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -49,8 +50,6 @@ def handled(seat: Seat) -> list[Any]:
 
 
 def threads(seat: Seat) -> list[str]:
-    import threading
-
     return sorted(thread.name for thread in threading.enumerate())
 
 
@@ -66,3 +65,30 @@ def page_values(seat: Seat, key: str) -> list[int | None]:
         except bq.MemoryFailure:
             values.append(None)
     return values
+
+
+def take_over(seat: Seat, predecessor: str) -> None:
+    """As soon as it dies, its memory is this process's."""
+    taken = seat.kept["taken"] = threading.Event()
+
+    def steal(death: bq.Death) -> None:
+        seat.kept["estate"] = death.steal()
+        taken.set()
+
+    seat.kept["standby"] = seat.me.standby(for_=predecessor, then=steal)
+
+
+def has_taken_over(seat: Seat) -> list[int]:
+    """Where, and what its first word says; which is counted up."""
+    assert seat.kept["taken"].wait(DEADLINE)
+    found = []
+    for region in seat.kept["estate"]:
+        words = region.array("u8")
+        found += [region.address, int(words[0])]
+        words[0] += 1
+    return found
+
+
+def receive_and_count(seat: Seat) -> None:
+    region = seat.kept["region"] = seat.me.accept(DEADLINE)
+    region.array("u8")[0] += 1

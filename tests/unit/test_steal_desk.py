@@ -128,7 +128,7 @@ def test_the_living_are_fenced_before_anything_changes_hands() -> None:
     scene.box.agent(wire.ProcessFenced(scene.last_fence(), "ptraced"))
     stolen(scene.box.replies[scene.thief][-1], 2, "ptraced")
     assert scene.owners() == [scene.thief_is.pid] * 2
-    assert scene.shard.revocations == {scene.victim_is.pid: 1}
+    assert scene.shard.revocations == {scene.victim_is.pid: 2}, "it looks again after the last fence"
     assert scene.box.processes()["victim"] == "attached"
     scene.box.check()
 

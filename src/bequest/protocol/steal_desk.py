@@ -329,9 +329,13 @@ class StealDesk:
             self._tell_agent(job, now)
         else:
             self.forget(victim)
-            if victim.state in (State.ATTACHED, State.LOST) and job.listed:
-                self._doubts[_life(victim)] = self._take(job, job.listed)
-                self._doubt(job)
+            if victim.state in (State.ATTACHED, State.LOST):
+                # Also if there is nothing to take, as after the last fence: the victim has to look at its memory once
+                # more, or the fence would stay where it gets other memory one day.
+                taken = self._take(job, job.listed)
+                if taken:
+                    self._doubts[_life(victim)] = taken
+                    self._doubt(job)
         self._drive(victim, now)
 
     def agent_linked(self, compute: str) -> None:
