@@ -77,6 +77,7 @@ GARBAGE = [
     msgspec.msgpack.encode({"type": "NeedSlab", "pages": 2**63}) + b"tail",
     encode(wire.SlabReserved(1)),  # what only a memory element says, over its link
     encode(wire.ProcessExited(1, 1)),
+    encode(wire.Once(1, wire.Hello(WIRE_VERSION, TABLE_VERSION))),  # type: ignore[arg-type]
     b"\xdc\xff\xff" * 1000,
     os.urandom(5000),
     bytes(PACKET_BYTES_MAX + 1),

@@ -177,7 +177,8 @@ def test_who_guesses_too_often_is_barred_and_others_are_not(yard: Yard, rack: Ra
 
     done = command_line(rack, "audit", "--json")
     thefts = json.loads(done.stdout)["thefts"]
-    assert [theft["outcome"] for theft in thefts] == ["refused"] * WRONG_TRIES_MAX + ["barred", "stolen"]
+    assert [theft["outcome"] for theft in thefts] == ["refused", "barred", "stolen"]
+    assert [theft["times"] for theft in thefts] == [WRONG_TRIES_MAX, 1, 1]
     last = thefts[-1]
     assert (last["thief"], last["victim"]["name"], last["how"], last["bytes"]) == (
         "thief", "victim", "dead", BYTES,

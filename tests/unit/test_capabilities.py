@@ -14,6 +14,9 @@ from bequest.limits import (
     WRONG_TRIES_WINDOW,
 )
 from bequest.protocol import capabilities
+from bequest.protocol.books import Books
+from bequest.protocol.capabilities import WrongTries
+from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 from bequest.wire.codec import encode
 from rack_in_a_box import Box
@@ -161,7 +164,34 @@ def test_another_process_of_the_same_user_is_not_barred_until_all_have_guessed_t
         guesser, _ = crew.box.attach(f"guesser-{number}", crew.secret)
         for _ in range(WRONG_TRIES_MAX):
             assert "too many" not in failed(crew.steal(b"wrong", guesser), "capability").message
-    assert "user 1000 has shown too many" in failed(crew.steal(peer=other), "capability").message
+    message = failed(crew.steal(peer=other), "capability").message
+    assert "user 1000 in group 'etl' has shown too many" in message and "try again in 10 s" in message
+
+
+def test_guesses_in_one_group_bar_nobody_in_another() -> None:
+    crew = Crew()
+    for number in range(WRONG_TRIES_OF_USER_MAX // WRONG_TRIES_MAX):
+        guesser, _ = crew.box.attach(f"guesser-{number}", crew.secret)
+        for _ in range(WRONG_TRIES_MAX):
+            crew.steal(b"wrong", guesser)
+    thief, _ = crew.box.attach("a", None)
+    crew.box.attach("b", None)
+    assert isinstance(crew.box.ask(thief, wire.Steal("b")), wire.Stolen)
+
+
+def test_guesses_are_remembered_by_the_next_rack_mmu() -> None:
+    crew = Crew()
+    for _ in range(WRONG_TRIES_MAX):
+        crew.steal(b"wrong")
+    books = Books()
+    after = WrongTries(books)
+    books.apply(
+        change for change in crew.box.mmu._state.books.everything() if change.book in ("guessers", "counters")
+    )
+    state = crew.box.mmu._state
+    group = next(group for group in state.groups if group.name == "etl")
+    with pytest.raises(Refusal, match="too many wrong capabilities"):
+        after.check(state.sessions[crew.thief], group, crew.box.now)
 
 
 def test_a_guesser_who_stops_is_forgotten() -> None:
@@ -198,17 +228,27 @@ def test_a_barred_guesser_fills_one_entry_only() -> None:
     for _ in range(WRONG_TRIES_MAX + 30):
         crew.steal(b"wrong")
     entries = crew.thefts()
-    assert [entry.outcome for entry in entries] == ["refused"] * WRONG_TRIES_MAX + ["barred"]
-    assert entries[-1].times == 30
-    assert len(crew.box.notes) == WRONG_TRIES_MAX + 1
+    assert [entry.outcome for entry in entries] == ["refused", "barred"]
+    assert [entry.times for entry in entries] == [WRONG_TRIES_MAX, 30]
+    assert len(crew.box.notes) == 2
+
+
+def test_no_theft_is_forgotten_for_attempts_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "THEFTS_KEPT", 20)
+    crew = Crew()
+    crew.steal()
+    for number in range(50):
+        crew.box.ask(crew.thief, wire.Steal(f"nobody-{number}", CAPABILITY))
+    outcomes = [entry.outcome for entry in crew.thefts()]
+    assert outcomes == ["stolen"] + ["refused"] * 19
 
 
 def test_the_book_is_bounded_and_comes_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert THEFTS_KEPT >= 1000
     monkeypatch.setattr(capabilities, "THEFTS_KEPT", 200)
     crew = Crew()
-    for _ in range(250):
-        crew.steal(None)
+    for number in range(250):
+        crew.box.ask(crew.thief, wire.Steal(f"nobody-{number}", CAPABILITY))
     numbers: list[int] = []
     cursor: int | None = 0
     while cursor is not None:

@@ -68,6 +68,18 @@ def test_a_long_one_is_begun_anew() -> None:
     assert not fresh.is_long and read(fresh.fd)[0] == change
 
 
+def test_one_of_a_run_before_does_not_grow_from_run_to_run() -> None:
+    journal = written()
+    change = [Change("pets", 1, {"name": "x" * 1000})]
+    for _ in range(20):  # runs that end before their journal has become long
+        journal, _ = Journal.open(os.dup(journal.fd))
+        for _ in range(JOURNAL_BYTES_MIN // 2000):
+            journal.write(change)
+        if journal.is_long:
+            journal = Journal.begin(change)
+    assert os.fstat(journal.fd).st_size < 2 * JOURNAL_BYTES_MIN
+
+
 def test_without_room_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     journal = written(frame(1))
 

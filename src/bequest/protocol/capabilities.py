@@ -11,16 +11,15 @@ their shares before they show it (`bequest.memory.group`), so that the rack sees
     quorum    any member that shows the capability, which no single one has
 
 A wrong guess costs patience: after `WRONG_TRIES_MAX` in `WRONG_TRIES_WINDOW` seconds the process is refused for as
-long, right or wrong, and so is its user after ten times as many from all his processes. Every attempt is in the book.
+long, right or wrong, and so is its user, in that group, after ten times as many from all his processes. Guesses are
+written down: a Rack MMU that is started anew remembers them. Every attempt is in the book.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections import deque
+import math
 from hashlib import sha256
-
-import msgspec
 
 from bequest.limits import (
     REPORT_BYTES_MAX,
@@ -38,6 +37,7 @@ from bequest.wire import messages as wire
 
 _THEFT_BYTES = 1200  # no report of one attempt is longer
 _WHY_CHARACTERS = 160
+_IN_VAIN = ("refused", "barred", "failed")  # outcomes
 
 
 class WrongCapability(Refusal):
@@ -71,50 +71,49 @@ def check_heir(group: Group, victim: Member, thief: Member) -> None:
 # --- wrong guesses ----------------------------------------------------------------------------------------
 
 
-class Guesser(msgspec.Struct):
-    """An operating-system process, or a user, that was wrong lately."""
+class Guesser(Row):
+    """An operating-system process, or a user in a group, that was wrong lately."""
 
-    tries: deque[float]
+    tries: tuple[float, ...] = ()
     barred_until: float = float("-inf")
 
 
 class WrongTries:
-    def __init__(self) -> None:
-        self._guessers: dict[tuple[str, int], Guesser] = {}
+    def __init__(self, books: Books) -> None:
+        self._guessers = books.open("guessers", Guesser, str)
 
-    def check(self, session: Session, now: float) -> None:
+    def check(self, session: Session, group: Group, now: float) -> None:
         """Refuses whoever has guessed too often."""
-        for key, _ in _keys(session):
-            guesser = self._guessers.get(key)
+        for who, _ in _guessers_of(session, group):
+            guesser = self._guessers.get(who)
             if guesser is not None and now < guesser.barred_until:
-                left = guesser.barred_until - now
+                left = math.ceil(guesser.barred_until - now)
                 raise Refusal(
-                    "capability",
-                    f"{key[0]} {key[1]} has shown too many wrong capabilities; try again in {left:.0f} s",
+                    "capability", f"{who} has shown too many wrong capabilities; try again in {left} s"
                 )
 
-    def count(self, session: Session, now: float) -> None:
+    def count(self, session: Session, group: Group, now: float) -> None:
         """One more wrong guess."""
         self._forget_old(now)
-        for key, most in _keys(session):
-            guesser = self._guessers.setdefault(key, Guesser(deque()))
-            guesser.tries.append(now)
-            while guesser.tries[0] <= now - WRONG_TRIES_WINDOW:
-                guesser.tries.popleft()
+        for who, most in _guessers_of(session, group):
+            guesser = self._guessers.get(who) or self._guessers.put(who, Guesser())
+            guesser.tries = (*(at for at in guesser.tries if at > now - WRONG_TRIES_WINDOW), now)
             if len(guesser.tries) >= most:
                 guesser.barred_until = now + WRONG_TRIES_WINDOW
 
     def _forget_old(self, now: float) -> None:
-        old = now - WRONG_TRIES_WINDOW
-        for key, guesser in list(self._guessers.items()):
-            if guesser.tries[-1] <= old and guesser.barred_until <= now:
-                del self._guessers[key]
+        for who, guesser in self._guessers.items():
+            if guesser.tries[-1] <= now - WRONG_TRIES_WINDOW and guesser.barred_until <= now:
+                self._guessers.remove(who)
 
 
-def _keys(session: Session) -> tuple[tuple[tuple[str, int], int], ...]:
+def _guessers_of(session: Session, group: Group) -> tuple[tuple[str, int], ...]:
+    """Nobody, where there is nothing to guess."""
+    if group.rules.verifier is None:
+        return ()
     return (
-        (("os process", session.os_pid), WRONG_TRIES_MAX),
-        (("user", session.uid), WRONG_TRIES_OF_USER_MAX),
+        (f"os process {session.os_pid}", WRONG_TRIES_MAX),
+        (f"user {session.uid} in group {group.name!r}", WRONG_TRIES_OF_USER_MAX),
     )
 
 
@@ -143,12 +142,22 @@ class Attempt(Row):
     times: int = 1
 
     @property
+    def in_vain_like(self) -> tuple[object, ...]:
+        """What makes two attempts of a row the same."""
+        what = () if self.outcome == "barred" else (self.victim, self.how)
+        return (self.outcome, self.os_pid, self.uid, self.group, *what)
+
+    @property
     def asked(self) -> tuple[int, int, int]:
         return self.thief_id, self.thief_incarnation, self.request
 
 
 class TheftBook:
-    """The last attempts, oldest first. Those of a guesser who is barred are one entry, so that he cannot fill it."""
+    """The last attempts, oldest first.
+
+    Equal refusals in a row are one entry, and they go before thefts do, so that nobody can have his theft forgotten by
+    asking in vain.
+    """
 
     def __init__(self, books: Books) -> None:
         self._books = books
@@ -168,33 +177,37 @@ class TheftBook:
             group=group.name,
             victim="".join(character if character.isprintable() else "?" for character in victim[:64]),
         )
+        self._make_room()
         self._attempts.put(number, attempt)
-        if len(self._attempts) > THEFTS_KEPT:
-            self._attempts.remove(next(iter(self._attempts)).number)
         return attempt
 
-    def refuse(self, attempt: Attempt, refusal: Refusal, outcome: str = "refused") -> None:
-        attempt.outcome, attempt.how = outcome, refusal.message[:_WHY_CHARACTERS]
+    def _make_room(self) -> None:
+        if len(self._attempts) < THEFTS_KEPT:
+            return
+        for outcomes in (_IN_VAIN, ("stolen",)):
+            for attempt in self._attempts:
+                if attempt.outcome in outcomes:
+                    self._attempts.remove(attempt.number)
+                    return
 
-    def bar(self, attempt: Attempt, refusal: Refusal) -> bool:
-        """Enters an attempt of a barred guesser; whether it is the first of a row."""
-        self.refuse(attempt, refusal, "barred")
+    def fail(self, attempt: Attempt, refusal: Refusal) -> None:
+        attempt.outcome, attempt.how = "failed", refusal.message[:_WHY_CHARACTERS]
+
+    def refuse(self, attempt: Attempt, refusal: Refusal, outcome: str = "refused") -> bool:
+        """The attempt has ended as soon as it was made. Whether it is the first of a row of the same."""
+        attempt.outcome, attempt.how = outcome, refusal.message[:_WHY_CHARACTERS]
         before = self._attempts.get(attempt.number - 1)
-        if before is None or (before.outcome, before.os_pid, before.uid) != (
-            "barred",
-            attempt.os_pid,
-            attempt.uid,
-        ):
+        if before is None or before.in_vain_like != attempt.in_vain_like:
             return True
         before.times += attempt.times
         before.at = attempt.at
-        self._attempts.remove(attempt.number)
-        self._books.counter("theft").last = before.number
+        self.withdraw(attempt)
         return False
 
     def withdraw(self, attempt: Attempt) -> None:
-        """It was none: somebody asked whether it would be allowed, and it would."""
+        """It is no entry of its own: it belongs to the one before, or somebody only asked whether it were allowed."""
         self._attempts.remove(attempt.number)
+        self._books.counter("theft").last = attempt.number - 1
 
     def repeated(self, session: Session, thief: Member) -> Attempt | None:
         """The attempt that this request made before."""

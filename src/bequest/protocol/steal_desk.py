@@ -51,6 +51,7 @@ from bequest.protocol.capabilities import (
     check_heir,
 )
 from bequest.protocol.clients import Caller, Session
+from bequest.protocol.groups import Group
 from bequest.protocol.namespace import Namespace
 from bequest.protocol.outputs import Note, ToAgent
 from bequest.protocol.process_table import Kind, Member, State
@@ -100,7 +101,7 @@ class StealDesk:
         self._state = state
         self._names = names
         self._died = died  # what is to happen when an agent has proved a victim's death
-        self._tries = WrongTries()
+        self._tries = WrongTries(state.books)
         self.book = TheftBook(state.books)
         self._queues: dict[int, deque[StealJob]] = {}  # by victim; the first is under way
         self._doubts: dict[Bearer, list[Run]] = {}  # by victim: taken, and not fenced since
@@ -111,7 +112,7 @@ class StealDesk:
     def restore(self) -> None:
         """What a run of the Rack MMU before this one left half done: everything that its thieves own is in doubt."""
         for attempt in self.book.under_way():
-            self.book.refuse(attempt, Refusal("fence", "the Rack MMU was started anew meanwhile"), "failed")
+            self.book.fail(attempt, Refusal("fence", "the Rack MMU was started anew meanwhile"))
         for doubt in self._doubtful:
             victim = self._state.processes.exact(doubt.victim, doubt.incarnation)
             if victim is None or victim.state not in (State.ATTACHED, State.LOST):
@@ -129,7 +130,7 @@ class StealDesk:
         group = self._state.groups[thief.group]
         before = self.book.repeated(session, thief)
         attempt = self.book.open(session, thief, group, message.victim, now)
-        self._check_tries(session, attempt, now)
+        self._check_tries(session, group, attempt, now)
         try:
             check_capability(group, message.capability)
             victim = self._victim(thief, message, before)
@@ -137,7 +138,7 @@ class StealDesk:
             check_heir(group, victim, thief)
             selection = self._selection(thief, victim, message.only)
         except Refusal as refusal:
-            self._refuse(session, attempt, refusal, now)
+            self._refuse(session, group, attempt, refusal, now)
             raise
         self._hold(thief, victim, 1)
         caller = self._state.clients.caller(session)
@@ -153,28 +154,28 @@ class StealDesk:
         """Raises `Refusal` if it would not open that process's memory. Guesses count, and are in the book."""
         group = self._state.groups[thief.group]
         attempt = self.book.open(session, thief, group, name, now)
-        self._check_tries(session, attempt, now)
+        self._check_tries(session, group, attempt, now)
         try:
             check_capability(group, capability)
             if victim is not None:
                 attempt.pid, attempt.incarnation = victim.id, victim.incarnation
                 check_heir(group, victim, thief)
         except Refusal as refusal:
-            self._refuse(session, attempt, refusal, now)
+            self._refuse(session, group, attempt, refusal, now)
             raise
         self.book.withdraw(attempt)
 
-    def _refuse(self, session: Session, attempt: Attempt, refusal: Refusal, now: float) -> None:
+    def _refuse(self, session: Session, group: Group, attempt: Attempt, refusal: Refusal, now: float) -> None:
         if isinstance(refusal, WrongCapability):
-            self._tries.count(session, now)
-        self.book.refuse(attempt, refusal)
-        self._note(attempt)
+            self._tries.count(session, group, now)
+        if self.book.refuse(attempt, refusal):
+            self._note(attempt)
 
-    def _check_tries(self, session: Session, attempt: Attempt, now: float) -> None:
+    def _check_tries(self, session: Session, group: Group, attempt: Attempt, now: float) -> None:
         try:
-            self._tries.check(session, now)
+            self._tries.check(session, group, now)
         except Refusal as refusal:
-            if self.book.bar(attempt, refusal):
+            if self.book.refuse(attempt, refusal, "barred"):
                 self._note(attempt)
             raise
 
@@ -427,7 +428,7 @@ class StealDesk:
         return self._shard(victim).name_heir(victim.id, thief.id)
 
     def _fail(self, job: StealJob, refusal: Refusal) -> None:
-        self.book.refuse(job.attempt, refusal, "failed")
+        self.book.fail(job.attempt, refusal)
         self._note(job.attempt)
         self._state.answer(job.caller, refusal.reply())
 

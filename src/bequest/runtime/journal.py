@@ -33,7 +33,7 @@ class Journal:
     def __init__(self, fd: int, size: int = 0) -> None:
         self.fd = fd
         self._size = size
-        self._begun_with = size  # bytes that all of the books took when it was begun
+        self._begun_with = 0  # bytes that all of the books took when it was begun, if that is known
 
     @classmethod
     def begin(cls, everything: Sequence[Change]) -> Journal:

@@ -415,10 +415,8 @@ class ProcessExited(Message, frozen=True):
     incarnation: int
 
 
-ClientToMmu = (
-    Hello
-    | Sync
-    | CreateGroup
+MmuRequest = (
+    CreateGroup
     | Attach
     | Detach
     | NeedSlab
@@ -450,9 +448,10 @@ class Once(Message, frozen=True):
     """
 
     number: int
-    request: ClientToMmu
+    request: MmuRequest
 
 
+ClientToMmu = Hello | Sync | MmuRequest
 MmuSocket = ClientToMmu | Once
 ClientToAgent = Hello | Sync | Enrol | Subscribe | SetContacts | HandleFailures | Handled
 ClientToElement = Hello | Sync | OpenSlab
