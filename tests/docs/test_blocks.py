@@ -25,7 +25,9 @@ RUN_SECONDS = 50.0
 MARKS = {"", "not run", "file", "prints"}
 NEVER_RUN = {"text", "toml", "json", "mermaid", "ini"}
 
-RUNNABLE = [block for block in BLOCKS if block.mark != "not run" and block.language in {"python", "console"}]
+RUNNABLE = [
+    block for block in BLOCKS if block.mark in {"", "prints"} and block.language in {"python", "console"}
+]
 
 
 @dataclass(frozen=True)
