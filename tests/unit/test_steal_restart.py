@@ -134,3 +134,27 @@ def test_a_fence_that_is_asked_for_again_and_again_is_not_waited_for_for_ever() 
     reply = scene.box.replies[scene.thief][-1]
     assert isinstance(reply, wire.Failed) and reply.kind == "fence"
     assert scene.owners() == [scene.victim_is.pid] * 2
+
+
+def test_a_fence_of_an_earlier_run_is_no_fence_of_this_ones_victim() -> None:
+    scene = Scene()
+    scene.hold_fences()
+    scene.steal()
+    earlier = scene.last_fence()
+    restart(scene.box)
+    scene.steal(come_back(scene.box, scene.thief_is))
+    scene.box.agent(wire.ProcessFenced(earlier, "protected"))
+    assert scene.last_fence() > earlier and scene.owners() == [scene.victim_is.pid] * 2
+
+
+def test_a_guard_of_an_earlier_run_lets_no_memory_of_this_one_go() -> None:
+    scene = Scene()
+    breaking = wire.BreakMemory("dram0", scene.address, PAGE)
+    for _ in range(2):
+        scene.box.ask(scene.box.client(), breaking)
+        earlier = next(said.job for said in scene.box.to_agents if isinstance(said, wire.GuardRange))
+        restart(scene.box)
+    scene.box.ask(scene.box.client(), breaking)
+    for _ in scene.box.config.computes:
+        scene.box.agent(wire.RangeGuarded(earlier))
+    assert not [said for said in scene.box.to_elements if isinstance(said, wire.FailMemory)]

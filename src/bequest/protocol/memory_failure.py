@@ -47,7 +47,6 @@ class MemoryFailures:
     def __init__(self, state: RackState) -> None:
         self._state = state
         self._breaking: dict[int, Breaking] = {}
-        self._last_job = 0
 
     # --- what elements report ------------------------------------------------------------------------------
 
@@ -134,17 +133,16 @@ class MemoryFailures:
     def break_memory(self, session: Session, message: wire.BreakMemory, now: float) -> None:
         element = self._element(message.element)
         parts = self._parts(element, message) if message.nbytes else []
-        self._last_job += 1
-        breaking = Breaking(session.peer, element, parts, now + GUARD_TIMEOUT)
-        self._breaking[self._last_job] = breaking
+        job = self._state.books.counter("guard").next()
+        breaking = self._breaking[job] = Breaking(session.peer, element, parts, now + GUARD_TIMEOUT)
         for slab, offset, nbytes in parts:
             at = self._state.ledger[slab]
-            guard = wire.GuardRange(self._last_job, at.group, at.address + offset, nbytes)
+            guard = wire.GuardRange(job, at.group, at.address + offset, nbytes)
             for compute in self._state.config.computes:
                 breaking.waiting += 1
                 self._state.outputs.append(ToAgent(compute, guard))
         if not parts:
-            self._commit(self._last_job)
+            self._commit(job)
 
     def guarded(self, message: wire.RangeGuarded) -> None:
         breaking = self._breaking.get(message.job)

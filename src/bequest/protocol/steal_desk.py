@@ -107,7 +107,6 @@ class StealDesk:
         self._doubts: dict[Bearer, list[Run]] = {}  # by victim: taken, and not fenced since
         self._doubtful = state.books.open("doubts", Doubt, int)  # by the victim's incarnation
         self._fences: dict[int, StealJob] = {}
-        self._last_fence = 0
 
     def restore(self) -> None:
         """What a run of the Rack MMU before this one left half done: everything that its thieves own is in doubt."""
@@ -303,8 +302,7 @@ class StealDesk:
         self._ask_for_fence(job)
 
     def _ask_for_fence(self, job: StealJob) -> None:
-        self._last_fence += 1
-        job.fence = self._last_fence
+        job.fence = self._state.books.counter("fence").next()
         self._fences[job.fence] = job
         victim = job.victim
         ranges = [(start, end - start) for start, end in job.fencing]
