@@ -137,6 +137,7 @@ RESUBSCRIBE_TIMEOUT = 30.0  # a subscriber waits this long for an agent that is 
 STANDBYS_MAX = 64  # of one process
 GUARD_TIMEOUT = 10.0  # agents and an element have this long to make memory fail that was asked to
 FAILED_RUNS_MAX = 256  # runs of failed pages named in one notice; beyond that, one run around them all
+SLAB_FAILED_RUNS_MAX = 256  # of one slab: some 5 KiB in a packet; beyond that, all of it fails
 
 # --- agents ------------------------------------------------------------------------------------------------
 FENCE_RANGES_MAX = 4096  # in one message: 64 KiB of its packet

@@ -6,12 +6,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from bequest.limits import SLAB_FAILED_RUNS_MAX
 from bequest.protocol.memory_element import MemoryElement
 from bequest.protocol.outputs import (
     CloseFile,
     CopyFile,
     KeepFile,
     KeptFile,
+    LoseFile,
     MakeFile,
     Output,
     PunchFile,
@@ -325,6 +327,21 @@ def test_memory_that_is_gone_cannot_be_moved_or_copied() -> None:
         wire.CopyFailed(7, "these pages have lost their memory"),
         wire.PagesPunched(8),
     ]
+
+
+def test_a_slab_that_fails_in_too_many_places_fails_as_a_whole() -> None:
+    driver = Driver()
+    driver.reserve(1, 8 * MIB)
+    driver.finish_all()
+    driver.to_mmu.clear()
+    for page in range(SLAB_FAILED_RUNS_MAX):
+        driver.tell(wire.FailMemory(1, 1, 2 * page * 4096, 4096, "worn out"))
+    assert driver.others[-1] == LoseFile(1, (2 * page * 4096, 4096))
+    assert len(driver.open(TICKET, 1).message.failed) == SLAB_FAILED_RUNS_MAX
+    driver.tell(wire.FailMemory(1, 1, 4 * MIB, 4096, "worn out"))
+    assert driver.others[-1] == LoseFile(1)
+    assert driver.to_mmu[-2:] == [wire.MemoryFailed(1, 0, 8 * MIB, "worn out"), wire.FailureMade(1)]
+    assert driver.open(TICKET, 1).message.failed == [(0, 8 * MIB)]
 
 
 class Pool(RuleBasedStateMachine):

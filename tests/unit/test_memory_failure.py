@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from bequest.limits import DEATH_TOLD_FOR, FAILED_RUNS_MAX, GUARD_TIMEOUT, PAGE_BYTES
-from bequest.protocol.outputs import Output, ToAgent, ToMonitor
+from bequest.limits import (
+    DEATH_TOLD_FOR,
+    FAILED_RUNS_MAX,
+    GUARD_TIMEOUT,
+    PAGE_BYTES,
+    SLAB_FAILED_RUNS_MAX,
+)
+from bequest.protocol.outputs import Output, ToAgent, ToElement, ToMonitor
 from bequest.protocol.rack_state import ElementInfo
 from bequest.wire import messages as wire
 from rack_in_a_box import GIB, MIB, Box
@@ -342,3 +348,19 @@ def test_a_suspicion_outlives_the_monitor_that_had_it() -> None:
     outputs = one.mmu.monitor_linked()
     watches = [out.message for out in outputs if isinstance(out, ToMonitor)]
     assert [watch.is_suspect for watch in watches if isinstance(watch, wire.WatchProcess)] == [True]
+
+
+def test_what_is_known_of_a_slab_that_fails_again_and_again_stays_short() -> None:
+    one = box()
+    peer, owner = one.attach("owner")
+    slab = slab_of(one, peer, nbytes=8 * MIB)
+    one.shards[owner.group].own(owner.pid, slab.address, 2048)
+    for page in range(SLAB_FAILED_RUNS_MAX + 1):
+        assert len(fail(one, slab, 2 * page * PAGE_BYTES, PAGE_BYTES)) == 1
+    (adopt,) = [
+        out.message
+        for out in one.mmu.element_linked(0)
+        if isinstance(out, ToElement) and isinstance(out.message, wire.AdoptSlab)
+    ]
+    assert adopt.failed == [(0, 8 * MIB)]
+    assert fail(one, slab, 3 * PAGE_BYTES, PAGE_BYTES) == []  # failed with the rest

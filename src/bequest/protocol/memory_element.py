@@ -35,6 +35,7 @@ from bequest.limits import (
     POOL_START,
     RECYCLED_SHARE,
 )
+from bequest.protocol.failed_runs import Run, merged
 from bequest.protocol.outputs import (
     CloseFile,
     CopyFile,
@@ -76,7 +77,7 @@ class HeldSlab(msgspec.Struct):
     is_ready: bool = False
     was_regrouped: bool = False
     retried: bool = False
-    failed: list[tuple[int, int]] = msgspec.field(default_factory=list)  # (offset, bytes)
+    failed: tuple[Run, ...] = ()  # (offset, bytes)
 
 
 class Announced(msgspec.Struct):
@@ -200,7 +201,7 @@ class MemoryElement:
             refusal = Refusal("unknown", f"this ticket opens no slab {message.slab}")
             self._outputs.append(Reply(peer, refusal.reply()))
         else:
-            opened = wire.SlabOpened(slab.id, slab.file.nbytes, slab.failed)
+            opened = wire.SlabOpened(slab.id, slab.file.nbytes, list(slab.failed))
             self._outputs.append(Reply(peer, opened, file=slab.file.id))
 
     def file_made(self, file: int, huge_bytes: int, now: float) -> list[Output]:
@@ -300,7 +301,7 @@ class MemoryElement:
             self._slabs[slab.id] = slab
             self._slab_bytes += file.nbytes
             self._slab_huge_bytes += file.huge_bytes
-            slab.failed = list(message.failed)
+            slab.failed = tuple(message.failed)
         if slab.group != message.group:
             slab.group, slab.was_regrouped = message.group, True
         self._announce(slab.id)
@@ -439,10 +440,7 @@ class MemoryElement:
         if message.slab is None:
             self._fail_whole(message.cause)
         elif (slab := self._slabs.get(message.slab)) is not None and slab.is_ready:
-            slab.failed.append((message.offset, message.nbytes))
-            self._outputs.append(LoseFile(slab.file.id, (message.offset, message.nbytes)))
-            report = wire.MemoryFailed(slab.id, message.offset, message.nbytes, message.cause)
-            self._outputs.append(ToMmu(report))
+            self._lose(slab, (message.offset, message.nbytes), message.cause)
         self._outputs.append(ToMmu(wire.FailureMade(message.job)))
 
     def _fail_whole(self, cause: str) -> None:
@@ -452,9 +450,15 @@ class MemoryElement:
         self._warm, self._recycled = [], {}
         for slab in self._slabs.values():
             if slab.is_ready:
-                slab.failed = [(0, slab.file.nbytes)]
-                self._outputs.append(LoseFile(slab.file.id))
-                self._outputs.append(ToMmu(wire.MemoryFailed(slab.id, 0, slab.file.nbytes, cause)))
+                self._lose(slab, (0, slab.file.nbytes), cause)
+
+    def _lose(self, slab: HeldSlab, run: Run, cause: str) -> None:
+        """This run of it, or all of it if it has lost too many."""
+        slab.failed = merged([*slab.failed, run], slab.file.nbytes)
+        everything = (0, slab.file.nbytes)
+        lost = everything if slab.failed == (everything,) else run
+        self._outputs.append(LoseFile(slab.file.id, None if lost == everything else lost))
+        self._outputs.append(ToMmu(wire.MemoryFailed(slab.id, *lost, cause)))
 
     def _made_too_late(self, file: int, slab: HeldSlab | None) -> None:
         self._outputs.append(CloseFile(file))

@@ -19,6 +19,7 @@ import msgspec
 
 from bequest._core import STATE_IN_FLIGHT, STATE_OWNED
 from bequest.limits import FAILED_RUNS_MAX, GUARD_TIMEOUT, HUGE_PAGE_BYTES, MMU_ID, PAGE_BYTES
+from bequest.protocol.failed_runs import covers, merged
 from bequest.protocol.outputs import Note, PeerId, ToAgent
 from bequest.protocol.process_table import Kind, Member
 from bequest.protocol.rack_state import FailedElement, RackState, Session
@@ -55,9 +56,10 @@ class MemoryFailures:
         slab = state.ledger.get(message.slab)
         if slab is None or slab.state is SlabState.GHOST:
             return
-        if (message.offset, message.nbytes) in slab.failed:
+        run = (message.offset, message.nbytes)
+        if covers(slab.failed, run):
             return  # an element that was started anew has said it before
-        slab.failed = (*slab.failed, (message.offset, message.nbytes))
+        slab.failed = merged([*slab.failed, run], slab.nbytes)
         lost = (slab.address + message.offset, slab.address + message.offset + message.nbytes)
         owners: list[Member] = []
         if slab.state is SlabState.LIVE:

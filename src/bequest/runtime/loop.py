@@ -26,6 +26,7 @@ from contextlib import suppress
 
 import msgspec
 
+from bequest.errors import BadSize
 from bequest.limits import (
     HELLO_TIMEOUT,
     LINK_QUEUE_MAX,
@@ -299,6 +300,8 @@ class Daemon(ABC):
             return
         try:
             link.wire.send(encode(message), fds)
+        except BadSize as error:  # what is too long now is so on the next link, too: better that it be lost
+            log.error("%s cannot tell %s: %s", self.role, link.title, error)
         except (OSError, SlowReader) as error:
             self._break(link, str(error))
         else:
@@ -352,7 +355,7 @@ class Daemon(ABC):
             return
         peer.is_owed_reply = False
         try:
-            peer.wire.send(encode(message), fds)
+            peer.wire.send(_encoded_reply(message), fds)
         except (OSError, SlowReader) as error:
             self.drop(peer, f"it cannot be sent to: {error}")
         else:
@@ -485,3 +488,12 @@ class Daemon(ABC):
         else:
             self._selector.unregister(end.wire.socket)
         end.events = wants
+
+
+def _encoded_reply(message: wire.Message) -> bytes:
+    """Or the answer that it is too long: one request that has no other answer must not end the daemon."""
+    try:
+        return encode(message)
+    except BadSize as error:
+        log.error("a reply cannot be sent: %s", error)
+        return encode(wire.Failed("size", str(error)))

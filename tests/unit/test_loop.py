@@ -1,0 +1,61 @@
+"""The loop under the daemons: what cannot be sent is not the end of the sender."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bequest.limits import PACKET_BYTES_MAX
+from bequest.runtime.loop import Daemon, Link, Peer, Wire
+from bequest.wire import messages as wire
+from bequest.wire.codec import Decoder
+
+TOO_LONG = wire.Failed("memory", "x" * PACKET_BYTES_MAX)
+
+
+class Mute(Daemon):
+    def __init__(self) -> None:
+        """No supervisor, no clients: only what sending needs."""
+        self._selector = selectors.DefaultSelector()
+        self._peers = {}
+
+    def peer_message(self, peer: Peer, message: wire.Message) -> None:
+        raise AssertionError
+
+    def link_message(self, link: Link, message: wire.Message) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def received(end: socket.socket, union: Any) -> wire.Message:
+    return Decoder(union).decode(end.recv(PACKET_BYTES_MAX))
+
+
+def test_what_is_too_long_for_a_link_is_lost_and_the_link_is_not(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    daemon, link = Mute(), Link("element", "a", "memory element a", Decoder(wire.Done), Wire(ends[0], 8))
+    daemon._selector.register(ends[0], selectors.EVENT_READ, link)
+    daemon.send_to_link(link, TOO_LONG)
+    daemon.send_to_link(link, wire.Done())
+    assert received(ends[1], wire.Done | wire.Failed) == wire.Done()
+
+
+def test_a_reply_that_is_too_long_is_answered_as_such(ends: tuple[socket.socket, socket.socket]) -> None:
+    daemon = Mute()
+    daemon._peers[1] = Peer(1, Wire(ends[0], 8), 1, 1, None)
+    daemon._selector.register(ends[0], selectors.EVENT_READ, daemon._peers[1])
+    daemon.reply(1, TOO_LONG)
+    reply = received(ends[1], wire.Done | wire.Failed)
+    assert isinstance(reply, wire.Failed) and reply.kind == "size"
