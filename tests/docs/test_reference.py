@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from typing import get_args
 
 import pytest
 
 import bequest as bq
 from bequest import _core, errors, limits
+from bequest.wire import messages as wire
+from bequest.wire import supervision
 from pages import ROOT, table_rows
 
 REFERENCE = ROOT / "docs" / "reference" / "python.md"
@@ -156,3 +159,76 @@ def test_the_address_plan_has_the_figures_of_the_code() -> None:
         figure = getattr(limits, name, None)
         figure = getattr(_core, name) if figure is None else figure
         assert int(written.replace(",", "").replace("_", ""), 0) == figure, name
+
+
+# --- messages and the journal -----------------------------------------------------------------------------
+
+WIRE = ROOT / "docs" / "reference" / "wire.md"
+UNIONS = {
+    "Client to Rack MMU": wire.MmuSocket,
+    "Client to agent": wire.ClientToAgent,
+    "Client to memory element": wire.ClientToElement,
+    "Client to rack monitor": wire.ClientToMonitor,
+    "Daemon to client": wire.DaemonToClient,
+    "Rack MMU to memory element": wire.MmuToElement,
+    "Memory element to Rack MMU": wire.ElementToMmu,
+    "Rack MMU to agent": wire.MmuToAgent,
+    "Agent to Rack MMU": wire.AgentToMmu,
+    "Rack MMU to rack monitor": wire.MmuToMonitor,
+    "Rack monitor to Rack MMU": wire.MonitorToMmu,
+    "Rack monitor to agents and memory elements, and back": wire.Ping | wire.Pong,
+    "Daemon to supervisor": supervision.DaemonToSupervisor,
+    "Supervisor to daemon": supervision.SupervisorToDaemon,
+}
+
+
+@pytest.mark.parametrize("heading", UNIONS)
+def test_every_message_has_its_row_with_its_fields(heading: str) -> None:
+    written = {row[0]: re.findall(r"\w+", row[1]) for row in table_rows(WIRE, heading)}
+    known = {message.__name__: list(message.__struct_fields__) for message in get_args(UNIONS[heading])}
+    assert written == known
+
+
+def test_every_union_of_messages_is_on_the_page() -> None:
+    directions = {name for name in vars(wire) if re.fullmatch(r"[A-Z][a-z]+To[A-Z]\w+|MmuSocket", name)}
+    shown = [*UNIONS.values(), wire.ClientToMmu]  # the last is a part of the first
+    assert all(getattr(wire, name) in shown for name in directions)
+
+
+def test_every_book_has_its_row() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "src/bequest/protocol").glob("*.py"))
+    opened = set(re.findall(r'(?:books|self)\.open\(f?"([^"]+)", (?!Standby, int\)  # where)', sources))
+    written = {row[0] for row in table_rows(WIRE, "Books")}
+    assert {name.replace("{kind.value}", "…") for name in opened} == written
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+LAYOUT = ROOT / "native" / "layout.hpp"
+STRUCTS = {
+    "The header": "TableHeader",
+    "A slot": "Slot",
+    "An intent": "Intent",
+    "A slab record": "SlabRecord",
+    "A descriptor": "Descriptor",
+    "A cell": "Cell",
+}
+
+
+def fields_of(struct: str) -> list[str]:
+    """In the order of the C++ source."""
+    body = re.search(rf"^struct {struct} \{{.*?\n(.*?)^\}};", LAYOUT.read_text(), re.MULTILINE | re.DOTALL)
+    assert body is not None, struct
+    fields: list[str] = []
+    for line in body[1].splitlines():
+        code = line.partition("//")[0].strip().removeprefix("alignas(64) ")
+        if code.endswith(";") and "static" not in code and "(" not in code:
+            names = re.sub(r"^(?:unsigned char|[\w:]+(?:<\w+>)?) ", "", code)
+            fields += re.findall(r"(\w+)(?:\[[^\]]*\])?(?:,|;)", names)
+    return [field for field in fields if field != "reserved"]
+
+
+@pytest.mark.parametrize("heading", STRUCTS)
+def test_every_field_of_the_table_has_its_row(heading: str) -> None:
+    written = [name for row in table_rows(ADDRESSES, heading) for name in re.findall(r"\w+", row[0])]
+    assert written == fields_of(STRUCTS[heading])
