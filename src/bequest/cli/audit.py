@@ -39,9 +39,8 @@ def command(output: Output, rack_name: str | None) -> None:
     from rich.text import Text
 
     console = output.console
-    told = (
-        f" · {plural(len(found), 'attempt')}, {sum(theft.outcome == 'stolen' for theft in found)} successful"
-    )
+    attempts, successful = sum(theft.times for theft in found), [t for t in found if t.outcome == "stolen"]
+    told = f" · {plural(attempts, 'attempt')}, {len(successful)} successful"
     console.print(Text.assemble("Rack ", (report.name, "bold"), (told, "dim")))
     if found:
         console.print(theft_table(found, console.width))

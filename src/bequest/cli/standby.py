@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import os
 import shlex
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from bequest.cli.output import Output, json_option
 from bequest.cli.racks import open_rack, rack_option
+from bequest.errors import RackGone
 
 if TYPE_CHECKING:
+    from bequest.memory.rack import Rack
     from bequest.memory.standby import Death
 
 VICTIM_VARIABLE = "BEQUEST_VICTIM"
 INCARNATION_VARIABLE = "BEQUEST_VICTIM_INCARNATION"
 CAPABILITY_VARIABLE = "BEQUEST_CAPABILITY"
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as every shell has it
+_LOOK_INTERVAL = 0.5  # seconds after which it looks whether the rack is still there
 
 
 @click.command("standby", context_settings={"allow_interspersed_args": False})
@@ -63,7 +66,7 @@ def command(
         )
         with standby:
             _say(output, {"standing_by_for": victim}, f"Standing by for {victim}.")
-            death = deaths.get()
+            death = _wait(rack, deaths)
         told = {"victim": victim, "incarnation": death.incarnation, "hung": death.is_suspicion}
         _say(
             output, told, f"{victim} {'hangs' if death.is_suspicion else 'has died'}: {shlex.join(arguments)}"
@@ -80,6 +83,18 @@ def command(
     except OSError as error:
         output.error(type(error).__name__, f"cannot run {arguments[0]!r}: {error.strerror}")
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+
+
+def _wait(rack: Rack, deaths: SimpleQueue[Death]) -> Death:
+    """The first death. Raises `RackGone` when the rack ends: nobody would tell of one any more."""
+    while True:
+        try:
+            return deaths.get(timeout=_LOOK_INTERVAL)
+        except Empty:
+            if not rack.is_alive():
+                raise RackGone(
+                    "the rack has ended; whoever was stood by for is not watched any more"
+                ) from None
 
 
 def _become(arguments: list[str], environment: dict[str, str]) -> NoReturn:

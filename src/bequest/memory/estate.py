@@ -11,6 +11,7 @@ that were left come as regions of their own.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -68,8 +69,9 @@ class Estate:
 
     def free(self) -> None:
         """Frees what is still owned of it, also of its inbox. Raises `BufferError` while views of it live."""
-        for region in [*self.regions, *self.inbox]:
-            region._free_remaining()
+        with contextlib.ExitStack() as every_one:
+            for region in [*self.regions, *self.inbox]:
+                every_one.callback(region._free_remaining)
 
     def __iter__(self) -> Iterator[Region]:
         return iter(self.regions)
@@ -86,8 +88,9 @@ class Estate:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for region in [*self.regions, *self.inbox]:
-            region.__exit__(kind, error, trace)
+        with contextlib.ExitStack() as every_one:
+            for region in [*self.regions, *self.inbox]:
+                every_one.callback(region.__exit__, kind, error, trace)
 
     def __repr__(self) -> str:
         count, nbytes = len(self.regions), sum(region.nbytes for region in self.regions)
@@ -134,15 +137,23 @@ def _selected(item: str | int) -> str | int:
 
 
 def _estate(process: Process, stolen: wire.Stolen) -> Estate:
+    again = f"steal({stolen.name!r}, …, incarnation={stolen.incarnation})"
     try:
-        regions: list[Region] = process._adopt(stolen.pid, stolen.incarnation)
-        inbox: list[Region] = []
-        while stolen.heir and (more := process._inherit(stolen.pid, stolen.incarnation, INBOX_CELLS)):
-            inbox += more
+        estate = Estate(process, stolen, process._adopt(stolen.pid, stolen.incarnation), [])
     except Exception as error:
         error.add_note(
-            f"The memory of {stolen.name!r} is this process's nevertheless. To have what is missing, make room and "
-            f"steal it again: steal({stolen.name!r}, …, incarnation={stolen.incarnation})."
+            f"The memory of {stolen.name!r} is this process's nevertheless. To have it, make room and steal again: "
+            f"{again}."
         )
         raise
-    return Estate(process, stolen, regions, inbox)
+    try:
+        while stolen.heir and (more := process._inherit(stolen.pid, stolen.incarnation, INBOX_CELLS)):
+            estate.inbox += more
+    except BaseException as error:
+        error.estate = estate  # type: ignore[attr-defined]  # or all of it would be freed with this frame
+        error.add_note(
+            f"The regions of {stolen.name!r} are this exception's `estate`. To have the rest of its inbox too, make "
+            f"room and steal again: {again}."
+        )
+        raise
+    return estate

@@ -1,44 +1,20 @@
-"""What a process is told of failures: events, handlers, emergency contacts (paper, section 3.2).
-
-Theory of operation. Nothing happens until a program asks for it: then a second connection to the agent is opened, a
-*subscription*, and one thread reads what the agent pushes there. Each notice becomes an event, which waits in a bounded
-queue (`Events`) for the program to look at, and is given to those who listen: standbys, and the handler of memory
-failures, which runs in a thread of its own, so that it may take its time. When the handler has returned, the agent is
-told that the failure has been handled; if it raised, that it was not, and the emergency contacts are called.
-
-If the agent ends, it is started again by its supervisor; the thread subscribes anew. What was pushed meanwhile is lost,
-as it is when the program is slow. `EventsDropped` tells that; with a count of 0, since nobody knows how much it was.
-Deaths are not lost: they are numbered, and the new agent tells those after the last that this process has heard of.
-"""
+"""What may happen to the peers and the memory of a process, and the queue in which it waits (paper, section 3.2)."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
-from _queue import SimpleQueue
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from bequest.errors import AcceptTimeout, BequestError, NotAttached
-from bequest.ids import check_name
-from bequest.limits import EVENTS_KEPT_MAX, RESUBSCRIBE_TIMEOUT
-from bequest.memory.connections import expect
-from bequest.memory.lifelines import Lifelines
-from bequest.wire import messages as wire
+from bequest.errors import AcceptTimeout, NotAttached
+from bequest.limits import EVENTS_KEPT_MAX
 
 if TYPE_CHECKING:
     import asyncio
-
-    from bequest.memory.connections import Connections
-    from bequest.runtime.transport import Channel
-
-log = logging.getLogger("bequest")
-
-_RETRY = 0.05  # seconds between tries to reach an agent that is being started again
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +100,6 @@ class EventsDropped(Event):
     """So many events (0: nobody knows), older than the next one, were dropped, because nobody looked at them."""
 
     count: int
-
-
-Handler = Callable[[MemoryFailed], object]
-_H = TypeVar("_H", bound=Callable[..., object])
 
 
 class Events:
@@ -226,187 +198,3 @@ class Events:
 def _resolve(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-class Notices:
-    """One attached process's subscription, and who in this program listens to it."""
-
-    def __init__(self, name: str, links: Connections) -> None:
-        self.events = Events()
-        self._name = name
-        self._links = links
-        self._lock = threading.Lock()
-        self._channel: Channel | None = None
-        self._last_death = 0  # that this process has been told of, or was before it asked
-        self._is_closed = False
-        self._listeners: list[Callable[[Event | wire.NoticeAttached], None]] = []
-        self._handler: Handler | None = None
-        self._contacts: list[str] | None = None
-        self._jobs: SimpleQueue[Callable[[], object] | None] | None = None
-        self.lifelines = Lifelines()
-
-    # --- what a program asks for ----------------------------------------------------------------------------
-
-    def subscribe(self) -> None:
-        """From now on; does nothing the second time."""
-        with self._lock:
-            if self._is_closed:
-                raise NotAttached(f"{self._name!r} is not attached to a rack (any more)")
-            if self._channel is not None:
-                return
-            self._channel, self._last_death = self._links.subscribe()
-            threading.Thread(target=self._read, name="bequest-notices", daemon=True).start()
-
-    def listen(self, listener: Callable[[Event | wire.NoticeAttached], None]) -> None:
-        """Has it called for each event, in the thread that reads them: it must not wait."""
-        self._listeners = [*self._listeners, listener]
-
-    def unlisten(self, listener: Callable[[Event | wire.NoticeAttached], None]) -> None:
-        """Ends what `listen` began."""
-        self._listeners = [other for other in self._listeners if other != listener]
-
-    def on_memory_failure(self, handler: Handler | None) -> None:
-        """One handler, or none."""
-        if handler is not None and not callable(handler):
-            raise TypeError(f"a handler of memory failures is a function, not {type(handler).__name__}")
-        self.subscribe()
-        self._handler = handler
-        self._links.ask_agent(wire.HandleFailures(handler is not None))
-
-    def set_contacts(self, names: Iterable[str]) -> None:
-        """In place of those before."""
-        if isinstance(names, str):
-            raise TypeError(f"emergency contacts are a list of names: [{names!r}]")
-        contacts = [check_name(name) for name in names]
-        self._links.ask_agent(wire.SetContacts(contacts))
-        self._contacts = contacts
-
-    def stand_by(self, request: wire.StandBy) -> wire.StandingBy:
-        """Asks the Rack MMU, which checks the capability."""
-        reply, _ = self._links.mmu.request(request)
-        return expect(reply, wire.StandingBy)
-
-    def stand_down(self, standby: int | None) -> None:
-        """Ends what `stand_by` began."""
-        if standby is not None:
-            self._links.mmu.request(wire.StandDown(standby))
-
-    def run(self, job: Callable[[], object]) -> None:
-        """In the library's thread for callbacks, one after another; what it raises is logged."""
-        with self._lock:
-            if self._jobs is None:
-                self._jobs = SimpleQueue()
-                threading.Thread(
-                    target=_work, args=(self._jobs,), name="bequest-callbacks", daemon=True
-                ).start()
-        self._jobs.put(job)
-
-    def close(self) -> None:
-        """The process detaches."""
-        with self._lock:
-            self._is_closed = True
-            channel = self._channel
-        self.lifelines.close()
-        if self._jobs is not None:
-            self._jobs.put(None)
-        if channel is not None:
-            channel.shut_down()  # wakes the thread, which closes it
-        self.events._close()
-
-    # --- the thread that reads ------------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        while not self._is_closed:
-            channel = self._channel
-            assert channel is not None
-            try:
-                notice = channel.next_notice()
-            except BequestError:
-                channel.close()
-                if not self._resubscribe():
-                    break
-                continue
-            self._tell(notice)
-        assert self._channel is not None
-        self._channel.close()
-        self.events._close()
-
-    def _resubscribe(self) -> bool:
-        """The agent has gone: its successor has to learn what this program wants. False: there will be none."""
-        deadline = time.monotonic() + RESUBSCRIBE_TIMEOUT
-        while not self._is_closed and time.monotonic() < deadline and self._links.rack_is_there():
-            try:
-                channel, _ = self._links.subscribe(self._last_death)
-            except BequestError:
-                time.sleep(_RETRY)
-                continue
-            with self._lock:
-                self._channel = channel
-            with contextlib.suppress(BequestError):
-                if self._handler is not None:
-                    self._links.ask_agent(wire.HandleFailures(True))
-                if self._contacts is not None:
-                    self._links.ask_agent(wire.SetContacts(self._contacts))
-            self._tell(wire.NoticesDropped(0))
-            return True
-        return False
-
-    def _tell(self, notice: wire.Message) -> None:
-        if isinstance(notice, wire.NoticeDied):
-            self._last_death = notice.number
-        event = _event(notice)
-        for listener in self._listeners:
-            listener(event)
-        if isinstance(event, Event):
-            self.events._put(event)
-        if (
-            isinstance(notice, wire.NoticeMemory)
-            and isinstance(event, MemoryFailed)
-            and self._handler is not None
-        ):
-            self.run(lambda: self._handle(notice.failure, event))
-
-    def _handle(self, failure: int, event: MemoryFailed) -> None:
-        handler, well = self._handler, False
-        try:
-            if handler is not None:
-                handler(event)
-                well = True
-        except Exception:
-            log.exception(
-                "the handler of memory failures of %r has failed; its contacts are told", self._name
-            )
-        with contextlib.suppress(BequestError):
-            self._links.ask_agent(wire.Handled(failure, well))
-
-
-def _work(jobs: SimpleQueue[Callable[[], object] | None]) -> None:
-    while (job := jobs.get()) is not None:
-        try:
-            job()
-        except Exception:
-            log.exception("a callback has failed")
-
-
-def _event(notice: wire.Message) -> Event | wire.NoticeAttached:
-    match notice:
-        case wire.NoticeDied(name, pid, incarnation):
-            return ProcessDied(name, pid, incarnation)
-        case wire.NoticeSuspected(name, pid, incarnation, silent):
-            return ProcessSuspected(name, pid, incarnation, silent)
-        case wire.NoticeCleared(name, pid, incarnation):
-            return ProcessCleared(name, pid, incarnation)
-        case wire.NoticeMemory(element, runs, cause):
-            return MemoryFailed(element, tuple(runs), cause)
-        case wire.NoticeElement(element, True, silent):
-            return ElementSilent(element, silent)
-        case wire.NoticeElement(element):
-            return ElementBack(element)
-        case wire.NoticeContact(name, pid, incarnation, what, element, runs, cause):
-            return ContactCalled(name, pid, incarnation, what, element, tuple(runs), cause)
-        case wire.NoticesDropped(count):
-            return EventsDropped(count)
-        case wire.NoticeAttached():
-            return notice
-        case _:
-            raise AssertionError(f"the agent tells {notice}")

@@ -23,7 +23,6 @@ from bequest.errors import (
     BadConfig,
     BadName,
     BadSize,
-    BequestError,
     InboxFull,
     NotAttached,
     ProcessDead,
@@ -45,9 +44,10 @@ from bequest.limits import (
 )
 from bequest.memory.connections import Connections, expect
 from bequest.memory.estate import Estate, steal
-from bequest.memory.events import Events, Handler, Notices
+from bequest.memory.events import Events
 from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
 from bequest.memory.names import Names
+from bequest.memory.notices import Handler, Notices
 from bequest.memory.region import Region
 from bequest.memory.standby import Standby, Then
 from bequest.protocol.placement import POLICIES
@@ -316,9 +316,9 @@ class Process(Names):
                 wire.CrossGrant(descriptor, word, peer.id, peer.incarnation, tag)
             )
             copied = expect(reply, wire.CrossGranted).copied_bytes
-        except BequestError:
+        except BaseException:
             self._peers.pop(to, None)
-            self._take_back(region, descriptor)
+            self._take_back(region, descriptor)  # unless it has gone by now
             raise
         region._set_fate(f"was granted to {to!r}")
         return copied

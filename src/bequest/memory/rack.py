@@ -115,7 +115,8 @@ class Rack:
     ) -> Standby:
         """`Process.standby`, by this program's attached process, or else by one that is attached for it.
 
-        ``group`` is the victim's; None is the user's default group. A process attached for it detaches on `cancel`.
+        ``group`` is the victim's; None is that of this program's attached process, or else the user's default group. A
+        process attached for it detaches on `cancel`.
         """
         process = None if group is not None else attached_to(self.directory)
         if process is not None:

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bequest.errors import BequestError
+from bequest.memory.callbacks import Callbacks
 from bequest.memory.events import Event, ProcessDied, ProcessSuspected
 from bequest.memory.group import check_capability
 from bequest.wire import messages as wire
@@ -56,10 +57,16 @@ class Death:
         """Waits until it is confirmed; False if that takes longer than ``timeout`` seconds."""
         return self._confirmed.wait(timeout)
 
-    def steal(self, only: Iterable[str | int] | None = None) -> Estate:
-        """Takes its memory, or a part of it, as `Process.steal`. The rack proves the death, or fences it, first."""
+    def steal(
+        self, only: Iterable[str | int] | None = None, *, shares: Iterable[bytes] | None = None
+    ) -> Estate:
+        """Takes its memory, or a part of it, as `Process.steal`. The rack proves the death, or fences it, first.
+
+        With the standby's capability, or ``shares`` of one that the group's members have handed over by now.
+        """
+        capability = None if shares is not None else self._standby._capability
         return self._standby._process.steal(
-            self.name, self._standby._capability, only=only, incarnation=self.incarnation
+            self.name, capability, shares=shares, only=only, incarnation=self.incarnation
         )
 
     def __repr__(self) -> str:
@@ -93,16 +100,17 @@ class Standby:
         self._told: dict[int, Death] = {}  # by incarnation
         self._is_cancelled = False
         self._number: int | None = None
+        self._calling = Callbacks(f"bequest-standby-{name}"[:31])
         process._notices.subscribe()
         process._notices.listen(self._hear)
         try:
             standing = process._notices.stand_by(wire.StandBy(name, capability))
+            self._number = standing.standby
+            if standing.pid:
+                self._watch(standing.pid, standing.incarnation)
         except BaseException:
-            process._notices.unlisten(self._hear)
+            self._withdraw()
             raise
-        self._number = standing.standby
-        if standing.pid:
-            self._watch(standing.pid, standing.incarnation)
 
     def cancel(self) -> None:
         """Stands by no more. Does nothing the second time."""
@@ -110,13 +118,17 @@ class Standby:
             if self._is_cancelled:
                 return
             self._is_cancelled = True
+        self._withdraw()
+        if self._own_process and self._process.attached:
+            self._process.detach()
+
+    def _withdraw(self) -> None:
         self._process._notices.unlisten(self._hear)
         self._process._notices.lifelines.forget(self)
+        self._calling.close()
         if self._process.attached:
             with contextlib.suppress(BequestError):
                 self._process._notices.stand_down(self._number)
-            if self._own_process:
-                self._process.detach()
 
     def __enter__(self) -> Standby:
         return self
@@ -160,4 +172,4 @@ class Standby:
 
     def _call(self, callback: Then, death: Death) -> None:
         if not self._is_cancelled:
-            self._process._notices.run(partial(callback, death))
+            self._calling.run(partial(callback, death))
