@@ -1,166 +1,40 @@
-"""The command line as people use it: the real program, real racks, and what is on the screen.
-
-Every test has a runtime directory of its own, so that the racks that it starts are the only ones it sees; when it ends,
-that directory must be empty again. `Screen` runs `bequest` in it; `attached` is a program with two processes in a rack
-that does what it is told line by line, so that no test waits for a while and hopes.
-"""
+"""The verbs of the command line: see screen.py for how they are run."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import json
 import os
-import platform
 import pty
-import resource
 import select
 import signal
-import struct
 import subprocess
-import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from alive import is_running
 from bequest.cli.slab_map import FREE
+from screen import MIB, SMALL, Screen, fits, one_line, wait_until
 
-MIB = 1 << 20
-SMALL = ("--element", "dram0:64MiB")
-VERBS = ("up", "down", "run", "ps", "mem", "top", "doctor", "demo", "bench")
-BEQUEST = (sys.executable, "-m", "bequest.cli")
-
-# Holds three large regions and a small one, two of them granted; then grants one more for each line that it reads.
-PROGRAM = """
-import sys
-import bequest as bq
-
-rack = bq.connect()
-with rack.attach("mapper") as mapper, rack.attach("reducer") as reducer:
-    regions = [mapper.alloc(4 << 20) for _ in range(3)]
-    waiting = mapper.alloc(8192)
-    regions.pop().grant("reducer")
-    accepted = [reducer.accept(timeout=10)]
-    waiting.grant("reducer")
-    print("ready", flush=True)
-    for line in sys.stdin:
-        mapper.alloc(1 << 20).grant("reducer")
-        print("granted", flush=True)
-"""
-
-
-class Screen:
-    """Runs `bequest` with a runtime directory of its own."""
-
-    def __init__(self, runtime: Path) -> None:
-        self.runtime = runtime
-        self.racks = runtime / "bequest"
-        self.environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in {"BEQUEST_RACK", "BEQUEST_COMPUTE", "COLUMNS", "FORCE_COLOR", "NO_COLOR"}
-        } | {"XDG_RUNTIME_DIR": str(runtime)}
-
-    def __call__(
-        self, *arguments: str, columns: int | None = None, **more: Any
-    ) -> subprocess.CompletedProcess[str]:
-        width = {} if columns is None else {"COLUMNS": str(columns)}
-        return subprocess.run(
-            [*BEQUEST, *arguments],
-            env=self.environment | width | more.pop("environment", {}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=25,
-            check=False,
-            **more,
-        )
-
-    def says(self, *arguments: str, columns: int | None = None) -> str:
-        """Standard output of a command that must succeed without a word on standard error."""
-        done = self(*arguments, columns=columns)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-    def document(self, *arguments: str) -> Any:
-        """The one JSON document that a command must answer."""
-        return json.loads(self.says(*arguments, "--json"))
-
-    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        """A command that goes on, with pipes to it."""
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            [*BEQUEST, *arguments],
-            **{"env": self.environment, "stdin": pipe, "stdout": pipe, "stderr": pipe, "text": True, **more},
-        )
-
-    def up(self, *arguments: str) -> dict[str, Any]:
-        """A detached rack, by what `bequest up` says of it."""
-        described: dict[str, Any] = self.document("up", "--detach", *SMALL, *arguments)
-        return described
-
-    @contextmanager
-    def attached(self, *arguments: str) -> Iterator[Callable[[], None]]:
-        """`PROGRAM` in a rack; the function has it grant 1 MiB."""
-        with self.start("run", *arguments, "--", sys.executable, "-c", PROGRAM) as program:
-            assert program.stdin is not None and program.stdout is not None and program.stderr is not None
-            told = program.stdout.readline()
-            assert told == "ready\n", program.stderr.read()
-
-            def grant() -> None:
-                assert program.stdin is not None and program.stdout is not None
-                program.stdin.write("grant\n")
-                program.stdin.flush()
-                assert program.stdout.readline() == "granted\n"
-
-            yield grant
-            program.stdin.close()
-            assert program.wait(20) == 0
-
-    def remaining(self) -> list[str]:
-        """What is left of racks."""
-        if not self.racks.exists():
-            return []
-        return sorted(path.name for path in self.racks.iterdir() if path.name != ".lock")
-
-
-@pytest.fixture
-def bequest(tmp_path: Path) -> Iterator[Screen]:
-    """The program; its racks are gone when the test is, and have left nothing."""
-    screen = Screen(tmp_path)
-    yield screen
-    screen("down", "--all")
-    wait_until(lambda: not screen.remaining(), f"left behind: {screen.remaining()}")
-
-
-@pytest.fixture
-def attached(bequest: Screen) -> AbstractContextManager[Callable[[], None]]:
-    bequest.up()
-    return bequest.attached()
-
-
-def wait_until(holds: Callable[[], bool], otherwise: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.01)
-
-
-def fits(text: str, columns: int) -> bool:
-    return all(len(line.rstrip()) <= columns for line in text.splitlines())
-
-
-def one_line(stderr: str) -> str:
-    """The message, which must be one plain line."""
-    assert stderr.startswith("bequest: ") and stderr.count("\n") == 1 and "\x1b" not in stderr
-    return stderr
+VERBS = (
+    "up",
+    "down",
+    "run",
+    "ps",
+    "ls",
+    "mem",
+    "top",
+    "audit",
+    "fault",
+    "standby",
+    "doctor",
+    "demo",
+    "bench",
+)
 
 
 # --- the program itself ---------------------------------------------------------------------------------------
@@ -539,83 +413,7 @@ def test_run_of_what_is_not_there(bequest: Screen, tmp_path: Path) -> None:
     assert done.returncode == 126 and "Permission denied" in one_line(done.stderr)
 
 
-# --- doctor, demo, bench --------------------------------------------------------------------------------------
-
-
-def test_doctor_without_a_rack(bequest: Screen) -> None:
-    answer = bequest.document("doctor")
-    assert answer["works"] and answer["audit"] is None
-    checks = {check["id"]: check for check in answer["checks"]}
-    assert checks.keys() >= {
-        "platform", "kernel", "native_core", "memfd", "collapse", "populate", "userfaultfd", "pidfd", "robust_futex",
-        "futex_waitv", "mappings", "descriptors", "cgroup", "hugetlb", "overcommit", "shm", "ptrace", "window",
-    }  # fmt: skip
-    for check in checks.values():
-        assert check.keys() == {"id", "name", "status", "required", "found", "affects", "remedy"}
-        assert check["status"] in {"ok", "degraded", "missing"} and check["found"]
-    told = bequest.says("doctor", columns=80)
-    assert fits(told, 80) and "Bequest works here." in told and "No rack is running" in told
-
-
-def test_doctor_audits_the_rack(
-    bequest: Screen, attached: AbstractContextManager[Callable[[], None]]
-) -> None:
-    with attached:
-        audit = bequest.document("doctor")["audit"]
-        assert audit.keys() == {"rack", "error", "findings", "groups", "slabs"}
-        assert (audit["rack"], audit["error"], audit["findings"]) == ("default", None, [])
-        assert audit["slabs"] > 0
-        assert "has exactly one owner" in bequest.says("doctor")
-
-
-def test_doctor_sees_a_window_that_cannot_be_had(bequest: Screen) -> None:
-    done = bequest(
-        "doctor", "--json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-    )
-    assert done.returncode == 1
-    answer = json.loads(done.stdout)
-    window = next(check for check in answer["checks"] if check["id"] == "window")
-    assert not answer["works"] and window["status"] == "missing" and "8192 MiB" in window["found"]
-
-
-def forbid(*system_calls: int) -> None:
-    """As a container does it, for this process and its children: they fail with EPERM."""
-    load, equal, answer = 0x20, 0x15, 0x06
-    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
-    program = [(load, 0, 0, 0), *((equal, len(system_calls) - i, 0, n) for i, n in enumerate(system_calls))]
-    packed = b"".join(
-        struct.pack("HBBI", *line) for line in [*program, (answer, 0, 0, allow), (answer, 0, 0, refuse)]
-    )
-    kept = ctypes.create_string_buffer(packed)
-    filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(packed) // 8, ctypes.addressof(kept)))
-    library = ctypes.CDLL(None, use_errno=True)
-    no_new_privileges, set_filter, by_program = 38, 22, 2
-    assert library.prctl(no_new_privileges, 1, 0, 0, 0) == 0
-    assert library.prctl(set_filter, by_program, filter_, 0, 0) == 0
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86-64")
-def test_doctor_sees_what_a_container_forbids(bequest: Screen) -> None:
-    forbidden = {"ptrace": 101, "userfaultfd": 323, "futex_waitv": 449, "robust_futex": 274}
-    done = bequest("doctor", "--json", preexec_fn=lambda: forbid(*forbidden.values()))
-    answer = json.loads(done.stdout)
-    assert answer["works"]
-    degraded = {check["id"]: check for check in answer["checks"] if check["status"] == "degraded"}
-    assert degraded.keys() >= forbidden.keys()
-    assert all("Operation not permitted" in degraded[id_]["found"] for id_ in forbidden)
-
-
-def test_doctor_says_clearly_that_it_is_the_wrong_platform(bequest: Screen) -> None:
-    elsewhere = "import sys; from bequest.cli import main; sys.platform = 'darwin'; main(['doctor'])"
-    done = subprocess.run(
-        [sys.executable, "-c", elsewhere],
-        env=bequest.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "Bequest runs on Linux only" in done.stdout
+# --- demo, bench ----------------------------------------------------------------------------------------------
 
 
 def test_demo_and_bench_pass_their_arguments_on(bequest: Screen) -> None:

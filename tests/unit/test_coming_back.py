@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bequest.wire import messages as wire
-from test_restore import NONCE, SLAB_PAGES, User, World
+from restored_world import NONCE, SLAB_PAGES, User, World
 
 
 def resume(user: User, **changes: object) -> wire.Resume:
