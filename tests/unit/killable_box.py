@@ -41,7 +41,7 @@ class WatchedShard:
 
         def watched(*arguments: Any, **named: Any) -> Any:
             result = call(*arguments, **named)
-            self._step(f"table: {name}")
+            self._step(f"table: {name}" if result != [] else f"table: {name} nothing")
             return result
 
         return watched

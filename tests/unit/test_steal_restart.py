@@ -158,3 +158,20 @@ def test_a_guard_of_an_earlier_run_lets_no_memory_of_this_one_go() -> None:
     for _ in scene.box.config.computes:
         scene.box.agent(wire.RangeGuarded(earlier))
     assert not [said for said in scene.box.to_elements if isinstance(said, wire.FailMemory)]
+
+
+def test_a_fence_that_an_earlier_run_had_asked_for_in_vain_is_lifted() -> None:
+    scene = Scene()
+    scene.hold_fences()
+    scene.steal()
+    restart(scene.box)
+    scene.box.exit(scene.thief_is)
+    scene.box.do(
+        scene.box.mmu.agent_linked(scene.victim_is.compute)
+    )  # what comes there, comes after that fence
+    asked = scene.box.fences[-1]
+    assert (asked.pid, asked.ranges) == (scene.victim_is.pid, [])
+    assert scene.shard.revocations == {}
+    scene.box.agent(wire.ProcessFenced(asked.job, "protected"))
+    assert scene.shard.revocations == {scene.victim_is.pid: 1}
+    assert not scene.box.written["doubts"]

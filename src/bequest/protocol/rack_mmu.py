@@ -108,7 +108,7 @@ class RackMmu:
         mmu._stop_at = None
         mmu._come_back_by = now + COME_BACK_TIMEOUT
         mmu._linger(now)
-        mmu._steals.restore()
+        mmu._steals.restore(now)
         state.outputs += state.clients.absent()
         state.later(partial(mmu._tidy, now))
         return mmu, state.take_outputs()
@@ -398,7 +398,7 @@ class RackMmu:
         shard = self._state.shard_of(process.group)
         shard.mark_dead(process.id)
         shard.settle(process.id)
-        shard.release(process.id)
+        self._release(process, now)
         self._tidy(now)
         self._state.later(lambda: self._state.reply(peer, wire.Done()))
 
@@ -520,17 +520,22 @@ class RackMmu:
         self._grants.slab_lost(slab)
         self._failures.slab_lost(element, slab)
 
-    def _free_all(self, process: Member) -> None:
+    def _free_all(self, process: Member, now: float) -> None:
         process.become(State.GONE)
         process.free_at = None
         self._steals.forget(process)
-        self._state.later(partial(self._state.shard_of(process.group).release, process.id))
+        self._state.later(partial(self._release, process, now))
+
+    def _release(self, process: Member, now: float) -> None:
+        """Later, if somebody might still store into what this process has stolen from him."""
+        if self._steals.may_be_freed(process, now):
+            self._state.shard_of(process.group).release(process.id)
 
     def _tidy(self, now: float) -> None:
         """Frees orphans whose time is up, idle slabs that nobody at home can use, and ids that nothing bears."""
         for member in self._state.processes:
             if member.state is State.ORPHANED and member.free_at is not None and now >= member.free_at:
-                self._free_all(member)
+                self._free_all(member, now)
                 self._forget_at_agent(member)
             elif self._never_came(member, now):
                 self._exited(member, now)
@@ -555,7 +560,7 @@ class RackMmu:
         held = {number: pages for number, _, pages, _ in group.shard.usage()} if gone else {}
         for member in gone:
             if held.get(member.id):  # a sender that had looked before it was marked dead committed after it
-                group.shard.release(member.id)
+                self._release(member, now)
             elif member.pending == 0 and member.id not in held and not self._state.plan.in_use(member.id):
                 group.shard.vacate(member.id)
                 self._state.processes.forget(member, now)

@@ -11,7 +11,10 @@ were listed: a word that has moved on since, because the victim granted or freed
 A victim that runs may have been opening pages while it was fenced; it looks at its words once it has. So what was taken
 is *in doubt* until it has been fenced once more, and only then is the thief told. The same pass looks for what the
 victim has allocated meanwhile, a bounded number of times. If that fence fails, so does the steal: the thief owns what
-it may not touch, and gets it by asking again, since doubts are kept until a fence ends them or the victim does.
+it may not touch, and gets it by asking again, since doubts are kept until a fence ends them or the victim does
+(`doubts.py`). Who steals from that thief waits for such a fence, too, and so does the freeing of what the thief has
+left. Whenever a fence has come to nothing, or may have hit what is the victim's own, the victim is made to look at its
+memory, which lifts the fence there.
 
 Before the first fence a refusal changes nothing. After it the steal is carried out for the thief even if the thief has
 gone meanwhile: the memory is then the dead thief's, and can be stolen in turn, while a victim that was fenced for
@@ -41,7 +44,6 @@ from bequest.limits import (
     STEAL_SELECTION_MAX,
 )
 from bequest.protocol.address_plan import Run
-from bequest.protocol.books import Row
 from bequest.protocol.capabilities import (
     Attempt,
     TheftBook,
@@ -51,6 +53,7 @@ from bequest.protocol.capabilities import (
     check_heir,
 )
 from bequest.protocol.clients import Caller, Session
+from bequest.protocol.doubts import Doubts, Listed, joined, runs_of
 from bequest.protocol.groups import Group
 from bequest.protocol.namespace import Namespace
 from bequest.protocol.outputs import Note, ToAgent
@@ -59,17 +62,6 @@ from bequest.protocol.rack_state import RackState
 from bequest.protocol.refusal import Refusal
 from bequest.protocol.shard import Shard
 from bequest.wire import messages as wire
-
-Bearer = tuple[int, int]  # an id, and the life of it that is meant
-
-
-class Doubt(Row):
-    """These thieves may own what this victim has not been kept from for good. Written down before they do."""
-
-    victim: int
-    incarnation: int
-    thieves: tuple[Bearer, ...]
-
 
 _HOWS = ("untouched", "self", "protected", "ptraced", "dead", "killed")  # each says more than those before it
 
@@ -87,13 +79,21 @@ class StealJob(msgspec.Struct):
     listed: list[tuple[int, int]] = msgspec.field(
         default_factory=list
     )  # (descriptor, word): what is being fenced
-    unfenced: list[Run] = msgspec.field(default_factory=list)  # ranges that the agent has yet to be told
-    fence: int | None = None  # the number of the fence that is waited for
-    fencing: list[Run] = msgspec.field(default_factory=list)  # what that one is to fence
-    deadline: float = 0.0
+    is_waiting: bool = False  # for a fence
 
     def went(self, how: str) -> None:
         self.how = max(self.how, how, key=_HOWS.index)
+
+
+class Fence(msgspec.Struct):
+    """A process that is being kept from ranges of memory."""
+
+    target: Member
+    job: StealJob | None  # that waits for it; None: the memory is to be freed
+    doubts: list[Run]  # that end with it
+    rest: list[Run]  # that its agent has yet to be told of
+    ranges: list[Run] = msgspec.field(default_factory=list)  # that the agent has been told of
+    deadline: float = 0.0
 
 
 class StealDesk:
@@ -104,24 +104,16 @@ class StealDesk:
         self._tries = WrongTries(state.books)
         self.book = TheftBook(state.books)
         self._queues: dict[int, deque[StealJob]] = {}  # by victim; the first is under way
-        self._doubts: dict[Bearer, list[Run]] = {}  # by victim: taken, and not fenced since
-        self._doubtful = state.books.open("doubts", Doubt, int)  # by the victim's incarnation
-        self._fences: dict[int, StealJob] = {}
+        self._doubts = Doubts(state)
+        self._fences: dict[int, Fence] = {}
+        self._given_up: dict[int, Member] = {}  # who may yet be fenced, though nobody waits for it any more
 
-    def restore(self) -> None:
-        """What a run of the Rack MMU before this one left half done: everything that its thieves own is in doubt."""
+    def restore(self, now: float) -> None:
+        """What a run of the Rack MMU before this one left half done. Its victims may still be about to be fenced."""
         for attempt in self.book.under_way():
             self.book.fail(attempt, Refusal("fence", "the Rack MMU was started anew meanwhile"))
-        for doubt in self._doubtful:
-            victim = self._state.processes.exact(doubt.victim, doubt.incarnation)
-            if victim is None or victim.state not in (State.ATTACHED, State.LOST):
-                self._doubtful.remove(doubt.incarnation)
-                continue
-            thieves = [self._state.processes.exact(*thief) for thief in doubt.thieves]
-            owned = [row for thief in thieves if thief for row in self._shard(thief).stealable(thief.id)]
-            self._doubts[doubt.victim, doubt.incarnation] = [
-                (address, address + pages * PAGE_BYTES) for _, _, address, pages in owned
-            ]
+        for victim in self._doubts.restore():
+            self._clear(victim, None, now)
 
     # --- the request -----------------------------------------------------------------------------------------
 
@@ -241,7 +233,7 @@ class StealDesk:
     def _drive(self, victim: Member, now: float) -> None:
         """Carries out what waits for this victim, until something has to be waited for."""
         queue = self._queues.get(victim.id)
-        while queue and queue[0].fence is None:
+        while queue and not queue[0].is_waiting:
             job = queue[0]
             try:
                 over = self._advance(job, now)
@@ -261,19 +253,30 @@ class StealDesk:
             raise Refusal("dead", f"{job.thief.name!r} has gone before it could steal")
         if victim.state is State.GONE and job.attempt.extents == 0:
             raise Refusal("dead", f"{victim.name!r} has detached, and its memory is freed")
-        if victim.state in (State.ATTACHED, State.LOST) and victim is not job.thief:
-            doubts = self._doubts.get(_life(victim), [])
+        if _runs_on(victim) and victim is not job.thief:
+            doubts = self._doubts.of(victim)
             listed = self._list(job) if job.passes < STEAL_PASSES_MAX else []
             if listed or doubts:
-                self._fence(job, listed, doubts, now)
+                if not self._clears_first(job, listed, now):
+                    self._fence(job, listed, doubts, now)
                 return False
         elif victim.state is not State.GONE:
+            listed = self._list(job)
+            if self._clears_first(job, listed, now):
+                return False
             job.went("self" if victim is job.thief else "dead")
-            self._take(job, [(descriptor, word) for descriptor, word, _, _ in self._list(job)])
+            self._take(job, [(descriptor, word) for descriptor, word, _, _ in listed])
         self._conclude(job)
         return True
 
-    def _list(self, job: StealJob) -> list[tuple[int, int, int, int]]:
+    def _clears_first(self, job: StealJob, listed: list[Listed], now: float) -> bool:
+        """Whether there is somebody else to be fenced: from whom the victim has taken this, and who may store there."""
+        other = self._doubts.over(runs_of(listed), besides=(job.victim, job.thief))
+        if other is not None:
+            self._clear(other, job, now)
+        return other is not None
+
+    def _list(self, job: StealJob) -> list[Listed]:
         """What is the victim's and to be taken."""
         if job.selection is None:
             return self._shard(job.victim).stealable(job.victim.id)
@@ -286,108 +289,148 @@ class StealDesk:
                     raise Refusal("capability", f"the memory at {run[0]:#x} cannot be stolen: {why}")
         return listed
 
-    def _fence(
-        self, job: StealJob, listed: list[tuple[int, int, int, int]], doubts: list[Run], now: float
-    ) -> None:
+    # --- fences ----------------------------------------------------------------------------------------------
+
+    def _fence(self, job: StealJob, listed: list[Listed], doubts: list[Run], now: float) -> None:
         job.passes += 1
         job.listed = [(descriptor, word) for descriptor, word, _, _ in listed]
-        runs = [(address, address + pages * PAGE_BYTES) for _, _, address, pages in listed]
-        job.unfenced = _joined(runs + doubts)
-        self._doubt(job)
-        self._tell_agent(job, now)
+        job.is_waiting = True
+        self._doubts.may_arise(job.victim, job.thief)
+        self._tell_agent(Fence(job.victim, job, doubts, joined(runs_of(listed) + doubts)), now)
 
-    def _tell_agent(self, job: StealJob, now: float) -> None:
-        job.fencing, job.unfenced = job.unfenced[:FENCE_RANGES_MAX], job.unfenced[FENCE_RANGES_MAX:]
-        job.deadline = now + FENCE_TIMEOUT
-        self._ask_for_fence(job)
+    def _clear(self, victim: Member, job: StealJob | None, now: float) -> None:
+        """Ends the doubts about a victim."""
+        doubts = self._doubts.of(victim)
+        if job is not None:
+            job.is_waiting = True
+        self._tell_agent(Fence(victim, job, doubts, joined(doubts)), now)
 
-    def _ask_for_fence(self, job: StealJob) -> None:
-        job.fence = self._state.books.counter("fence").next()
-        self._fences[job.fence] = job
-        victim = job.victim
-        ranges = [(start, end - start) for start, end in job.fencing]
-        reach = self._state.groups[victim.group].rules.fence
-        hinted = victim.is_hinted_dead or victim.state is State.LOST
-        fence = wire.FenceProcess(job.fence, victim.id, victim.incarnation, reach, ranges, hinted)
-        self._state.outputs.append(ToAgent(victim.compute, fence))
+    def may_be_freed(self, process: Member, now: float) -> bool:
+        """If not, somebody is being fenced who might store into its memory; ask again later."""
+        listed = self._shard(process).stealable(process.id)
+        other = self._doubts.over(runs_of(listed), besides=(process,))
+        if other is None:
+            return True
+        if not any(fence.target is other and fence.job is None for fence in self._fences.values()):
+            self._clear(other, None, now)
+        return False
+
+    def _tell_agent(self, fence: Fence, now: float) -> None:
+        fence.ranges, fence.rest = fence.rest[:FENCE_RANGES_MAX], fence.rest[FENCE_RANGES_MAX:]
+        fence.deadline = now + FENCE_TIMEOUT
+        self._ask_for_fence(fence)
+
+    def _ask_for_fence(self, fence: Fence) -> None:
+        number = self._state.books.counter("fence").next()
+        self._fences[number] = fence
+        target = fence.target
+        ranges = [(start, end - start) for start, end in fence.ranges]
+        reach = self._state.groups[target.group].rules.fence
+        hinted = target.is_hinted_dead or target.state is State.LOST
+        message = wire.FenceProcess(number, target.id, target.incarnation, reach, ranges, hinted)
+        self._state.outputs.append(ToAgent(target.compute, message))
 
     # --- what agents say -------------------------------------------------------------------------------------
 
     def fenced(self, number: int, how: str, now: float) -> None:
-        job = self._fences.pop(number, None)
-        if job is None:  # it has been decided without
+        fence = self._fences.get(number)
+        if fence is None:  # it has been decided without
+            self._came_late(number)
             return
-        job.fence = None
-        job.went(how)
-        victim = job.victim
-        if how in ("dead", "killed") and victim.state in (State.ATTACHED, State.LOST):
-            self._died(victim, now)  # which calls victim_died, once its last steps are settled
+        target, job = fence.target, fence.job
+        if job is not None and job.victim is target:
+            job.went(how)
+        if how in ("dead", "killed") and _runs_on(target):
+            self._died(target, now)  # which calls victim_died, once its last steps are settled
             return
-        victim.is_hinted_dead = False  # its agent has looked
-        if job.unfenced:
-            self._tell_agent(job, now)
-        else:
-            self.forget(victim)
-            if victim.state in (State.ATTACHED, State.LOST):
-                # Also if there is nothing to take, as after the last fence: the victim has to look at its memory once
-                # more, or the fence would stay where it gets other memory one day.
-                taken = self._take(job, job.listed)
-                if taken:
-                    self._doubts[_life(victim)] = taken
-                    self._doubt(job)
-        self._drive(victim, now)
+        del self._fences[number]
+        target.is_hinted_dead = False  # its agent has looked
+        if fence.rest:
+            self._tell_agent(fence, now)
+            return
+        if job is None or job.victim is not target:
+            self._doubts.end(target, fence.doubts, may_more_arise=target.id in self._queues)
+            self._have_look(target)  # some of it may be its own again
+            self._go_on(job, now)
+            return
+        self._doubts.end(target, fence.doubts, may_more_arise=False)
+        if _runs_on(target):
+            # Also if there is nothing to take, as after the last fence: the victim has to look at its memory once
+            # more, or the fence would stay where it gets other memory one day.
+            taken = self._take(job, job.listed)
+            if taken:
+                self._doubts.may_arise(target, job.thief)
+                self._doubts.arise(target, taken)
+        self._go_on(job, now)
+
+    def _go_on(self, job: StealJob | None, now: float) -> None:
+        """It need not wait any more."""
+        if job is not None:
+            job.is_waiting = False
+            self._drive(job.victim, now)
 
     def agent_linked(self, compute: str) -> None:
         """What it was asked for before may be lost, and so may its answers: it is asked again."""
-        for number, job in list(self._fences.items()):
-            if job.victim.compute == compute:
+        for number, fence in list(self._fences.items()):
+            if fence.target.compute == compute:
                 del self._fences[number]
-                self._ask_for_fence(job)
+                self._ask_for_fence(fence)
+        for number, target in list(self._given_up.items()):
+            if target.compute == compute:
+                self._came_late(number)
 
     def fence_failed(self, number: int, message: str, now: float) -> None:
-        job = self._fences.pop(number, None)
-        if job is None:
+        fence = self._fences.pop(number, None)
+        if fence is None:
+            self._came_late(number)
             return
-        job.fence = None
-        self._fail(job, Refusal("fence", f"{job.victim.name!r} could not be fenced: {message}"))
+        target, job = fence.target, fence.job
+        self._have_look(target)  # a part of it may have been fenced
+        text = f"{target.name!r} could not be fenced: {message}"
+        if job is None:
+            self._state.outputs.append(Note(text, trouble=True))
+            return
+        if target is not job.victim:
+            text = f"{text}; it might still store into what {job.victim.name!r} has taken from it"
+            if not _runs_on(target):
+                self._go_on(job, now)
+                return
+        self._fail(job, Refusal("fence", text))
         self._queues[job.victim.id].popleft()
         self._hold(job.thief, job.victim, -1)
         self._drive(job.victim, now)
 
+    def _came_late(self, number: int) -> None:
+        target = self._given_up.pop(number, None)
+        if target is not None:
+            self._have_look(target)
+
+    def _have_look(self, victim: Member) -> None:
+        """It maps anew what is its own, and so lifts a fence there."""
+        if _runs_on(victim):
+            self._shard(victim).steal([], victim.id, victim.id)
+
     def victim_died(self, victim: Member, now: float) -> None:
         """The kernel's word on a victim: no fence needs to be waited for any more."""
         self.forget(victim)
-        queue = self._queues.get(victim.id)
-        if not queue:
-            return
-        job = queue[0]
-        if job.fence is not None:
-            del self._fences[job.fence]
-            job.fence = None
-        self._drive(victim, now)
+        waiting = [(number, fence) for number, fence in self._fences.items() if fence.target is victim]
+        for number, _ in waiting:
+            del self._fences[number]
+        for _, fence in waiting:
+            self._go_on(fence.job, now)
 
     def forget(self, victim: Member) -> None:
         """Nothing is left of it to be in doubt about."""
-        self._doubts.pop(_life(victim), None)
-        if victim.incarnation in self._doubtful:
-            self._doubtful.remove(victim.incarnation)
-
-    def _doubt(self, job: StealJob) -> None:
-        """From now on, its thief may own what its victim has not been fenced off (once more) since."""
-        victim, thief = job.victim, _life(job.thief)
-        known = self._doubtful.get(victim.incarnation)
-        thieves = () if known is None else known.thieves
-        if thief not in thieves:
-            doubt = Doubt(victim.id, victim.incarnation, (*thieves, thief))
-            self._doubtful.put(victim.incarnation, doubt)
+        self._doubts.forget(victim)
 
     def tick(self, now: float) -> None:
-        for number, job in list(self._fences.items()):
-            if now >= job.deadline:
+        for number, fence in list(self._fences.items()):
+            if now >= fence.deadline:
+                self._given_up[number] = fence.target
                 self.fence_failed(number, f"its agent did not answer within {FENCE_TIMEOUT:.0f} s", now)
 
     def next_deadline(self) -> float:
-        return min((job.deadline for job in self._fences.values()), default=float("inf"))
+        return min((fence.deadline for fence in self._fences.values()), default=float("inf"))
 
     # --- the end ---------------------------------------------------------------------------------------------
 
@@ -395,12 +438,10 @@ class StealDesk:
         """Where what was got lies."""
         victim, thief = job.victim, job.thief
         taken = self._shard(victim).steal(extents, victim.id, thief.id)
-        runs = [(address, address + pages * PAGE_BYTES) for _, _, address, pages in taken]
+        runs = runs_of(taken)
         job.attempt.extents += len(taken)
         job.attempt.nbytes += sum(end - start for start, end in runs)
         job.listed = []
-        if thief.state is State.GONE:  # it detached after its victim was fenced
-            self._shard(thief).release(thief.id)
         return runs
 
     def _conclude(self, job: StealJob) -> None:
@@ -451,21 +492,10 @@ class StealDesk:
         victim.pending += step
 
 
-def _life(member: Member) -> Bearer:
-    return member.id, member.incarnation
+def _runs_on(member: Member) -> bool:
+    return member.state in (State.ATTACHED, State.LOST)
 
 
-def _overlaps(extent: tuple[int, int, int, int], run: Run) -> bool:
+def _overlaps(extent: Listed, run: Run) -> bool:
     _, _, address, pages = extent
     return address < run[1] and run[0] < address + pages * PAGE_BYTES
-
-
-def _joined(runs: list[Run]) -> list[Run]:
-    """Neighbours as one, in order."""
-    joined: list[Run] = []
-    for start, end in sorted(runs):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    return joined
