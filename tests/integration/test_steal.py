@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -84,6 +86,24 @@ def test_a_living_victim_that_writes(yard: Yard, me: bq.Process, rack: RackUnder
         assert (array == before).all()
         del array
     assert rack.audit() == []
+
+
+@pytest.mark.parametrize("hang", [thieves.deadlock, thieves.keep_the_gil])
+def test_a_victim_that_hangs_without_being_stopped(
+    yard: Yard, me: bq.Process, hang: Callable[[actors.Seat], None]
+) -> None:
+    """It goes on beating, for the thread that beats is not Python's: nobody suspects it; who knows may steal."""
+    victim = yard.actor("victim")
+    suspicions: list[bq.Death] = []
+    with me.standby(for_="victim", then=lambda death: None, on_suspicion=suspicions.append):
+        victim.do(actors.alloc, "region", 16 * PAGE, 5)
+        victim.start(hang)
+        time.sleep(0.3)
+        with me.steal("victim") as estate:
+            assert estate.how in ("protected", "ptraced")
+            assert np.unique(estate.regions[0].array()).tolist() == [5]
+        assert victim.is_busy() and suspicions == []
+        victim.kill()
 
 
 def test_what_is_granted_back_to_the_resumed_victim_works(yard: Yard, me: bq.Process) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -76,6 +77,27 @@ def written_to_the_end(seat: Seat, seconds: float) -> str:
     """What stopped the writer; else nothing."""
     seat.kept["writer"].join(seconds)
     return type(seat.kept["error"]).__name__ if "error" in seat.kept else ""
+
+
+def deadlock(seat: Seat) -> None:
+    """Two threads that each wait for what the other has, and this one for both; it never returns."""
+    first, second, both_have_one = threading.Lock(), threading.Lock(), threading.Barrier(2)
+
+    def run(mine: threading.Lock, other: threading.Lock) -> None:
+        with mine:
+            both_have_one.wait()
+            other.acquire()
+
+    crew = [threading.Thread(target=run, args=locks) for locks in ((first, second), (second, first))]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+
+
+def keep_the_gil(seat: Seat) -> None:
+    """Waits in C code that never lets another thread run; it never returns."""
+    ctypes.PyDLL(None).pause()
 
 
 def touch(seat: Seat, key: str) -> str:
