@@ -93,8 +93,15 @@ void LifelineKeeper::drop_lines() {
 
 void LifelineKeeper::beat() {
     const uint32_t watched = slot_.watched.load();
-    if (watched != 0) slot_.beats.fetch_add(1);
+    if (watched != 0) slot_.beats.store(next_beat());
     sleep_on(slot_.watched, watched, watched != 0 ? kBeatInterval_ns : kForEver_ns);
+}
+
+uint32_t LifelineKeeper::next_beat() const {
+    const uint32_t beats = slot_.beats.load();
+    const int64_t expected_by = expected_by_.load();
+    if (expected_by != 0 && monotonic_ns() > expected_by) return beats | kStuck;
+    return (beats + 1) & ~kStuck;
 }
 
 void LifelineKeeper::leave() {

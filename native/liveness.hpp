@@ -9,7 +9,8 @@
 // and after exec the process lives on as somebody else. Who leaves in good order sets the words to 0 first.
 //
 // While somebody watches (`Slot.watched`), the thread counts `Slot.beats` up every 10 ms: a stopped process
-// is silent.
+// is silent. One that waits for ever in a deadlock is not, for this thread has no part in it. So the process
+// may say by when it will have got on; when that time has passed, the thread marks the count instead.
 //
 // A `DeathWatch` waits on many lifelines at once. The kernel wakes one waiter on a word, who wakes the
 // others.
@@ -30,6 +31,7 @@
 namespace bequest {
 
 constexpr int64_t kBeatInterval_ns = 10'000'000;
+constexpr uint32_t kStuck = 1u << 31;  // in `Slot.beats`: it has not got on by the time it gave
 
 // Keeps the words of one slot, whose table must stay mapped meanwhile.
 class LifelineKeeper {
@@ -40,6 +42,8 @@ public:
 
     // In good order. In the child of a fork, which has no such thread, it does nothing.
     void leave();
+    // By when (CLOCK_MONOTONIC) it will have said so again; 0: it promises nothing.
+    void expect_by(int64_t when_ns) { expected_by_.store(when_ns); }
 
 private:
     struct alignas(sizeof(Lifeline)) Node {  // of the robust list; as far apart as the words they stand for
@@ -54,6 +58,7 @@ private:
     void hold_lines();
     void drop_lines();
     void beat();
+    uint32_t next_beat() const;
 
     Slot& slot_;
     pid_t owner_;
@@ -61,6 +66,7 @@ private:
     pthread_t thread_;
     Shared<uint32_t> phase_{0};
     Shared<uint32_t> leaving_{0};
+    Shared<int64_t> expected_by_{0};
     Node nodes_[kLifelineCount];
     List list_;
 };

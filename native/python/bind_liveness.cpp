@@ -134,7 +134,11 @@ void bind_lifelines(nb::module_& m) {
                 new (self) OwnLifeline{table, std::make_unique<LifelineKeeper>(slot)};
             },
             "table"_a, "id"_a)
-        .def("leave", [](OwnLifeline& self) { self.keeper->leave(); });
+        .def("leave", [](OwnLifeline& self) { self.keeper->leave(); })
+        .def(
+            "expect_by",
+            [](OwnLifeline& self, double when) { self.keeper->expect_by(static_cast<int64_t>(when * 1e9)); },
+            "when"_a);
     nb::class_<Watch>(m, "DeathWatch")
         .def(
             "__init__",

@@ -142,7 +142,13 @@ void bind_signs(TableClass& table) {
             "id"_a, "watchers"_a)
         .def(
             "watchers", [](TableFile& t, uint32_t id) { return t.table().slot(id).watched.load(); }, "id"_a)
-        .def("beats", [](TableFile& t, uint32_t id) { return t.table().slot(id).beats.load(); }, "id"_a);
+        .def(
+            "beats", [](TableFile& t, uint32_t id) { return t.table().slot(id).beats.load() & ~kStuck; },
+            "id"_a)
+        .def(
+            "is_stuck",
+            [](TableFile& t, uint32_t id) { return (t.table().slot(id).beats.load() & kStuck) != 0; },
+            "id"_a);
 }
 
 // What becomes of the dead's steps and memory.

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from bequest.memory.rack import Rack, connect
     from bequest.memory.region import Region
     from bequest.memory.standby import Death, Standby
+    from bequest.memory.watchdog import Watchdog
     from bequest.queue import Queue
 
 __version__ = "0.1.0"
@@ -130,6 +131,7 @@ __all__ = [
     "UnknownProcess",
     "UnsupportedPlatform",
     "VersionMismatch",
+    "Watchdog",
     "WrongCapability",
     "WrongSecret",
     "connect",
@@ -160,6 +162,7 @@ _HOMES = {
     "bequest.memory.rack": ("Rack", "connect"),
     "bequest.memory.region": ("Region",),
     "bequest.memory.standby": ("Death", "Standby"),
+    "bequest.memory.watchdog": ("Watchdog",),
     "bequest.queue": ("Queue",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

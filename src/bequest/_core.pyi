@@ -100,6 +100,9 @@ class Table:
     def beats(self, id: int) -> int:
         """How often the process has shown a sign of life while it was watched."""
 
+    def is_stuck(self, id: int) -> bool:
+        """Whether the time has passed by which it was to have got on: see `Lifeline.expect_by`."""
+
     def audit(self) -> list[str]: ...
 
 class RegionBase:
@@ -227,6 +230,9 @@ class Lifeline:
     def __init__(self, table: Table, id: int) -> None: ...
     def leave(self) -> None:
         """In good order: nobody takes it for a death. Does nothing the second time, or in the child of a fork."""
+
+    def expect_by(self, when: float) -> None:
+        """By then (time.monotonic) this is called again, or the process counts as stuck; 0: never."""
 
 class DeathWatch:
     """Waits on many processes' lifelines (native/liveness.hpp); for a selector: readable while there are hints."""

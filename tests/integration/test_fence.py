@@ -33,7 +33,7 @@ SMALL, HUGE, ABSENT = (
     4 * MIB,
 )  # offsets in the slab: 4 KiB pages, a 2 MiB page, pages not touched yet
 PAGES = pytest.mark.parametrize("offset", [SMALL, HUGE, ABSENT], ids=["small", "huge", "absent"])
-TRIALS = soaking.size(150, 2000)
+TRIALS = soaking.size(80, 2000)
 
 Close = Callable[[Victim, int, int], None]
 

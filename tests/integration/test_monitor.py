@@ -46,6 +46,26 @@ def test_a_stopped_process_is_suspected_and_cleared_when_it_goes_on(yard: Yard, 
         assert min(silences) < 0.3, silences  # 50 ms where nothing else runs: see the machine's own tests
 
 
+def test_a_process_that_does_not_get_on_is_suspected_if_it_has_a_watchdog(
+    yard: Yard, rack: RackUnderTest
+) -> None:
+    me, victim = yard.attach("me"), yard.actor("victim")
+    with me.standby(for_="victim", then=lambda death: None):
+        events = me.events
+        time.sleep(0.15)
+        started = time.monotonic()
+        victim.start(watchers.hang_under_a_watchdog, 0.2)
+        assert isinstance(events.get(5), bq.ProcessSuspected)
+        assert time.monotonic() - started > 10 * 0.2 / 4 + 0.2  # while it got on, it was not
+        assert victim.is_busy()
+        assert isinstance(events.get(5), bq.ProcessCleared)
+        victim.result()
+        with pytest.raises(bq.AcceptTimeout):
+            events.get(0.4)  # the watchdog has been left
+    with pytest.raises(ValueError, match="more than 0 seconds"):
+        me.watchdog(0)
+
+
 def test_a_process_for_which_nobody_stands_by_neither_beats_nor_is_suspected(
     yard: Yard, rack: RackUnderTest
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from typing import Any
@@ -65,6 +66,17 @@ def page_values(seat: Seat, key: str) -> list[int | None]:
         except bq.MemoryFailure:
             values.append(None)
     return values
+
+
+def hang_under_a_watchdog(seat: Seat, seconds: float) -> None:
+    """Gets on for a while, and then waits in C code with the GIL; and gets on again."""
+    with seat.me.watchdog(seconds) as watchdog, seat.me.watchdog(1000):
+        for _ in range(10):
+            time.sleep(seconds / 4)
+            watchdog.progress()
+        ctypes.PyDLL(None).usleep(int(4 * seconds * 1e6))
+        watchdog.progress()
+        time.sleep(seconds / 4)
 
 
 def take_over(seat: Seat, predecessor: str) -> None:

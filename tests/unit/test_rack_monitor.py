@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from bequest.limits import ASLEEP_TIMEOUT, BEAT_INTERVAL, POLL_IDLE, WATCH_GRACE
+from bequest.limits import ASLEEP_TIMEOUT, BEAT_INTERVAL, POLL_IDLE, POLL_INTERVAL, WATCH_GRACE
 from bequest.protocol.outputs import LookAt, Output, SendPing, ToMmu
 from bequest.protocol.rack_monitor import ASLEEP, GONE, RUNNABLE, STOPPED, Key, RackMonitor, Sight
 from bequest.wire import messages as wire
@@ -26,6 +26,7 @@ class Machine:
         self.threads: dict[object, str] = {}
         self.said: list[tuple[float, wire.Message]] = []
         self.looks = 0
+        self.stuck: set[Key] = set()
         self.pings: list[int | str] = []
 
     def admit(self, key: Key = VICTIM, watched: bool = True) -> None:
@@ -54,7 +55,10 @@ class Machine:
             while self.now - self.last[key] >= BEAT_INTERVAL and self.watched[key]:
                 self.last[key] += BEAT_INTERVAL
                 self.counts[key] += 1
-        sights = {key: Sight(self.watched[key], self.counts[key]) for key, _ in self.monitor.watched()}
+        sights = {
+            key: Sight(self.watched[key], self.counts[key], key in self.stuck)
+            for key, _ in self.monitor.watched()
+        }
         self.obey(self.monitor.tick(self.now, sights))
 
     def obey(self, outputs: list[Output]) -> None:
@@ -94,6 +98,22 @@ def test_a_stopped_process_is_suspected_within_50_ms_and_cleared_when_it_beats_a
     machine.run(0.5)
     assert machine.words()[-1] is wire.Suspicion
     assert machine.said[-1][0] - stopped <= 0.050  # its long silence has not made it patient
+
+
+def test_one_that_says_of_itself_that_it_is_stuck_is_suspected_at_once_and_without_a_look() -> None:
+    machine = Machine()
+    machine.admit()
+    machine.run(1)
+    machine.stuck.add(VICTIM)
+    machine.stop(threads=RUNNABLE)
+    machine.run(2 * POLL_INTERVAL)
+    assert machine.words() == [wire.Suspicion] and machine.looks == 0
+    machine.run(1)
+    assert machine.words() == [wire.Suspicion]
+    machine.stuck.clear()
+    machine.start()
+    machine.run(0.1)
+    assert machine.words() == [wire.Suspicion, wire.Cleared]
 
 
 def test_one_that_is_runnable_is_never_suspected_and_seldom_looked_at() -> None:

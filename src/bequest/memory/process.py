@@ -50,6 +50,7 @@ from bequest.memory.names import Names
 from bequest.memory.notices import Handler, Notices
 from bequest.memory.region import Region
 from bequest.memory.standby import Standby, Then
+from bequest.memory.watchdog import Watchdog, Watchdogs
 from bequest.protocol.placement import POLICIES
 from bequest.wire import messages as wire
 
@@ -93,6 +94,7 @@ class Process(Names):
         try:
             super().__init__(links.table, links.attached.pid, links.rack, links.open_slab, Region, spin)
             self._lifeline = Lifeline(links.table, links.attached.pid)
+            self._watchdogs = Watchdogs(self._lifeline)
         except BaseException:
             links.leave()
             raise
@@ -425,6 +427,14 @@ class Process(Names):
         Raises `WrongCapability`, and `UnknownProcess` if a process of that name is in another group.
         """
         return Standby(self, check_name(for_), capability, then, on_suspicion, own_process=False)
+
+    def watchdog(self, seconds: float) -> Watchdog:
+        """While the returned context manager is entered, its `progress` is to be called every so many seconds.
+
+        If it is not, those who stand by for this process are told that it hangs, as they are without asking when it is
+        stopped: a deadlock, or a loop without end, is known to the program alone. Raises ValueError.
+        """
+        return Watchdog(self._watchdogs, seconds)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ moves no memory. Three kinds of signs come in, and it keeps them apart.
 - *Beats*: a process that somebody stands by for counts up in shared memory, every `BEAT_INTERVAL`. Silence that lasts
   longer than a time-out makes the monitor look at the process's threads. Stopped: *suspected*. Runnable: the kernel
   does not let it run, so it is not suspected, however long that takes. Asleep: only after much longer, for a beating
-  thread does not sleep long.
+  thread does not sleep long. A process may also say of itself that it does not get on (`Process.watchdog`), beating as
+  it may: then nothing need be looked at.
 - *Pongs* of the other daemons, judged in the same way.
 
 A suspicion is withdrawn when a sign of life comes. Silence is counted in time for which the monitor itself has been
@@ -94,6 +95,7 @@ class Sight(msgspec.Struct, frozen=True):
 
     is_watched: bool
     beats: int
+    is_stuck: bool = False
 
 
 class Neighbour(msgspec.Struct):
@@ -214,6 +216,8 @@ class RackMonitor:
             ended = process.heart.beat(now, POLL_INTERVAL) if has_beaten or not sight.is_watched else False
             process.heart.silence = 0.0
             return [ToMmu(wire.Cleared(*key))] if ended else []
+        if sight.is_stuck:
+            return self._stuck(key, process.heart, elapsed)
         return self._silent(key, process.os_pid, process.heart, elapsed, now)
 
     def _check(self, name: int | str, elapsed: float, now: float) -> list[Output]:
@@ -226,6 +230,13 @@ class RackMonitor:
             self._last_ping += 1
             outputs = [SendPing(name, self._last_ping)]
         return outputs
+
+    def _stuck(self, key: Key, heart: Heart, elapsed: float) -> list[Output]:
+        heart.silence += elapsed
+        if heart.is_suspect:
+            return []
+        heart.is_suspect = True
+        return [ToMmu(wire.Suspicion(*key, heart.silence))]
 
     def _silent(self, target: Target, os_pid: int, heart: Heart, elapsed: float, now: float) -> list[Output]:
         heart.silence += elapsed

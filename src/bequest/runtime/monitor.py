@@ -75,7 +75,7 @@ class Monitor(Daemon):
         sights = {}
         for key, group in self._machine.watched():
             table = self._tables[group]
-            sights[key] = Sight(table.watchers(key[0]) > 0, table.beats(key[0]))
+            sights[key] = Sight(table.watchers(key[0]) > 0, table.beats(key[0]), table.is_stuck(key[0]))
         self._carry_out(self._machine.tick(now, sights))
 
     def next_deadline(self) -> float:
