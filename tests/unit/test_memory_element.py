@@ -344,6 +344,30 @@ def test_a_slab_that_fails_in_too_many_places_fails_as_a_whole() -> None:
     assert driver.open(TICKET, 1).message.failed == [(0, 8 * MIB)]
 
 
+def test_what_the_rack_mmu_has_not_heard_of_a_failure_it_is_told_on_the_next_link() -> None:
+    driver = Driver()
+    driver.reserve(1)
+    driver.finish_all()
+    driver.tell(wire.FailMemory(1, 1, 0, 4096, "worn out"))
+    driver.tell(wire.FailMemory(2, 1, 8192, 4096, "worn out"))
+    announce(driver, wire.AdoptSlab(1, 1, 2 * MIB, False, [(0, 4096)]))
+    assert driver.to_mmu == [wire.MemoryFailed(1, 8192, 4096, "worn out")]
+    announce(driver, wire.AdoptSlab(1, 1, 2 * MIB, False, [(0, 4096), (8192, 4096)]))
+    assert driver.to_mmu == []
+
+
+def test_what_was_to_fail_when_a_server_died_fails_in_the_next_one() -> None:
+    driver = Driver()
+    driver.reserve(1)
+    driver.finish_all()
+    for server in (driver, reborn(driver)):  # it was told in vain; its successor does not know whether it was done
+        server.others.clear()
+        announce(server, wire.AdoptSlab(1, 1, 2 * MIB, False, [(4096, 4096)], "worn out"))
+        assert server.others == [LoseFile(1, (4096, 4096))]
+        assert server.to_mmu == [wire.MemoryFailed(1, 4096, 4096, "worn out")]
+        assert server.open(TICKET, 1).message.failed == [(4096, 4096)]
+
+
 class Pool(RuleBasedStateMachine):
     """Whatever is asked in whatever order: the size is kept, and no file serves two groups."""
 

@@ -35,7 +35,7 @@ from bequest.limits import (
     POOL_START,
     RECYCLED_SHARE,
 )
-from bequest.protocol.failed_runs import Run, merged
+from bequest.protocol.failed_runs import Run, lacking, merged
 from bequest.protocol.outputs import (
     CloseFile,
     CopyFile,
@@ -78,6 +78,7 @@ class HeldSlab(msgspec.Struct):
     was_regrouped: bool = False
     retried: bool = False
     failed: tuple[Run, ...] = ()  # (offset, bytes)
+    cause: str = ""  # of the last of these
 
 
 class Announced(msgspec.Struct):
@@ -301,10 +302,18 @@ class MemoryElement:
             self._slabs[slab.id] = slab
             self._slab_bytes += file.nbytes
             self._slab_huge_bytes += file.huge_bytes
-            slab.failed = tuple(message.failed)
+        self._agree_on_failures(slab, message)
         if slab.group != message.group:
             slab.group, slab.was_regrouped = message.group, True
         self._announce(slab.id)
+
+    def _agree_on_failures(self, slab: HeldSlab, message: wire.AdoptSlab) -> None:
+        """What the Rack MMU takes for lost is: it may have died, or this element, before that was done, or said."""
+        unheard = lacking(slab.failed, message.failed)
+        for run in lacking(message.failed, slab.failed):
+            self._lose(slab, run, message.cause)
+        for run in unheard:
+            self._outputs.append(ToMmu(wire.MemoryFailed(slab.id, *run, slab.cause)))
 
     def _announce(self, slab: int) -> None:
         if self._announced is not None:
@@ -454,7 +463,7 @@ class MemoryElement:
 
     def _lose(self, slab: HeldSlab, run: Run, cause: str) -> None:
         """This run of it, or all of it if it has lost too many."""
-        slab.failed = merged([*slab.failed, run], slab.file.nbytes)
+        slab.failed, slab.cause = merged([*slab.failed, run], slab.file.nbytes), cause
         everything = (0, slab.file.nbytes)
         lost = everything if slab.failed == (everything,) else run
         self._outputs.append(LoseFile(slab.file.id, None if lost == everything else lost))

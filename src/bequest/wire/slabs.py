@@ -27,13 +27,17 @@ class AnnouncementEnds(Message, frozen=True):
 
 
 class AdoptSlab(Message, frozen=True):
-    """-> nothing if the element has it, else SlabLost."""
+    """-> SlabLost if the element does not have it; MemoryFailed for what of it has failed beyond ``failed``.
+
+    What has not failed yet of that does now.
+    """
 
     slab: int
     group: int
     nbytes: int
     huge: bool
-    failed: list[tuple[int, int]] = []  # (offset, bytes) that have lost their memory
+    failed: list[tuple[int, int]] = []  # (offset, bytes) that have lost their memory, or are to
+    cause: str = ""
 
 
 class SlabLost(Message, frozen=True):
