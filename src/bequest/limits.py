@@ -134,6 +134,7 @@ FAILURES_KEPT_MAX = (
     1000  # unhandled failures of one process; then its contacts are told of the oldest at once
 )
 RESUBSCRIBE_TIMEOUT = 30.0  # a subscriber waits this long for an agent that is being started again
+NOTICES_OWED_MAX = 1000  # that one process's agent has yet to pass on; then the oldest are dropped
 STANDBYS_MAX = 64  # of one process
 GUARD_TIMEOUT = 10.0  # agents and an element have this long to make memory fail that was asked to
 FAILED_RUNS_MAX = 256  # runs of failed pages named in one notice; beyond that, one run around them all

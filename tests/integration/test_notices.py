@@ -167,6 +167,24 @@ def test_a_death_while_daemons_are_away_is_told_by_the_next_ones(
     assert [event.name for event in events if isinstance(event, bq.ProcessDied)] == ["owner"]
 
 
+def test_a_failure_outlives_the_agent_that_told_it(yard: Yard, rack: RackUnderTest) -> None:
+    """Its owner hangs, and so cannot repeat to the next agent what it wanted of this one."""
+    owner, friend = yard.actor("owner"), listener(yard, "friend")
+    owner.do(actors.alloc, "region", 4 * MIB)
+    owner.do(watchers.name_contacts, "friend")
+    owner.do(watchers.handle, "slowly")
+    break_memory(rack)
+    until(lambda: owner.do(watchers.handled))
+    owner.signal(signal.SIGSTOP)
+    os.kill(rack.daemon("host0"), signal.SIGKILL)
+    events: list[bq.Event] = []
+    while not any(isinstance(event, bq.ContactCalled) for event in events):
+        events.append(friend.do(watchers.next_event))
+    assert [event.what for event in events if isinstance(event, bq.ContactCalled)] == ["memory"]
+    owner.signal(signal.SIGCONT)
+    assert len(owner.do(watchers.handled)) == 1, "the same failure, told again"
+
+
 def test_a_subscriber_that_does_not_read_costs_nobody_anything(yard: Yard, rack: RackUnderTest) -> None:
     deaf, well = listener(yard, "deaf"), listener(yard, "well")
     deaf.signal(signal.SIGSTOP)

@@ -53,6 +53,7 @@ class Element:
     def __init__(self, refuses: Callable[[wire.ReserveSlab], bool]) -> None:
         self.slabs: dict[int, tuple[int, int]] = {}  # -> (group, bytes)
         self.groups: dict[int, None] = {}
+        self.failed: dict[int, wire.MemoryFailed] = {}  # by slab: what has failed of it
         self._refuses = refuses
         self._announced: tuple[dict[int, None], dict[int, None]] | None = None
 
@@ -72,9 +73,12 @@ class Element:
                     return wire.SlabRefused(slab, "no memory")
                 self._hold(slab, group, nbytes)
                 return wire.SlabReserved(slab)
-            case wire.AdoptSlab(slab, group, nbytes):
+            case wire.AdoptSlab(slab, group, nbytes, _, known):
                 assert slab in self.slabs, f"slab {slab} has been lost"
                 self._hold(slab, group, nbytes)
+                failed = self.failed.get(slab)
+                if failed is not None and (failed.offset, failed.nbytes) not in known:
+                    return failed
             case wire.RetireSlab(slab):
                 self.slabs.pop(slab, None)
             case wire.RegroupSlab(slab, group):
@@ -89,6 +93,9 @@ class Element:
             case wire.AnnouncementEnds():
                 self._announcement_ends()
         return None
+
+    def fail(self, failed: wire.MemoryFailed) -> None:
+        self.failed[failed.slab] = failed
 
     def _hold(self, slab: int, group: int, nbytes: int) -> None:
         self.slabs[slab] = (group, nbytes)
@@ -111,9 +118,13 @@ class Agents:
         self._announced: dict[tuple[int, int], None] = {}
         self.fenced: list[tuple[int, list[tuple[int, int]]]] = []  # after how many steps, and which ranges
         self.steps: list[str] = []
+        self._calls: dict[int, wire.CallContacts] = {}  # that the Rack MMU has yet to answer
+
+    def says(self, call: wire.CallContacts) -> None:
+        self._calls[call.number] = call
 
     def linked(self) -> list[wire.Message]:
-        said: list[wire.Message] = []
+        said: list[wire.Message] = [*self._calls.values()]
         for key, state in self.processes.items():
             if state != "expected":
                 said.append(wire.ProcessEnrolled(*key))
@@ -134,6 +145,8 @@ class Agents:
                 self.processes.setdefault((pid, incarnation), "expected")
             case wire.ForgetProcess(pid, incarnation):
                 self.processes.pop((pid, incarnation), None)
+            case wire.ContactsCalled(number):
+                self._calls.pop(number, None)
         return None
 
 

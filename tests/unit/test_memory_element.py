@@ -360,7 +360,10 @@ def test_what_was_to_fail_when_a_server_died_fails_in_the_next_one() -> None:
     driver = Driver()
     driver.reserve(1)
     driver.finish_all()
-    for server in (driver, reborn(driver)):  # it was told in vain; its successor does not know whether it was done
+    for server in (
+        driver,
+        reborn(driver),
+    ):  # it was told in vain; its successor does not know whether it was done
         server.others.clear()
         announce(server, wire.AdoptSlab(1, 1, 2 * MIB, False, [(4096, 4096)], "worn out"))
         assert server.others == [LoseFile(1, (4096, 4096))]

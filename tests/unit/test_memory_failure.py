@@ -232,7 +232,8 @@ def test_a_standby_is_told_when_its_victim_attaches_and_attaches_again() -> None
         del one.to_agents[:]
         _, victim = one.attach("victim")
         notice = wire.NoticeAttached("victim", victim.pid, victim.incarnation)
-        assert wire.TellProcess(standby.pid, standby.incarnation, notice) in one.to_agents
+        told = [message for message in one.to_agents if isinstance(message, wire.TellProcess)]
+        assert [(message.pid, message.notice) for message in told] == [(standby.pid, notice)]
         assert shard.watchers[victim.pid] == 1
         one.exit(victim)
 
@@ -285,7 +286,7 @@ def test_contacts_elsewhere_are_called_through_their_own_agents() -> None:
     notice = wire.NoticeContact("owner", owner.pid, owner.incarnation, "died")
     outputs = one.mmu.agent_message(wire.CallContacts(["contact", "nobody"], notice, 7), one.now)
     assert outputs == [
-        ToAgent(contact.compute, wire.TellProcess(contact.pid, contact.incarnation, notice)),
+        ToAgent(contact.compute, wire.TellProcess(contact.pid, contact.incarnation, notice, 1)),
         ToAgent(owner.compute, wire.ContactsCalled(7)),
     ]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from bequest.limits import CONTACT_DEADLINE, CONTACTS_MAX, FAILURES_KEPT_MAX
 from bequest.protocol.notice_desk import NoticeDesk
-from bequest.protocol.outputs import KeepContacts, Output, Push, Reply, ToMmu
+from bequest.protocol.outputs import KeepContacts, KeepHandler, Output, Push, Reply, ToMmu
 from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 
@@ -28,8 +29,19 @@ def desk(*, subscribed: bool = True, handles: bool = True) -> NoticeDesk:
     return one
 
 
-def lose(one: NoticeDesk, now: float = 0.0) -> list[Output]:
-    return one.tell_process(wire.TellProcess(*OWNER, LOSS), now)
+def lose(one: NoticeDesk, now: float = 0.0, number: int | None = None) -> list[Output]:
+    """A new failure, or that with a number."""
+    number = one._last_told + 1 if number is None else number
+    return one.tell_process(wire.TellProcess(*OWNER, replace(LOSS, failure=number), number), now)
+
+
+def told(outputs: list[Output]) -> list[int]:
+    """What the Rack MMU need not say again."""
+    return [
+        out.message.number
+        for out in outputs
+        if isinstance(out, ToMmu) and isinstance(out.message, wire.ProcessTold)
+    ]
 
 
 def calls(outputs: list[Output]) -> list[str]:
@@ -50,7 +62,7 @@ def test_an_owner_that_handles_its_loss_in_time_keeps_it_to_itself() -> None:
     assert isinstance(push, Push) and isinstance(push.notice, wire.NoticeMemory)
     assert (push.peer, push.notice.failure, push.notice.runs) == (11, 1, LOSS.runs)
     assert one.next_deadline() == 5.0 + CONTACT_DEADLINE
-    assert one.request(OWNER, 1, wire.Handled(1), 5.1) == [Reply(1, wire.Done())]
+    assert one.request(OWNER, 1, wire.Handled(1), 5.1) == [ToMmu(wire.ProcessTold(1)), Reply(1, wire.Done())]
     assert one.next_deadline() == float("inf")
     assert one.tick(100.0) == []
 
@@ -100,7 +112,7 @@ def test_the_contacts_of_the_dead_hear_of_its_death_and_of_what_it_left_open() -
     assert one.died(OWNER) == []
     assert calls(lose(one)) == ["friend", "far"]  # its orphaned memory fails
     one.forget(OWNER)
-    assert lose(one) == []
+    assert lose(one, number=9) == [ToMmu(wire.ProcessTold(9))]
 
 
 def test_a_dead_contact_is_looked_for_elsewhere() -> None:
@@ -109,13 +121,15 @@ def test_a_dead_contact_is_looked_for_elsewhere() -> None:
     one.died(FRIEND)
     assert calls(lose(one)) == ["friend", "far"]
     (call,) = [out for out in lose(one) if isinstance(out, ToMmu)]
-    assert call.message.names == ["friend", "far"]
+    assert isinstance(call.message, wire.CallContacts) and call.message.names == ["friend", "far"]
 
 
 def test_who_has_no_contacts_troubles_nobody() -> None:
     one = desk(handles=False)
     one.request(OWNER, 1, wire.SetContacts([]), 0)
-    assert all(isinstance(out, Push) and out.peer == 11 for out in lose(one))
+    push, answer = lose(one, number=4)
+    assert isinstance(push, Push) and push.peer == 11
+    assert told([answer]) == [4]
     assert one.died(OWNER) == []
 
 
@@ -174,7 +188,7 @@ def test_contacts_survive_the_agent() -> None:
     assert one.request(OWNER, 1, wire.SetContacts(["far"]), 0)[0] == KeepContacts(OWNER, ["far"])
     successor = NoticeDesk()
     successor.expect(OWNER, "owner", 1)
-    successor.restore(OWNER, ["far"])
+    successor.restore(OWNER, ["far"], handles=False)
     assert calls(successor.died(OWNER)) == ["far"]
 
 
@@ -182,8 +196,8 @@ def test_what_is_told_before_a_subscriber_of_the_last_agent_is_back_waits_for_it
     one = NoticeDesk()
     for key, name in ((OWNER, "owner"), (FRIEND, "friend"), (STRANGER, "new")):
         one.expect(key, name, 1)
-    one.restore(OWNER, ["friend", "new"])
-    one.restore(FRIEND, [])
+    one.restore(OWNER, ["friend", "new"], handles=False)
+    one.restore(FRIEND, [], handles=False)
     one.died(OWNER)
     one.tell_group(died(1))
     _, called = one.subscribe(FRIEND, 12, 1)
@@ -213,3 +227,78 @@ def test_nothing_is_called_for_one_that_is_forgotten() -> None:
     one.died(OWNER)
     one.forget(OWNER)
     assert one.linked() == []
+
+
+# --- what the Rack MMU says again until it is answered ----------------------------------------------------------
+
+
+def attached(number: int) -> wire.TellProcess:
+    return wire.TellProcess(*FRIEND, wire.NoticeAttached("victim", 9, 9), number)
+
+
+def test_what_was_told_is_answered_and_not_told_again() -> None:
+    one = desk()
+    assert one.tell_process(attached(5), 0) == [Push(12, attached(5).notice), ToMmu(wire.ProcessTold(5))]
+    assert one.tell_process(attached(5), 0) == [ToMmu(wire.ProcessTold(5))]
+    assert one.tell_process(wire.TellProcess(7, 7, attached(6).notice, 6), 0) == [ToMmu(wire.ProcessTold(6))]
+
+
+def test_a_failure_is_answered_when_it_is_handled_or_the_contacts_have_been_called() -> None:
+    one = desk()
+    lose(one, number=1)
+    assert lose(one, number=1) == []  # again, on a new link
+    assert told(one.request(OWNER, 1, wire.Handled(1), 0)) == [1]
+    lose(one, number=2)
+    assert (
+        told(one.request(OWNER, 1, wire.Handled(2, well=False), 0)) == []
+    )  # one of the contacts is far away
+    assert told(one.contacts_called(1)) == [2]
+    one.request(OWNER, 1, wire.SetContacts(["friend"]), 0)
+    lose(one, number=3)
+    assert told(one.tick(CONTACT_DEADLINE)) == [3]
+
+
+def successor_of(one: NoticeDesk, handles: bool = True) -> NoticeDesk:
+    """The agent that follows, which has what is kept, and whose subscribers are not back yet."""
+    other = NoticeDesk()
+    for key, name in ((OWNER, "owner"), (FRIEND, "friend")):
+        other.expect(key, name, 1)
+        other.restore(key, ["friend"] if key == OWNER else [], handles=handles and key == OWNER)
+    return other
+
+
+def test_an_owner_that_handles_its_failures_has_its_time_with_the_next_agent_as_well() -> None:
+    one = desk()
+    assert KeepHandler(OWNER, True) in one.request(OWNER, 1, wire.HandleFailures(True), 0)
+    lose(one, number=1)
+    two = successor_of(one)
+    assert lose(two, number=1) == []
+    (_, failure) = two.subscribe(OWNER, 11, 0)
+    assert isinstance(failure, Push) and failure.notice == replace(LOSS, failure=1)
+    assert told(two.request(OWNER, 1, wire.Handled(1), 0)) == [1]
+    assert calls(two.tick(100)) == []
+
+
+@pytest.mark.parametrize("handles", [False, True])
+def test_one_that_hangs_has_its_contacts_called_by_the_next_agent(handles: bool) -> None:
+    two = successor_of(desk(), handles)
+    at_once = lose(two, number=1)
+    later = two.tick(CONTACT_DEADLINE)
+    assert (told(at_once), told(later)) == (([], [1]) if handles else ([1], []))
+    (_, called, *_) = two.subscribe(FRIEND, 12, 0)
+    assert isinstance(called, Push) and isinstance(called.notice, wire.NoticeContact)
+
+
+def test_an_answer_to_an_earlier_failure_closes_no_other() -> None:
+    """A program handles a failure while its agent dies; meanwhile its memory fails again."""
+    two = successor_of(desk())
+    lose(two, number=2)
+    assert told(two.request(OWNER, 1, wire.Handled(1), 0)) == []
+    assert told(two.tick(CONTACT_DEADLINE)) == [2]
+
+
+def test_what_waits_for_a_subscriber_is_answered_when_that_is_back() -> None:
+    two = successor_of(desk())
+    assert two.tell_process(attached(5), 0) == []
+    assert two.tell_process(attached(5), 0) == []
+    assert two.subscribe(FRIEND, 12, 0)[1:] == [Push(12, attached(5).notice), ToMmu(wire.ProcessTold(5))]

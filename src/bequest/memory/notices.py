@@ -10,6 +10,8 @@ contacts are called.
 If the agent ends, it is started again by its supervisor; the thread subscribes anew. What was pushed meanwhile is lost,
 as it is when the program is slow. `EventsDropped` tells that; with a count of 0, since nobody knows how much it was.
 Deaths are not lost: they are numbered, and the new agent tells those after the last that this process has heard of.
+Nor are failures of memory and calls for emergency contacts: what the agent may not have passed on it is told again. A
+failure has a number, by which one that comes twice is known; a call for contacts may come twice.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from bequest.errors import BequestError, NotAttached
 from bequest.ids import check_name
-from bequest.limits import RESUBSCRIBE_TIMEOUT
+from bequest.limits import FAILURES_KEPT_MAX, RESUBSCRIBE_TIMEOUT
 from bequest.memory.callbacks import Callbacks
 from bequest.memory.connections import expect
 from bequest.memory.events import (
@@ -66,6 +68,7 @@ class Notices:
         self._listeners: list[Callable[[Event | wire.NoticeAttached], None]] = []
         self._handler: Handler | None = None
         self._contacts: list[str] | None = None
+        self._outcomes: dict[int, bool | None] = {}  # of failures of memory by number; None: not known yet
         self._handling = Callbacks("bequest-handler")
         self.lifelines = Lifelines()
 
@@ -173,6 +176,8 @@ class Notices:
     def _tell(self, notice: wire.Message) -> None:
         if isinstance(notice, wire.NoticeDied):
             self._last_death = notice.number
+        if isinstance(notice, wire.NoticeMemory) and self._is_repeated(notice.failure):
+            return
         event = _event(notice)
         for listener in self._listeners:
             try:
@@ -186,7 +191,20 @@ class Notices:
             and isinstance(event, MemoryFailed)
             and self._handler is not None
         ):
+            self._outcomes[notice.failure] = None
             self._handling.run(lambda: self._handle(notice.failure, event))
+
+    def _is_repeated(self, failure: int) -> bool:
+        """By an agent that does not know what became of it: that it is told, too."""
+        if failure not in self._outcomes:
+            self._outcomes[failure] = False  # unless a handler makes it good
+            if len(self._outcomes) > FAILURES_KEPT_MAX:
+                del self._outcomes[next(iter(self._outcomes))]
+            return False
+        outcome = self._outcomes[failure]
+        if outcome is not None:
+            self._handling.run(lambda: self._answer(failure, outcome))
+        return True
 
     def _handle(self, failure: int, event: MemoryFailed) -> None:
         handler, well = self._handler, False
@@ -198,6 +216,10 @@ class Notices:
             log.exception(
                 "the handler of memory failures of %r has failed; its contacts are told", self._name
             )
+        self._outcomes[failure] = well
+        self._answer(failure, well)
+
+    def _answer(self, failure: int, well: bool) -> None:
         with contextlib.suppress(BequestError):
             self._links.ask_agent(wire.Handled(failure, well))
 

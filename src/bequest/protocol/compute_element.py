@@ -14,7 +14,7 @@ it has forgotten. Until the announcement ends, an unknown ticket is not refused 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -56,6 +56,7 @@ class ComputeElement:
         self,
         kept: Iterable[WatchedProcess] = (),
         contacts: Mapping[ProcessKey, list[str]] | None = None,
+        handlers: Collection[ProcessKey] = (),
     ) -> None:
         self._processes: dict[int, Expected] = {}
         self._notices = NoticeDesk()
@@ -65,7 +66,7 @@ class ComputeElement:
         for process in kept:
             added = self._add(process)
             added.is_enrolled = True
-            self._notices.restore(added.key, (contacts or {}).get(added.key, []))
+            self._notices.restore(added.key, (contacts or {}).get(added.key, []), added.key in handlers)
 
     # --- inputs --------------------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ class MemoryFailures:
             member = self._state.processes.get(number)
             if member is not None and member.kind is Kind.PROCESS:
                 notice = wire.NoticeMemory(self._state.elements[slab.element].name, _few(theirs), cause)
-                self._tell(member, notice)
+                self._state.outputs += self._state.notices.owe(member, notice)
                 told.append(member)
         return told
 

@@ -5,9 +5,13 @@ tell it is pushed there. Its *contacts* lie here, in the compute element and not
 memory affects them. They are told when their process dies, and when its memory fails and it cannot handle that: at
 once if it has no handler, is dead or says that its handler failed, else when it has not answered by a deadline.
 Contacts at this agent are told directly: they hear of it even while the Rack MMU is away. The others it passes on, when
-it is back. The table survives this agent; a death may then be told to contacts twice, but not never.
+it is back. The table survives this agent; contacts may then be told twice, but not never.
 
 A row outlives its process until the Rack MMU forgets that: orphaned memory may fail, too.
+
+What the Rack MMU tells a process has a number, and is told again on every new link until this agent has answered: when
+it was pushed, or nobody is there to push it to. A failure of memory is answered when it was handled, or its contacts
+have been called. So an agent that follows one that died hears of all that is still open.
 
 Deaths come with numbers that grow. One that has been told is not told again, however often the Rack MMU says it; to a
 subscriber that comes back, because the agent before this one has died, the later ones are told that it missed.
@@ -18,7 +22,7 @@ from __future__ import annotations
 import msgspec
 
 from bequest.limits import CONTACT_DEADLINE, CONTACTS_MAX, FAILURES_KEPT_MAX, NAME_BYTES_MAX, NOTICE_QUEUE_MAX
-from bequest.protocol.outputs import KeepContacts, Output, PeerId, Push, Reply, ToMmu
+from bequest.protocol.outputs import KeepContacts, KeepHandler, Output, PeerId, Push, Reply, ToMmu
 from bequest.protocol.refusal import Refusal
 from bequest.wire import messages as wire
 
@@ -39,11 +43,21 @@ class Row(msgspec.Struct):
     contacts: list[str] = []
     handles: bool = False
     is_dead: bool = False
-    last_failure: int = 0
     open_failures: dict[int, OpenFailure] = {}
-    waiting: list[wire.Notice] | None = (
-        None  # for a subscriber of the agent before this one, until it is back
-    )
+    # For a subscriber of the agent before this one, until it is back; with the numbers to answer for then.
+    waiting: list[tuple[wire.Notice, int]] | None = None
+
+    @property
+    def can_handle(self) -> bool:
+        """A failure of its memory."""
+        return not self.is_dead and self.handles and (self.subscriber is not None or self.waiting is not None)
+
+
+class Call(msgspec.Struct):
+    """Of contacts at other agents, which the Rack MMU has yet to answer."""
+
+    message: wire.CallContacts
+    failure: int  # to be answered for then; 0: none
 
 
 class NoticeDesk:
@@ -51,21 +65,25 @@ class NoticeDesk:
         self._rows: dict[Key, Row] = {}
         self._deaths: dict[int, tuple[int, wire.NoticeDied]] = {}  # by id, the last one; and of which group
         self._last_death = 0
-        self._calls: dict[int, wire.CallContacts] = {}  # that the Rack MMU has yet to answer
+        self._last_told = 0  # the number of the last notice from the Rack MMU
+        self._calls: dict[int, Call] = {}
         self._last_call = 0
 
     # --- the Rack MMU --------------------------------------------------------------------------------------
 
     def linked(self) -> list[Output]:
         """There is a new link to it."""
-        return [ToMmu(call) for call in self._calls.values()]
+        return [ToMmu(call.message) for call in self._calls.values()]
 
     def contacts_called(self, number: int) -> list[Output]:
         """By the Rack MMU."""
         call = self._calls.pop(number, None)
-        if call is None or call.notice.what != "died":
+        if call is None:
             return []
-        return [KeepContacts((call.notice.pid, call.notice.incarnation), [])]
+        notice = call.message.notice
+        if notice.what != "died":
+            return _told(call.failure)
+        return [KeepContacts((notice.pid, notice.incarnation), [])]
 
     # --- processes -----------------------------------------------------------------------------------------
 
@@ -73,16 +91,17 @@ class NoticeDesk:
         if key not in self._rows:
             self._rows[key] = Row(name, group)
 
-    def restore(self, key: Key, contacts: list[str]) -> None:
+    def restore(self, key: Key, contacts: list[str], handles: bool) -> None:
         """The agent before this one had it, with these contacts, and perhaps a subscription of its."""
-        self._rows[key].contacts, self._rows[key].waiting = contacts, []
+        row = self._rows[key]
+        row.contacts, row.handles, row.waiting = contacts, handles, []
 
     def forget(self, key: Key) -> None:
         self._rows.pop(key, None)
         self._calls = {
             number: call
             for number, call in self._calls.items()
-            if (call.notice.pid, call.notice.incarnation) != key
+            if (call.message.notice.pid, call.message.notice.incarnation) != key
         }
 
     def died(self, key: Key) -> list[Output]:
@@ -104,10 +123,12 @@ class NoticeDesk:
         row = self._rows[key]
         row.subscriber = peer
         waiting, row.waiting = row.waiting or [], None
-        missed = [] if since is None else [*self._deaths_in(row.group, since), *waiting]
+        deaths = [] if since is None else self._deaths_in(row.group, since)
+        missed = deaths if since is None else [*deaths, *(notice for notice, _ in waiting)]
         return [
             Reply(peer, wire.Subscribed(key[0], self._last_death)),
             *(Push(peer, notice) for notice in missed),
+            *(out for _, number in waiting for out in _told(number)),
         ]
 
     def _deaths_in(self, group: int, since: int) -> list[wire.NoticeDied]:
@@ -123,13 +144,13 @@ class NoticeDesk:
                 outputs = [KeepContacts(key, row.contacts)]
             case wire.HandleFailures(wanted):
                 row.handles = wanted
+                outputs = [KeepHandler(key, wanted)]
                 if not wanted:
-                    outputs = self._give_up_all(key, row)
-            case wire.Handled(failure, well):
-                if well:
-                    row.open_failures.pop(failure, None)
-                elif failure in row.open_failures:
-                    outputs = self._give_up(key, row, failure)
+                    outputs += self._give_up_all(key, row)
+            case wire.Handled(failure, well) if failure in row.open_failures:
+                outputs = self._handled(row, failure) if well else self._give_up(key, row, failure)
+            case wire.Handled():
+                pass  # its contacts have been called; or it comes back before the Rack MMU has repeated the failure
             case _:
                 raise AssertionError(f"a process asks {message}")
         return [*outputs, Reply(peer, wire.Done())]
@@ -142,13 +163,17 @@ class NoticeDesk:
     # --- what is told --------------------------------------------------------------------------------------
 
     def tell_process(self, message: wire.TellProcess, now: float) -> list[Output]:
-        key = (message.pid, message.incarnation)
+        key, number = (message.pid, message.incarnation), message.number
         row = self._rows.get(key)
         if row is None:
-            return []
+            return _told(number)
+        if number and number <= self._last_told:  # it was told on an earlier link
+            return [] if _is_open(row, number) else _told(number)
+        self._last_told = max(self._last_told, number)
         if isinstance(message.notice, wire.NoticeMemory):
             return self._memory_failed(key, row, message.notice, now)
-        return _push(row, message.notice)
+        pushed = _push(row, message.notice, number)
+        return pushed if row.waiting is not None else [*pushed, *_told(number)]
 
     def tell_group(self, message: wire.TellGroup) -> list[Output]:
         if isinstance(message.notice, wire.NoticeDied):
@@ -181,11 +206,9 @@ class NoticeDesk:
     # --- within --------------------------------------------------------------------------------------------
 
     def _memory_failed(self, key: Key, row: Row, notice: wire.NoticeMemory, now: float) -> list[Output]:
-        row.last_failure += 1
-        told = msgspec.structs.replace(notice, failure=row.last_failure)
-        row.open_failures[told.failure] = OpenFailure(told, now + CONTACT_DEADLINE)
-        outputs = _push(row, told)
-        if row.is_dead or not row.handles or row.subscriber is None:
+        row.open_failures[notice.failure] = OpenFailure(notice, now + CONTACT_DEADLINE)
+        outputs = _push(row, notice)
+        if not row.can_handle:
             return outputs + self._give_up_all(key, row)
         if len(row.open_failures) > FAILURES_KEPT_MAX:
             outputs += self._give_up(key, row, next(iter(row.open_failures)))
@@ -196,8 +219,13 @@ class NoticeDesk:
 
     def _give_up(self, key: Key, row: Row, number: int) -> list[Output]:
         """The process has not handled it: its contacts are to know."""
-        notice = row.open_failures.pop(number).notice
-        return self._call(key, row, "memory", notice)
+        calls = self._call(key, row, "memory", row.open_failures.pop(number).notice)
+        is_over = not any(isinstance(call, ToMmu) for call in calls)  # else the Rack MMU answers first
+        return [*calls, *_told(number)] if is_over else calls
+
+    def _handled(self, row: Row, number: int) -> list[Output]:
+        del row.open_failures[number]
+        return _told(number)
 
     def _call(self, key: Key, row: Row, what: str, memory: wire.NoticeMemory | None = None) -> list[Output]:
         if not row.contacts:
@@ -214,19 +242,30 @@ class NoticeDesk:
         elsewhere = [name for name in row.contacts if name not in here]
         if elsewhere:
             self._last_call += 1
-            call = self._calls[self._last_call] = wire.CallContacts(elsewhere, notice, self._last_call)
+            call = wire.CallContacts(elsewhere, notice, self._last_call)
+            self._calls[self._last_call] = Call(call, 0 if memory is None else memory.failure)
             outputs.append(ToMmu(call))
         return outputs
 
 
-def _push(row: Row, notice: wire.Notice) -> list[Output]:
+def _push(row: Row, notice: wire.Notice, number: int = 0) -> list[Output]:
     if row.subscriber is not None:
         return [Push(row.subscriber, notice)]
     if row.waiting is not None and not isinstance(
         notice, wire.NoticeDied
     ):  # of those it says what it has heard
-        row.waiting = [*row.waiting, notice][-NOTICE_QUEUE_MAX:]
+        row.waiting = [*row.waiting, (notice, number)][-NOTICE_QUEUE_MAX:]
     return []
+
+
+def _told(number: int) -> list[Output]:
+    return [ToMmu(wire.ProcessTold(number))] if number else []
+
+
+def _is_open(row: Row, number: int) -> bool:
+    """The process, or one that calls its contacts, has yet to act on this notice."""
+    is_waiting = row.waiting is not None and any(number == waits for _, waits in row.waiting)
+    return is_waiting or number in row.open_failures
 
 
 def _checked(names: list[str]) -> list[str]:

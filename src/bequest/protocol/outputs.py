@@ -169,6 +169,13 @@ class KeepContacts(msgspec.Struct, frozen=True):
     names: list[str]
 
 
+class KeepHandler(msgspec.Struct, frozen=True):
+    """Whether this process handles failures of its memory: that is to survive this agent."""
+
+    process: ProcessKey
+    wanted: bool
+
+
 # --- the rack monitor -------------------------------------------------------------------------------------
 
 
@@ -239,6 +246,7 @@ Output = (
     | Watch
     | Unwatch
     | KeepContacts
+    | KeepHandler
     | Push
     | LookAt
     | SendPing

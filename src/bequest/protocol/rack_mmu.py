@@ -217,6 +217,7 @@ class RackMmu:
         self._watch.agent_linked(compute)  # before the announcement ends: nobody can subscribe until then
         self._announcer.to_agent(compute)
         self._steals.agent_linked(compute)
+        self._state.outputs += self._state.notices.agent_linked(compute)
         return self._state.take_outputs()
 
     def monitor_linked(self) -> list[Output]:
@@ -240,6 +241,8 @@ class RackMmu:
                     self._exited(process, now)
             case wire.CallContacts():
                 self._watch.call_contacts(message)
+            case wire.ProcessTold(number):
+                self._state.notices.told(number)
             case wire.RangeGuarded():
                 self._failures.guarded(message)
             case wire.ProcessFenced(job, how):
@@ -548,6 +551,7 @@ class RackMmu:
 
     def _clear_up(self, now: float) -> None:
         self._watch.sweep(now)
+        self._state.notices.sweep()
         self._supply.sweep()
         self._names.sweep()
         for group in self._state.groups:

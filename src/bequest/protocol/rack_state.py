@@ -14,6 +14,7 @@ from bequest.protocol.books import Books, Row
 from bequest.protocol.clients import Caller, Clients, Session
 from bequest.protocol.groups import Group, Groups
 from bequest.protocol.outputs import DropTable, GoOn, Output, PeerId, Reply, ToElement
+from bequest.protocol.owed_notices import OwedNotices
 from bequest.protocol.process_table import ProcessTable
 from bequest.protocol.refusal import Refusal
 from bequest.protocol.shard import Shard, ShardMaker
@@ -62,6 +63,7 @@ class RackState:
         self.books = Books()
         self.groups = Groups(self.books, make_shard, fresh_bytes)
         self.processes = ProcessTable(self.books)
+        self.notices = OwedNotices(self.books, self.processes)
         self.ledger = SlabLedger(self.books, [element.id for element in config.elements])
         self.failed_elements = self.books.open("failed elements", FailedElement, int)
         self.silent_elements: dict[

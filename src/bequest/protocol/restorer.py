@@ -103,8 +103,6 @@ class Restorer:
             is_live = slab.state is SlabState.LIVE and slab.group == group.id
             if is_live and slab.id not in recorded and slab.pins == 0:
                 self._supply.retire(slab)
-            elif is_live and slab.failed and slab.id in recorded:
-                group.shard.fail_slab(slab.id)
         for number in recorded:
             known = state.ledger.get(number)
             is_known = known is not None and known.group == group.id and known.state is SlabState.LIVE

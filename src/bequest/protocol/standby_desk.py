@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from bequest.limits import STANDBYS_MAX
 from bequest.protocol.books import Row
-from bequest.protocol.outputs import ToAgent
 from bequest.protocol.process_table import Member
 from bequest.protocol.rack_state import RackState, Session
 from bequest.protocol.refusal import Refusal
@@ -78,8 +77,7 @@ class StandbyDesk:
             by = self._state.processes.exact(standby.process, standby.incarnation)
             if by is not None:
                 notice = wire.NoticeAttached(process.name, process.id, process.incarnation)
-                told = wire.TellProcess(by.id, by.incarnation, notice)
-                self._state.outputs.append(ToAgent(by.compute, told))
+                self._state.outputs += self._state.notices.owe(by, notice)
 
     def _for(self, process: Member) -> list[Standby]:
         return [

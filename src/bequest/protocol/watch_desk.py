@@ -78,8 +78,7 @@ class WatchDesk:
         for name in message.names:
             contact = self._state.processes.attached(name)
             if contact is not None:
-                told = wire.TellProcess(contact.id, contact.incarnation, notice)
-                self._state.outputs.append(ToAgent(contact.compute, told))
+                self._state.outputs += self._state.notices.owe(contact, notice)
         caller = self._state.processes.exact(notice.pid, notice.incarnation)
         if caller is not None:
             self._state.outputs.append(ToAgent(caller.compute, wire.ContactsCalled(message.number)))

@@ -18,6 +18,7 @@ from bequest.protocol.outputs import (
     Fence,
     Guard,
     KeepContacts,
+    KeepHandler,
     Output,
     PeerId,
     ProcessKey,
@@ -37,6 +38,7 @@ from bequest.runtime.workers import Job, Then, Workers
 from bequest.wire import messages as wire
 
 _CONTACT = "contact "  # how keys of emergency contacts begin
+_HANDLER = "handler of "  # and of those who handle failures of their memory
 _decoder = msgspec.msgpack.Decoder(WatchedProcess)
 
 
@@ -56,7 +58,7 @@ class Agent(Daemon):
         self._targets: dict[ProcessKey, Target] = {}
         self._contacts: dict[ProcessKey, int] = {}  # how many of each process are kept
         found, contacts = self._found()
-        self._machine = ComputeElement([process for process, _ in found], contacts)
+        self._machine = ComputeElement([process for process, _ in found], contacts, self._found_handlers())
         for process, fds in found:
             self._register(process, Target(process.os_pid, *fds, *[None] * (2 - len(fds))))
 
@@ -68,10 +70,14 @@ class Agent(Daemon):
             if key.startswith(_CONTACT):
                 pid, incarnation = key.split()[-1].split(".")
                 contacts.setdefault((int(pid), int(incarnation)), []).append(deposit.meta.decode())
-            else:
+            elif not key.startswith(_HANDLER):
                 processes.append((_decoder.decode(deposit.meta), deposit.fds))
         self._contacts = {key: len(names) for key, names in contacts.items()}
         return processes, contacts
+
+    def _found_handlers(self) -> set[ProcessKey]:
+        keys = [key.split()[-1].split(".") for key in self.kept if key.startswith(_HANDLER)]
+        return {(int(pid), int(incarnation)) for pid, incarnation in keys}
 
     def peer_message(self, peer: Peer, message: wire.Message) -> None:
         """A descriptor comes with `wire.Enrol` alone, and must be what it should be."""
@@ -121,6 +127,8 @@ class Agent(Daemon):
                     self._unwatch_process(key)
                 case KeepContacts(key, names):
                     self._keep_contacts(key, names)
+                case KeepHandler(key, wanted):
+                    self._keep_handler(key, wanted)
                 case Push(peer, notice):
                     self._push(peer, notice)
                 case Confirm(key):
@@ -202,9 +210,17 @@ class Agent(Daemon):
         if names:
             self._contacts[key] = len(names)
 
+    def _keep_handler(self, key: ProcessKey, wanted: bool) -> None:
+        kept = f"{_HANDLER}{key[0]}.{key[1]}"
+        if wanted:
+            self.keep(kept, b"", ())
+        else:
+            self.release(kept)
+
     def _unwatch_process(self, key: ProcessKey) -> None:
         """The Rack MMU has taken note. Its descriptors are closed behind the work that still uses them."""
         self._keep_contacts(key, [])
+        self._keep_handler(key, False)
         target = self._targets.pop(key, None)
         if target is None:
             return

@@ -13,9 +13,9 @@ __all__ = [
     "BreakMemory", "CallContacts", "Cleared", "ContactsCalled", "DeathHint", "ElementBack", "ElementSilent",
     "FailMemory", "FailureMade", "GuardRange", "HandleFailures", "Handled", "MemoryBroken", "MemoryFailed", "Notice",
     "NoticeAttached", "NoticeCleared", "NoticeContact", "NoticeDied", "NoticeElement", "NoticeMemory",
-    "NoticeSuspected", "NoticesDropped", "Ping", "Pong", "ProveDeath", "RangeGuarded", "SetContacts", "StandBy",
-    "StandDown", "StandingBy", "Subscribe", "Subscribed", "Suspicion", "TellGroup", "TellProcess", "UnwatchProcess",
-    "WatchProcess",
+    "NoticeSuspected", "NoticesDropped", "Ping", "Pong", "ProcessTold", "ProveDeath", "RangeGuarded", "SetContacts",
+    "StandBy", "StandDown", "StandingBy", "Subscribe", "Subscribed", "Suspicion", "TellGroup", "TellProcess",
+    "UnwatchProcess", "WatchProcess",
 ]  # fmt: skip
 
 # --- notices ----------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class NoticeAttached(Message, frozen=True):
 class NoticeMemory(Message, frozen=True):
     """Memory of the receiver's has failed: these runs (address, bytes). ``failure`` is what `Handled` speaks of.
 
-    The agent numbers the failures of each process as it passes them on.
+    The Rack MMU numbers failures. One may be told twice, if an agent dies; it has the same number then.
     """
 
     element: str
@@ -195,11 +195,24 @@ class ProveDeath(Message, frozen=True):
 
 
 class TellProcess(Message, frozen=True):
-    """Pass the notice on to this process, if it has subscribed."""
+    """Pass the notice on to this process, if it has subscribed. -> ProcessTold, if it has a number.
+
+    Numbers grow. On a new link those come again that are not answered yet.
+    """
 
     pid: int
     incarnation: int
     notice: Notice
+    number: int = 0
+
+
+class ProcessTold(Message, frozen=True):
+    """It has been passed on, or there is nobody to pass it on to.
+
+    A failure of memory: it has been handled, or the emergency contacts have been called.
+    """
+
+    number: int
 
 
 class TellGroup(Message, frozen=True):

@@ -520,7 +520,14 @@ MmuToAgent = (
     | GuardRange
 )
 AgentToMmu = (
-    ProcessEnrolled | ProcessLost | ProcessExited | ProcessFenced | FenceFailed | CallContacts | RangeGuarded
+    ProcessEnrolled
+    | ProcessLost
+    | ProcessExited
+    | ProcessTold
+    | ProcessFenced
+    | FenceFailed
+    | CallContacts
+    | RangeGuarded
 )
 MmuToMonitor = WatchProcess | UnwatchProcess
 ClientToMonitor = Hello | Sync
