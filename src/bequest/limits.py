@@ -174,5 +174,6 @@ SAFE_KEY_CHARACTERS_MAX = 100
 SAFE_META_BYTES_MAX = (
     512  # 64 MiB at most for one daemon; what is longer goes into a file, its descriptor here
 )
+SAFE_TIMEOUT = 10.0  # seconds within which the supervisor says whether it keeps something
 SAFE_DESCRIPTORS_SPARE = 512  # of the supervisor's descriptors, those that are its own
 CONTROL_QUEUE_MAX = 1000  # packets waiting for a daemon that does not read what its supervisor says

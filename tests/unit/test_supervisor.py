@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import select
 import signal
@@ -320,6 +322,23 @@ def test_all_at_once(rig: Callable[..., Rig]) -> None:
     wanted = {f"{x}1 hears {y}1" for x in "abc" for y in "abc" if x != y}
     while wanted:
         wanted.discard(one.read())
+
+
+def test_one_that_cannot_be_linked_is_replaced_and_is_not_there_twice(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = module.link
+    calls = itertools.count(1)
+
+    def no_third_time() -> tuple[socket.socket, socket.socket]:
+        if next(calls) == 3:  # those before were the daemons' own
+            raise OSError(errno.EMFILE, "Too many open files")
+        return made()
+
+    monkeypatch.setattr(module, "link", no_third_time)
+    one = rig(a=chat, b=chat)
+    assert sorted([one.read(), one.read()]) == ["a0 hears b1", "b1 hears a0"]
+    assert len(children_of(one, 2)) == 2
 
 
 def test_a_daemon_that_dies_again_and_again_ends_the_rack(

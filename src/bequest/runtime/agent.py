@@ -174,6 +174,7 @@ class Agent(Daemon):
 
     def _cannot_watch(self, process: WatchedProcess, trouble: str) -> None:
         log.warning("%s cannot watch os pid %d: %s", self.role, process.os_pid, trouble)
+        self._unwatch_process((process.pid, process.incarnation))
         text = f"the agent cannot watch os pid {process.os_pid}: {trouble}"
         self._carry_out(self._machine.cannot_watch((process.pid, process.incarnation), text))
 

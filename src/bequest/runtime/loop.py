@@ -13,8 +13,10 @@ it gives to its supervisor with `keep`; its successor finds it in `kept`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -33,11 +35,12 @@ from bequest.limits import (
     PEER_QUEUE_MAX,
     PEERS_MAX,
     PEERS_OF_ONE_MAX,
+    SAFE_TIMEOUT,
     TABLE_VERSION,
     WIRE_VERSION,
 )
 from bequest.runtime.safe import Deposit, Tether
-from bequest.runtime.transport import new_buffer, peer_credentials, receive_packet, send_packet
+from bequest.runtime.transport import Packet, new_buffer, peer_credentials, receive_packet, send_packet
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, GarbledPacket, encode
 from bequest.wire.supervision import Keep, Kept, Release, Relink, SupervisorToDaemon
@@ -132,7 +135,7 @@ class Daemon(ABC):
         self._peers: dict[int, Peer] = {}
         self._links: list[Link] = []
         self._last_peer = 0
-        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._spare_fd: int | None = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._stopping: str | None = None
         self.ends_rack = False  # it stops because the rack is to
         self.kept: dict[str, Deposit] = tether.kept
@@ -140,6 +143,7 @@ class Daemon(ABC):
         self._control = Wire(tether.control, LINK_QUEUE_MAX)
         self._control_decoder = Decoder(SupervisorToDaemon)
         self._keeping: deque[Callable[[str], None] | None] = deque()  # who waits for which answer
+        self._unheard: deque[Packet] = deque()  # of the supervisor, while somebody waited for another answer
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._selector.register(tether.control, selectors.EVENT_READ, self._control_ready)
         self._next_hello_check = time.monotonic() + HELLO_TIMEOUT
@@ -191,6 +195,27 @@ class Daemon(ABC):
         self._keeping.append(then)
         self._say(Keep(key, meta), fds)
 
+    def keep_now(self, key: str, meta: bytes, fds: Sequence[int]) -> None:
+        """`keep`, and waits for the answer. Raises OSError if the supervisor refuses."""
+        answers: list[str] = []
+        self.keep(key, meta, fds, answers.append)
+        deadline = time.monotonic() + SAFE_TIMEOUT
+        waiting = select.poll()
+        waiting.register(self._control.socket, select.POLLIN)
+        while not answers:
+            self._control.flush()
+            if not waiting.poll(max(0, round(1000 * (deadline - time.monotonic())))):
+                raise OSError(errno.ETIMEDOUT, f"the supervisor has not kept {key} for {SAFE_TIMEOUT:g} s")
+            packet = self._hear_supervisor()
+            if packet is None:
+                raise OSError(errno.EPIPE, "the supervisor has gone")
+            if isinstance(message := self._control_decoder.decode(packet.data), Kept):
+                self._hear(message, packet.fds)
+            else:
+                self._unheard.append(packet)
+        if answers[0]:
+            raise OSError(errno.EMFILE, answers[0])
+
     def release(self, key: str) -> None:
         self.kept.pop(key, None)
         self._say(Release(key), ())
@@ -224,6 +249,8 @@ class Daemon(ABC):
             self._drop_silent(now)
             self.tick(now)
             deadline = min(self.next_deadline(), self._next_hello_check)
+            if self._unheard:
+                self._control_ready()
             self._handle(self._selector.select(max(0.0, deadline - time.monotonic())))
 
     def _catch_signals(self) -> tuple[socket.socket, socket.socket]:
@@ -261,15 +288,22 @@ class Daemon(ABC):
             self._control.flush()
             self._watch_control()
             while self._stopping is None:
-                packet = receive_packet(self._control.socket, self._buffer)
-                if not packet.data:
-                    self.stop("the supervisor has gone")
+                packet = self._unheard.popleft() if self._unheard else self._hear_supervisor()
+                if packet is None:
                     return
                 self._hear(self._control_decoder.decode(packet.data), packet.fds)
         except BlockingIOError:
             pass
         except OSError as error:
             self.stop(f"the supervisor has gone: {error}")
+
+    def _hear_supervisor(self) -> Packet | None:
+        """None if it has gone."""
+        packet = receive_packet(self._control.socket, self._buffer)
+        if packet.data:
+            return packet
+        self.stop("the supervisor has gone")
+        return None
 
     def _hear(self, message: wire.Message, fds: list[int]) -> None:
         match message:
@@ -302,22 +336,27 @@ class Daemon(ABC):
             link.wire.send(encode(message), fds)
         except BadSize as error:  # what is too long now is so on the next link, too: better that it be lost
             log.error("%s cannot tell %s: %s", self.role, link.title, error)
-        except (OSError, SlowReader) as error:
-            self._break(link, str(error))
+        except (ConnectionError, SlowReader) as error:
+            self._break(link, str(error), gone=isinstance(error, ConnectionError))
+        except OSError as error:
+            self._break(link, str(error), gone=False)
         else:
             self._watch_for(link)
 
     def _relink(self, link: Link, end: socket.socket) -> None:
         if link.wire is not None:
-            self._break(link, "there is a new one")
+            self._break(link, "there is a new one", gone=True)
         end.setblocking(False)
         link.wire = Wire(end, LINK_QUEUE_MAX)
         link.events = selectors.EVENT_READ
         self._selector.register(end, link.events, link)
 
-    def _break(self, link: Link, reason: str) -> None:
+    def _break(self, link: Link, reason: str, *, gone: bool) -> None:
+        """A neighbour that has ``gone`` comes back with a new link; else there is a new one only when we begin anew."""
         assert link.wire is not None
         log.info("%s: the link to %s is broken: %s", self.role, link.title, reason)
+        if not gone:
+            self.stop(f"{link.title} is there, but cannot be reached: {reason}")
         self._selector.unregister(link.wire.socket)
         link.wire.close()
         link.wire = None
@@ -336,7 +375,7 @@ class Daemon(ABC):
                 link.fds = packet.fds
                 try:
                     if not packet.data:
-                        self._break(link, "it has gone")
+                        self._break(link, "it has gone", gone=True)
                         return
                     self.link_message(link, link.decoder.decode(packet.data))
                 finally:
@@ -345,7 +384,7 @@ class Daemon(ABC):
             pass
         except (OSError, GarbledPacket) as error:
             if link.wire is here and here is not None:
-                self._break(link, str(error))
+                self._break(link, str(error), gone=isinstance(error, ConnectionError))
 
     # --- clients -------------------------------------------------------------------------------------------
 
@@ -404,10 +443,13 @@ class Daemon(ABC):
     def _refuse_one(self, error: OSError) -> None:
         """Out of descriptors: the spare one serves to accept a client and send it away, or it would wait for ever."""
         log.error("%s cannot accept a client: %s", self.role, error)
-        os.close(self._spare_fd)
+        if self._spare_fd is not None:
+            os.close(self._spare_fd)
+            self._spare_fd = None
         with suppress(OSError):
             self._listener.accept()[0].close()
-        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):  # another thread was quicker: at the next one, perhaps
+            self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def _peer_ready(self, peer: Peer, mask: int) -> None:
         if peer.id not in self._peers:

@@ -52,6 +52,7 @@ class MmuDaemon(Daemon):
         self._tables: dict[int, Table] = {}
         self._inputs: deque[Input] = deque()
         self._is_busy = False
+        self._is_restoring = False
         self._successor: Journal | None = (
             None  # of the journal, while the supervisor has not said that it has it
         )
@@ -74,12 +75,19 @@ class MmuDaemon(Daemon):
     def _begin(self, config: MmuConfig) -> tuple[RackMmu, list[Output]]:
         machine = RackMmu(config, self._open_table, os.urandom, time.monotonic())
         self._journal = Journal.begin(machine.everything())
-        self.keep(_JOURNAL, b"", [self._journal.fd])
+        self.keep(_JOURNAL, b"", [self._journal.fd], self._first_is_kept)
         return machine, []
+
+    def _first_is_kept(self, trouble: str) -> None:
+        if trouble:  # what is not written down by then would be lost with this process
+            self.ends_rack = True
+            self.stop(f"the supervisor does not keep the journal: {trouble}")
 
     def _restore(self, config: MmuConfig) -> tuple[RackMmu, list[Output]]:
         self._journal, rows = Journal.open(self.kept.pop(_JOURNAL).fds[0])
+        self._is_restoring = True
         machine, outputs = RackMmu.restore(config, self._open_table, os.urandom, rows, time.monotonic())
+        self._is_restoring = False
         for key in list(self.kept):  # of groups that were not written down any more, or had ended
             for fd in self.kept[key].fds:
                 os.close(fd)
@@ -177,15 +185,17 @@ class MmuDaemon(Daemon):
                 raise AssertionError(f"the Rack MMU wants {output}")
 
     def _open_table(self, group: int) -> Table:
-        """The one that a run before had, or a new one, which is kept before anybody can know of it."""
+        """The one that a run before had, or a new one, which is kept before its group is written down."""
         kept = self.kept.pop(f"{_TABLE}{group}", None)
         try:
             if kept is not None:
                 self._tables[group] = Table.open(kept.fds[0])
                 os.close(kept.fds.pop())
             else:
-                self._tables[group] = Table.create(group)
-                self.keep(f"{_TABLE}{group}", b"", [self._tables[group].fileno()])
+                assert not self._is_restoring, f"the table of group {group} has not been kept"
+                table = Table.create(group)
+                self.keep_now(f"{_TABLE}{group}", b"", [table.fileno()])
+                self._tables[group] = table
         except OSError as error:
             raise MemoryError(f"no table for another group: {error.strerror or error}") from error
         return self._tables[group]

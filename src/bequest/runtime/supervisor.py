@@ -125,9 +125,12 @@ class Supervisor:
         post.began(Child(pid, pidfd, Wire(ours, CONTROL_QUEUE_MAX), time.monotonic()))
         self._selector.register(pidfd, selectors.EVENT_READ, partial(self._ended, post))
         self._selector.register(ours, selectors.EVENT_READ, partial(self._control_ready, post))
-        for neighbour in post.neighbours:
-            if neighbour.child is not None:
-                self._connect(post, neighbour)
+        try:
+            for neighbour in post.neighbours:
+                if neighbour.child is not None:
+                    self._connect(post, neighbour)
+        except OSError as error:  # it is there, if of no use: its end is what another is started after
+            self._execute(post, f"it cannot be linked with its neighbours: {error}")
 
     def _fork(self, post: Post, ours: socket.socket, theirs: socket.socket) -> tuple[int, int]:
         sys.stdout.flush()

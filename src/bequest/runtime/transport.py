@@ -11,6 +11,7 @@ the parent end, and two processes would read one conversation.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -56,7 +57,10 @@ class Packet:
 
 
 def receive_packet(connection: socket.socket, buffer: bytearray) -> Packet:
-    """One packet. Raises `GarbledPacket`, with no descriptor left open, if it was too long or had too many of them."""
+    """One packet. Raises `GarbledPacket`, with no descriptor left open, if it was too long or had too many of them.
+
+    Raises OSError (EMFILE) if this process can have no more descriptors; the packet is lost then.
+    """
     count, ancillary, flags, _ = connection.recvmsg_into([buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
     packet = Packet(bytes(memoryview(buffer)[:count]), [])
     for level, kind, data in ancillary:
@@ -64,6 +68,9 @@ def receive_packet(connection: socket.socket, buffer: bytearray) -> Packet:
             fds = array.array("i")
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
             packet.fds += fds
+    if flags & socket.MSG_CTRUNC and len(packet.fds) <= PACKET_FDS_MAX:
+        packet.close_fds()
+        raise OSError(errno.EMFILE, "no file descriptor is left in this process; raise the limit (ulimit -n)")
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet.fds) > PACKET_FDS_MAX:
         packet.close_fds()
         raise GarbledPacket("the packet was too long, or carried too many file descriptors")
@@ -261,10 +268,18 @@ class Channel:
             return packet
         except TimeoutError as error:
             raise NoAnswer(f"the daemon at {self._path} has not answered for {timeout:g} s") from error
-        except (OSError, GarbledPacket) as error:
-            self.close()
-            self._end = f"the daemon at {self._path} has gone: {error}"
-            raise ConnectionLost(self._end) from error
+        except OSError as error:
+            if error.errno == errno.EMFILE:  # the answer has come, and the request may be made again
+                self._was_interrupted = False
+                raise
+            raise self._lost(error) from error
+        except GarbledPacket as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> ConnectionLost:
+        self.close()
+        self._end = f"the daemon at {self._path} has gone: {error}"
+        return ConnectionLost(self._end)
 
     def _synchronise(self) -> None:
         """Reads past the reply to a request whose caller did not wait for it, if there is one."""
