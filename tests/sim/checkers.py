@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 from bequest.limits import PAGE_BYTES
 from bequest.sim import Finding, Observer, World
-from bequest.sim.daemons import Daemon, Mmu
+from bequest.sim.daemon import Daemon
 from bequest.sim.fake_shard import FREE, OWNED, home
 from bequest.sim.file import SimFile
 from bequest.sim.library import Handle, Library
+from bequest.sim.mmu import Mmu
 from bequest.sim.os_process import OpenRun, OsProcess
 from bequest.wire import messages as wire
 
@@ -158,7 +159,92 @@ class NothingIsTakenForNothing(Attachments):
     """Nobody loses a region unless somebody stole it."""
 
     def lost(self, process: OsProcess, library: Library, handle: Handle) -> None:
-        raise Finding(f"{process!r} has lost {handle}, and nobody stole it")
+        life = library.id, library.attached.incarnation
+        taken = library.table.taken.get(life, [])
+        was_stolen = any(start <= handle.address < end for start, end in taken)
+        require(was_stolen, f"{process!r} has lost {handle}, and nobody stole it")
+
+
+class DeathsAreTold(Attachments):
+    """Whoever has subscribed is told of each death in its group, once, of no other, and in time if it lives on."""
+
+    def begun(self, world: World) -> None:
+        super().begun(world)
+        self.since: dict[OsProcess, float] = {}  # when it subscribed
+        self.left: dict[OsProcess, float] = {}
+        self.dead: dict[tuple[int, int], tuple[OsProcess, float]] = {}
+        self.heard: dict[OsProcess, list[tuple[int, int]]] = {}
+        self.called: dict[OsProcess, list[tuple[int, int]]] = {}
+
+    def subscribed(self, process: OsProcess, library: Library) -> None:
+        self.since[process] = self.world.events.now
+
+    def detaching(self, process: OsProcess, library: Library) -> None:
+        self.left.setdefault(process, self.world.events.now)
+
+    def process_ended(self, process: OsProcess) -> None:
+        library = self.libraries.get(process)
+        if library is not None and library.attached is not None and process not in self.left:
+            key = (library.id, library.attached.incarnation)
+            self.dead[key] = process, self.world.events.now
+        self.left.setdefault(process, self.world.events.now)
+
+    def told(self, process: OsProcess, library: Library, notice: wire.Message) -> None:
+        match notice:
+            case wire.NoticeDied(_, pid, incarnation):
+                heard = self.heard.setdefault(process, [])
+                require((pid, incarnation) not in heard, f"{process!r} is told twice: {notice}")
+                heard.append((pid, incarnation))
+            case wire.NoticeContact(_, pid, incarnation, "died"):
+                self.called.setdefault(process, []).append((pid, incarnation))
+
+    def ended(self, world: World) -> None:
+        for key, (victim, at) in self.dead.items():
+            library = self.libraries[victim]
+            for process, since in self.since.items():
+                is_there = since < at and self.left[process] > max(at, world.healed_at) + IN_TIME
+                if not is_there or process is victim:
+                    continue
+                if self.libraries[process].table is library.table:
+                    is_told = key in self.heard.get(process, [])
+                    require(is_told, f"{process!r} was never told that {victim!r} {key} has died")
+                is_near = self.libraries[process].attached_at == library.attached_at
+                if process.was_cut_off:
+                    continue  # what was on its way over that connection is lost, as it is told (`EventsDropped`)
+                if process.name in library.contacts and (is_near or not world.daemons_die):
+                    is_called = key in self.called.get(process, [])
+                    require(is_called, f"{process!r}, a contact of {victim!r} {key}, was never called")
+
+
+IN_TIME = 0.5  # seconds, after the last fault
+
+
+class ThievesAreInTheBook(Observer):
+    """Every steal is in the book of attempts, and none is left open."""
+
+    def begun(self, world: World) -> None:
+        self.stolen: list[tuple[str, int]] = []
+
+    def stole(self, process: OsProcess, library: Library, stolen: wire.Stolen) -> None:
+        self.stolen.append((process.name, stolen.incarnation))
+
+    def ended(self, world: World) -> None:
+        attempts = list(world.mmu.machine._steals.book._attempts)
+        open_ones = [attempt for attempt in attempts if attempt.outcome == "under way"]
+        require(not open_ones, f"these steals never ended: {open_ones}")
+        written = [
+            (attempt.thief, attempt.incarnation) for attempt in attempts if attempt.outcome == "stolen"
+        ]
+        for steal in self.stolen:
+            require(steal in written, f"{steal} has stolen, and is not in the book")
+            written.remove(steal)
+
+
+class SuspectsWereSilent(Observer):
+    """Only a process that is stopped or dead is suspected."""
+
+    def suspected(self, process: OsProcess) -> None:
+        require(process.is_stopped or not process.is_alive, f"{process!r} runs, and is suspected")
 
 
 class AsGoodAsNew(Observer):
@@ -201,5 +287,8 @@ def all_checkers() -> list[Observer]:
         ContentsStay(),
         AddressesAreForLife(),
         NothingIsTakenForNothing(),
+        DeathsAreTold(),
+        ThievesAreInTheBook(),
+        SuspectsWereSilent(),
         AsGoodAsNew(),
     ]

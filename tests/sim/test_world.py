@@ -11,20 +11,26 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 
+import msgspec
 import pytest
 
 from bequest.protocol.address_plan import AddressPlan
 from bequest.protocol.cross_grant import CrossGrants
+from bequest.protocol.notice_desk import NoticeDesk
 from bequest.protocol.process_table import State
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.slab_supply import SlabSupply
+from bequest.protocol.steal_desk import StealDesk
+from bequest.protocol.watch_desk import WatchDesk
 from bequest.sim import World
+from bequest.sim.options import Options
 from checkers import all_checkers
 
 REPLAY = Path(__file__).with_name("replay.py")
 FIRST = int(os.environ.get("BEQUEST_SIM_FIRST", "0"))
-SEEDS = int(os.environ.get("BEQUEST_SIM_SEEDS", "300"))
+SEEDS = int(os.environ.get("BEQUEST_SIM_SEEDS", "2000"))
 WORKERS = min(os.cpu_count() or 1, 8)
 
 
@@ -62,15 +68,21 @@ def test_the_world_is_not_kind() -> None:
         for word in MET:
             seen[word] += word in line
 
-    for seed in range(50):
+    for seed in range(30):
         World(seed, all_checkers(), count).run()
+    for seed in range(6):
+        drawn = Options.drawn(Random(seed))
+        watched = msgspec.structs.replace(drawn, groups=1, **WATCHED)
+        World(seed, all_checkers(), count, watched).run()
     assert not [word for word in MET if seen[word] < 3], dict(seen)
 
 
+WATCHED = {"has_monitor": True, "safety_seconds": 2.0, "stop_every": 0.1, "stall_chance": 0.0, "think": 0.01}
 MET = (
     "killed", "stopped", "is cut off", "SlabRefused", "inbox-full", "CrossGranted(copied_bytes=0)", "CopyPages",
     "PunchPages", "RegroupSlab", "name-taken", "MailboxOpened", "CloseMailbox", "kind='dead'",
-    "ProcessLost", "ProcessExited", "Detach",
+    "ProcessLost", "ProcessExited", "Detach", "FenceProcess", "how='protected'", "how='dead'", "heir=True",
+    "lost Handle", "NoticeDied", "NoticeContact", "MemoryBroken", "Found(", "DeathHint", "Suspicion", "ContactsCalled",
 )  # fmt: skip
 
 
@@ -113,9 +125,27 @@ def forgets_orphans(self, process, now) -> None:
     process.become(State.ORPHANED)
 
 
+def takes_unfenced(self, job, listed, doubts, now) -> None:
+    job.passes += 1
+    self._take(job, [(descriptor, word) for descriptor, word, _, _ in listed])
+
+
+def tells_once(self, compute) -> None: ...
+
+
+def forgets_contacts(self, key, contacts) -> None: ...
+
+
+def ends_attempts_never(self) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("where", "name", "deletion"),
     [
+        (StealDesk, "_fence", takes_unfenced),
+        (StealDesk, "restore", ends_attempts_never),
+        (WatchDesk, "agent_linked", tells_once),
+        (NoticeDesk, "restore", forgets_contacts),
         (RackMmu, "_lost", frees_the_lost),
         (RackMmu, "_exited", forgets_orphans),
         (CrossGrants, "copy", delivers_before_the_copy),

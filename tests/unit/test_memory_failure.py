@@ -149,10 +149,33 @@ def test_a_range_that_cannot_be_guarded_is_not_lost() -> None:
     one.ask(asker, wire.BreakMemory("a", slab.address, PAGE_BYTES))
     job = next(message.job for message in one.to_agents if isinstance(message, wire.GuardRange))
     one.do(one.mmu.agent_message(wire.RangeGuarded(job, ["owner"]), one.now))
-    one.do(one.mmu.agent_message(wire.RangeGuarded(job), one.now))
+    one.do(one.mmu.agent_message(wire.RangeGuarded(job + 1), one.now))
     reply = one.replies[asker][-1]
     assert isinstance(reply, wire.Failed) and "'owner' cannot be guarded" in reply.message
     assert not [message for message in one.to_elements if isinstance(message, wire.FailMemory)]
+
+
+def test_who_is_linked_anew_is_asked_again_for_what_it_has_not_answered() -> None:
+    one = box()
+    peer, _ = one.attach("owner")
+    slab = slab_of(one, peer)
+    asker = one.client()
+    one.ask(asker, wire.BreakMemory("a", slab.address, PAGE_BYTES))
+    first, second = (message for message in one.to_agents if isinstance(message, wire.GuardRange))
+    one.do(one.mmu.agent_message(wire.RangeGuarded(first.job), one.now))
+    del one.to_agents[:]
+    for compute in one.config.computes:
+        one.do(one.mmu.agent_linked(compute))
+    assert [message for message in one.to_agents if isinstance(message, wire.GuardRange)] == [second]
+    del one.to_elements[:]
+    one.do(one.mmu.agent_message(wire.RangeGuarded(second.job), one.now))
+    one.do(one.mmu.agent_message(wire.RangeGuarded(second.job), one.now))  # an answer of an earlier link
+    (order,) = (message for message in one.to_elements if isinstance(message, wire.FailMemory))
+    del one.to_elements[:]
+    one.do(one.mmu.element_linked(0))
+    assert [message for message in one.to_elements if isinstance(message, wire.FailMemory)] == [order]
+    one.do(one.mmu.element_message(0, wire.FailureMade(order.job)))
+    assert isinstance(one.replies[asker][-1], wire.MemoryBroken)
 
 
 def test_a_range_in_no_slab_and_an_agent_that_does_not_answer_are_told() -> None:

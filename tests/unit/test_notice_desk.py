@@ -202,6 +202,7 @@ def test_what_is_told_before_a_subscriber_of_the_last_agent_is_back_waits_for_it
     one.tell_group(died(1))
     _, called = one.subscribe(FRIEND, 12, 1)
     assert isinstance(called, Push) and isinstance(called.notice, wire.NoticeContact)
+    one.subscriber_gone(12)
     assert len(one.subscribe(FRIEND, 12, 1)) == 1, "once"
     assert len(one.subscribe(STRANGER, 13, None)) == 1, "it had no subscription that could be missed"
 
@@ -302,3 +303,12 @@ def test_what_waits_for_a_subscriber_is_answered_when_that_is_back() -> None:
     assert two.tell_process(attached(5), 0) == []
     assert two.tell_process(attached(5), 0) == []
     assert two.subscribe(FRIEND, 12, 0)[1:] == [Push(12, attached(5).notice), ToMmu(wire.ProcessTold(5))]
+
+
+def test_a_late_word_of_a_former_subscription_does_not_end_the_present_one() -> None:
+    one = NoticeDesk()
+    one.expect(OWNER, "owner", 1)
+    one.subscribe(OWNER, 12, None)  # the new one is read first
+    one.subscribe(OWNER, 11, None)
+    one.subscriber_gone(11)
+    assert one.tell_group(died(1)) == [Push(12, died(1).notice)]

@@ -210,6 +210,13 @@ def test_a_slab_for_a_process_that_has_died_meanwhile_is_retired() -> None:
     assert box.shards[process.group].records == {}
 
 
+def test_a_slab_that_nobody_asks_for_any_more_is_given_back() -> None:
+    """A refusal of what was asked for on an earlier link has crossed the repeated request."""
+    box = Box()
+    box.do(box.mmu.element_message(0, wire.SlabReserved(77)))
+    assert box.to_elements == [wire.RetireSlab(77, recycle=False)]
+
+
 def test_who_was_lost_to_its_agent_while_it_waited_is_told_so() -> None:
     box = Box()
     peer, process = box.attach("a")

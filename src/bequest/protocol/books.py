@@ -101,6 +101,10 @@ class Book(Generic[Key, R]):
         self._changed[key] = None
         return row
 
+    @property
+    def has_changed(self) -> bool:
+        return bool(self._changed)
+
     def take_changes(self) -> list[Change]:
         """What has changed since this was last called: each key once, as it is now."""
         changed, self._changed = self._changed, {}
@@ -161,7 +165,8 @@ class Books:
         return found if found is not None else self._counters.put(name, Counter())
 
     def take_changes(self) -> list[Change]:
-        return [change for book in self._books.values() for change in book.take_changes()]
+        changed = [book for book in self._books.values() if book.has_changed]
+        return [change for book in changed for change in book.take_changes()]
 
     def everything(self) -> list[Change]:
         return [change for book in self._books.values() for change in book.everything()]

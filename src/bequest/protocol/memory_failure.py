@@ -20,7 +20,7 @@ import msgspec
 from bequest._core import STATE_IN_FLIGHT, STATE_OWNED
 from bequest.limits import FAILED_RUNS_MAX, GUARD_TIMEOUT, HUGE_PAGE_BYTES, MMU_ID, PAGE_BYTES
 from bequest.protocol.failed_runs import covers, merged
-from bequest.protocol.outputs import Note, PeerId, ToAgent
+from bequest.protocol.outputs import Note, PeerId, ToAgent, ToElement
 from bequest.protocol.process_table import Kind, Member
 from bequest.protocol.rack_state import FailedElement, RackState, Session
 from bequest.protocol.refusal import Refusal
@@ -37,7 +37,7 @@ class Breaking(msgspec.Struct):
     element: int
     parts: list[tuple[int, int, int]]  # (slab, offset, bytes); none: all of the element
     deadline: float
-    waiting: int = 0  # for so many agents, then for so many parts of the element
+    waiting: dict[int, ToAgent | ToElement] = {}  # by job: what agents, then the element, have yet to answer
     unguarded: dict[str, None] = {}
     owners: dict[str, None] = {}
     slabs: int = 0
@@ -47,7 +47,7 @@ class Breaking(msgspec.Struct):
 class MemoryFailures:
     def __init__(self, state: RackState) -> None:
         self._state = state
-        self._breaking: dict[int, Breaking] = {}
+        self._breaking: dict[int, Breaking] = {}  # by the numbers of the jobs that it waits for
 
     # --- what elements report ------------------------------------------------------------------------------
 
@@ -135,70 +135,91 @@ class MemoryFailures:
     def break_memory(self, session: Session, message: wire.BreakMemory, now: float) -> None:
         element = self._element(message.element)
         parts = self._parts(element, message) if message.nbytes else []
-        job = self._state.books.counter("guard").next()
-        breaking = self._breaking[job] = Breaking(session.peer, element, parts, now + GUARD_TIMEOUT)
+        breaking = Breaking(session.peer, element, parts, now + GUARD_TIMEOUT)
         for slab, offset, nbytes in parts:
             at = self._state.ledger[slab]
-            guard = wire.GuardRange(job, at.group, at.address + offset, nbytes)
             for compute in self._state.config.computes:
-                breaking.waiting += 1
-                self._state.outputs.append(ToAgent(compute, guard))
+                guard = wire.GuardRange(self._next_job(), at.group, at.address + offset, nbytes)
+                self._ask(breaking, guard.job, ToAgent(compute, guard))
         if not parts:
-            self._commit(job)
+            self._commit(breaking)
+
+    def agent_linked(self, compute: str) -> None:
+        """What it was asked for before may be lost, and so may its answers: it is asked again."""
+        asked = [ask for breaking in self._breaking.values() for ask in breaking.waiting.values()]
+        self._state.outputs += [ask for ask in asked if isinstance(ask, ToAgent) and ask.compute == compute]
+
+    def element_linked(self, element: int) -> None:
+        """Likewise."""
+        asked = [ask for breaking in self._breaking.values() for ask in breaking.waiting.values()]
+        self._state.outputs += [ask for ask in asked if isinstance(ask, ToElement) and ask.element == element]
 
     def guarded(self, message: wire.RangeGuarded) -> None:
-        breaking = self._breaking.get(message.job)
+        breaking = self._answered(message.job)
         if breaking is None:
             return
-        breaking.waiting -= 1
         breaking.unguarded |= dict.fromkeys(message.unguarded)
-        if breaking.waiting > 0:
+        if breaking.waiting:
             return
         if not breaking.unguarded:
-            self._commit(message.job)
+            self._commit(breaking)
             return
         who = ", ".join(repr(name) for name in breaking.unguarded)
         text = (
             f"nothing was lost: {who} cannot be guarded (it has no userfaultfd), and would read zeros in place of a"
             " fault; let all of the element fail instead, without a range"
         )
-        self._end(message.job, Refusal("fence", text))
+        self._state.refuse(breaking.peer, Refusal("fence", text))
 
     def made(self, job: int) -> None:
-        breaking = self._breaking.get(job)
-        if breaking is None:
-            return
-        breaking.waiting -= 1
-        if breaking.waiting <= 0:
-            del self._breaking[job]
+        breaking = self._answered(job)
+        if breaking is not None and not breaking.waiting:
             reply = wire.MemoryBroken(breaking.slabs, breaking.nbytes, list(breaking.owners))
             self._state.reply(breaking.peer, reply)
 
     def tick(self, now: float) -> None:
-        for job, breaking in list(self._breaking.items()):
-            if now >= breaking.deadline:
-                self._end(job, Refusal("memory", "the agents or the memory element did not answer in time"))
+        late = [breaking for breaking in self._breaking.values() if now >= breaking.deadline]
+        for breaking in late:
+            if breaking.waiting:  # it may have waited for several
+                self._forget(breaking)
+                text = "the agents or the memory element did not answer in time"
+                self._state.refuse(breaking.peer, Refusal("memory", text))
 
     def next_deadline(self) -> float:
         return min((breaking.deadline for breaking in self._breaking.values()), default=float("inf"))
 
-    def _commit(self, job: int) -> None:
-        breaking = self._breaking[job]
+    def _ask(self, breaking: Breaking, job: int, ask: ToAgent | ToElement) -> None:
+        self._breaking[job] = breaking
+        breaking.waiting[job] = ask
+        self._state.outputs.append(ask)
+
+    def _answered(self, job: int) -> Breaking | None:
+        """What that answers, unless it was given up."""
+        breaking = self._breaking.pop(job, None)
+        if breaking is not None:
+            del breaking.waiting[job]
+        return breaking
+
+    def _forget(self, breaking: Breaking) -> None:
+        for job in breaking.waiting:
+            del self._breaking[job]
+        breaking.waiting = {}
+
+    def _next_job(self) -> int:
+        return self._state.books.counter("guard").next()
+
+    def _commit(self, breaking: Breaking) -> None:
         cause = "injected by bequest fault"
         if not breaking.parts:
             self.element_failed(breaking.element, cause)
-        orders = [
-            wire.FailMemory(job, slab, offset, nbytes, cause) for slab, offset, nbytes in breaking.parts
-        ]
-        for order in orders or [wire.FailMemory(job, None, 0, 0, cause)]:
-            breaking.waiting += 1
-            self._state.tell_element(breaking.element, order)
-
-    def _end(self, job: int, refusal: Refusal) -> None:
-        self._state.refuse(self._breaking.pop(job).peer, refusal)
+        parts: list[tuple[int | None, int, int]] = [*breaking.parts] or [(None, 0, 0)]
+        for slab, offset, nbytes in parts:
+            order = wire.FailMemory(self._next_job(), slab, offset, nbytes, cause)
+            self._ask(breaking, order.job, ToElement(breaking.element, order))
 
     def _note_owners(self, element: int, owners: list[Member], nbytes: int) -> None:
-        for breaking in self._breaking.values():
+        under_way = {id(breaking): breaking for breaking in self._breaking.values()}
+        for breaking in under_way.values():
             if breaking.element == element:
                 breaking.slabs += 1
                 breaking.nbytes += nbytes

@@ -39,7 +39,7 @@ class OpenFailure(msgspec.Struct):
 class Row(msgspec.Struct):
     name: str
     group: int
-    subscriber: PeerId | None = None
+    subscribers: tuple[PeerId, ...] = ()  # more than one while the end of a former one is on its way
     contacts: list[str] = []
     handles: bool = False
     is_dead: bool = False
@@ -50,7 +50,7 @@ class Row(msgspec.Struct):
     @property
     def can_handle(self) -> bool:
         """A failure of its memory."""
-        return not self.is_dead and self.handles and (self.subscriber is not None or self.waiting is not None)
+        return not self.is_dead and self.handles and (bool(self.subscribers) or self.waiting is not None)
 
 
 class Call(msgspec.Struct):
@@ -109,7 +109,7 @@ class NoticeDesk:
         row = self._rows.get(key)
         if row is None or row.is_dead:
             return []
-        row.is_dead, row.subscriber = True, None
+        row.is_dead, row.subscribers = True, ()
         calls = self._call(key, row, "died")
         told = [] if any(isinstance(call, ToMmu) for call in calls) else [KeepContacts(key, [])]
         return [*calls, *(told if row.contacts else []), *self._give_up_all(key, row)]
@@ -121,7 +121,7 @@ class NoticeDesk:
 
     def subscribe(self, key: Key, peer: PeerId, since: int | None) -> list[Output]:
         row = self._rows[key]
-        row.subscriber = peer
+        row.subscribers = (*row.subscribers, peer)
         waiting, row.waiting = row.waiting or [], None
         deaths = [] if since is None else self._deaths_in(row.group, since)
         missed = deaths if since is None else [*deaths, *(notice for notice, _ in waiting)]
@@ -157,8 +157,8 @@ class NoticeDesk:
 
     def subscriber_gone(self, peer: PeerId) -> None:
         for row in self._rows.values():
-            if row.subscriber == peer:
-                row.subscriber = None
+            if peer in row.subscribers:
+                row.subscribers = tuple(other for other in row.subscribers if other != peer)
 
     # --- what is told --------------------------------------------------------------------------------------
 
@@ -249,8 +249,8 @@ class NoticeDesk:
 
 
 def _push(row: Row, notice: wire.Notice, number: int = 0) -> list[Output]:
-    if row.subscriber is not None:
-        return [Push(row.subscriber, notice)]
+    if row.subscribers:
+        return [Push(peer, notice) for peer in row.subscribers]
     if row.waiting is not None and not isinstance(
         notice, wire.NoticeDied
     ):  # of those it says what it has heard

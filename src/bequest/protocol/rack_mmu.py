@@ -180,7 +180,7 @@ class RackMmu:
     def element_message(self, element: int, message: wire.Message) -> list[Output]:
         match message:
             case wire.SlabReserved(slab):
-                self._supply.reserved(slab)
+                self._supply.reserved(element, slab)
             case wire.SlabRefused(slab, text):
                 self._supply.refused(slab, text)
             case wire.SlabRegrouped(slab):
@@ -210,6 +210,7 @@ class RackMmu:
     def element_linked(self, element: int) -> list[Output]:
         """There is a link to this memory element, the first or a new one: says all that it has to know."""
         self._announcer.to_element(element)
+        self._failures.element_linked(element)
         return self._state.take_outputs()
 
     def agent_linked(self, compute: str) -> list[Output]:
@@ -218,6 +219,7 @@ class RackMmu:
         self._announcer.to_agent(compute)
         self._steals.agent_linked(compute)
         self._state.outputs += self._state.notices.agent_linked(compute)
+        self._failures.agent_linked(compute)
         return self._state.take_outputs()
 
     def monitor_linked(self) -> list[Output]:

@@ -74,10 +74,14 @@ class SlabSupply:
         """In place of the waiter that a run before had."""
         self._waiters[slab.id] = waiter
 
-    def reserved(self, number: SlabId) -> None:
+    def reserved(self, element: int, number: SlabId) -> None:
         waiter = self._waiters.pop(number, None)
         if waiter is not None:  # else it was said before, to a run of the daemon that had not written it down
             waiter.slab_reserved(self._state.ledger[number])
+        elif (
+            self._state.ledger.get(number) is None
+        ):  # a refusal of what was asked before crossed the repeated request
+            self._state.tell_element(element, wire.RetireSlab(number, recycle=False))
 
     def refused(self, number: SlabId, message: str) -> None:
         waiter = self._waiters.pop(number, None)

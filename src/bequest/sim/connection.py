@@ -1,6 +1,7 @@
-"""A client's connection to a daemon: one request at a time, one reply to each.
+"""A client's connection to a daemon: one request at a time, one reply to each, or notices as they come.
 
-What the client sent before it closed is still read; what a daemon has not read when it dies is lost.
+What the client sent before it closed is still read; what a daemon has not read when it dies is lost, and so is what the
+client had not read.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ class Connection:
         self.is_owed_reply = False
         self.is_closed = False  # by the client
         self.is_broken = False  # by the daemon
-        self.deliver: Callable[[Answer | None], None] | None = None  # to the client that waits; None: broken
+        self._deliver: Callable[[Answer | None], None] | None = None  # to the client that waits; None: broken
         self._sent: deque[wire.Message] = deque()
+        self._notices: deque[wire.Message] = deque()
         self.wake_daemon = wake_daemon
 
     # --- the client's end ------------------------------------------------------------------------------------
@@ -33,10 +35,19 @@ class Connection:
         self._sent.append(message)
         self.wake_daemon()
 
+    def hear(self, deliver: Callable[[Answer | None], None]) -> None:
+        """What comes next is given to it, once."""
+        if self._notices:
+            deliver((self._notices.popleft(), None))
+        elif self.is_broken or self.is_closed:
+            deliver(None)
+        else:
+            self._deliver = deliver
+
     def close(self) -> None:
         if not self.is_closed:
             self.is_closed = True
-            self.deliver = None
+            self._give(None)
             self.wake_daemon()
 
     # --- the daemon's end ------------------------------------------------------------------------------------
@@ -53,11 +64,18 @@ class Connection:
         self.is_owed_reply = False
         self._give((message, file))
 
+    def push(self, notice: wire.Message) -> None:
+        if self._deliver is None:
+            self._notices.append(notice)
+        else:
+            self._give((notice, None))
+
     def break_off(self) -> None:
         self.is_broken = True
+        self._notices.clear()
         self._give(None)
 
     def _give(self, answer: Answer | None) -> None:
-        deliver, self.deliver = self.deliver, None
+        deliver, self._deliver = self._deliver, None
         if deliver is not None:
             deliver(answer)

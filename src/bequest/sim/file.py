@@ -11,6 +11,7 @@ class SimFile:
         self.number = number
         self.nbytes = nbytes
         self.pages: dict[int, int] = {}  # page -> the stamp of the last store into it
+        self.lost: dict[int, None] = {}  # pages
         self.is_closed = False  # at the element; whoever has it mapped still writes into it
 
     def close(self) -> None:
@@ -19,6 +20,10 @@ class SimFile:
     def punch(self, offset: int, nbytes: int) -> None:
         for page in range(offset // PAGE, (offset + nbytes) // PAGE):
             self.pages.pop(page, None)
+
+    def lose(self, offset: int, nbytes: int) -> None:
+        self.punch(offset, nbytes)
+        self.lost |= dict.fromkeys(range(offset // PAGE, (offset + nbytes) // PAGE))
 
     def copy(self, offset: int, target: SimFile, target_offset: int, nbytes: int) -> None:
         for index in range(nbytes // PAGE):

@@ -6,7 +6,7 @@ pauses (and may be stopped there for long), and acts on what it saw.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,14 +15,17 @@ from bequest.ids import home_of
 from bequest.limits import HUGE_PAGE_BYTES, PAGE_BYTES
 from bequest.sim.connection import Answer, Connection
 from bequest.sim.file import SimFile
-from bequest.sim.os_process import Ask, OsProcess
+from bequest.sim.os_process import Ask, Failed, OsProcess, Program, Revoked, Want
 from bequest.sim.shared_table import Grant, SharedTable
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
     from bequest.sim.world import World
 
-Acting = Generator[Ask | float, Answer | None, None]
+Acting = Generator[Want, Answer | None, None]
+
+
+_MAY_BE_REPEATED = (wire.Attach, wire.Detach, wire.FindPeer, wire.Lookup)  # as of `bequest.runtime.lasting`
 
 
 class RackLost(Exception):
@@ -64,11 +67,10 @@ class Line(msgspec.Struct, eq=False):
     number: int = 0  # of the last request that must not be done twice
 
     def numbered(self, message: wire.Message) -> wire.Message:
-        once = (wire.NeedSlab, wire.CrossGrant, wire.OpenMailbox, wire.CloseMailbox)
-        if not isinstance(self.greeting, wire.Resume) or not isinstance(message, once):
+        if not isinstance(self.greeting, wire.Resume) or isinstance(message, _MAY_BE_REPEATED):
             return message
         self.number += 1
-        return wire.Once(self.number, message)
+        return wire.Once(self.number, message)  # type: ignore[arg-type]
 
 
 class Library:
@@ -81,6 +83,9 @@ class Library:
         self.is_leaving = False
         self.mailboxes: list[wire.MailboxOpened] = []
         self.peers: dict[str, Peer] = {}
+        self.contacts: list[str] = []  # as its agent has confirmed them
+        self.attached_at = ""
+        self._revocations = 0
         self._elements: dict[int, Line] = {}
         self._mapped: dict[int, SimFile] = {}
 
@@ -95,7 +100,7 @@ class Library:
 
     # --- coming and going ------------------------------------------------------------------------------------
 
-    def attach(self, name: str, secret: bytes | None) -> Generator[Ask | float, Answer | None, bool]:
+    def attach(self, name: str, secret: bytes | None) -> Generator[Want, Answer | None, bool]:
         attach = wire.Attach(name, secret, nonce=self.world.random.randbytes(16))
         reply, table = yield from self._request(self.mmu, attach, "name-taken", "memory", "secret")
         if not isinstance(reply, wire.Attached):
@@ -103,9 +108,13 @@ class Library:
         assert isinstance(table, SharedTable)
         self.attached, self._table = reply, table
         self.mmu.greeting = wire.Resume(reply.pid, reply.incarnation, reply.agent_ticket)
+        self.attached_at = reply.compute
         agent = Line(reply.agent_path, self.process.connect(self.world.agents[reply.agent_path]))
         yield from self._request(agent, wire.Enrol(reply.agent_ticket))
+        agent.greeting = wire.Enrol(reply.agent_ticket)
+        self._agent = agent
         self.world.attached(self.process, self)
+        self.process.start(self._listen(reply))
         return True
 
     def detach(self) -> Acting:
@@ -117,6 +126,34 @@ class Library:
         self.attached = None
         for connection in self.process.connections:
             connection.close()
+
+    # --- notices ---------------------------------------------------------------------------------------------
+
+    def _listen(self, attached: wire.Attached) -> Program:
+        """A thread that is told what happens; it subscribes again when its agent has been started anew."""
+        since: int | None = None
+        while self.attached is not None:
+            connection = self.process.connect(self.world.daemon(attached.agent_path))
+            answer = yield Ask(connection, wire.Subscribe(attached.agent_ticket, since))
+            subscribed = None if answer is None else answer[0]
+            if isinstance(subscribed, wire.Failed):
+                return  # it is not attached any more
+            if isinstance(subscribed, wire.Subscribed) and since is None:
+                since = subscribed.death
+                self.world.subscribed(self.process, self)
+            while (answer := (yield connection)) is not None:
+                notice = answer[0]
+                since = notice.number if isinstance(notice, wire.NoticeDied) else since
+                self.world.told(self.process, self, notice)
+            yield 0.002
+
+    def name_contacts(self, names: list[str]) -> Acting:
+        reply, _ = yield from self._request(self._agent, wire.SetContacts(names))
+        if isinstance(reply, wire.Done):
+            self.contacts = names
+
+    def stand_by(self, name: str) -> Acting:
+        yield from self._request(self.mmu, wire.StandBy(name), "unknown", "config", "capability")
 
     # --- memory ----------------------------------------------------------------------------------------------
 
@@ -131,9 +168,9 @@ class Library:
         if descriptor is not None:
             handle = self._handle(descriptor)
             self.world.allocated(self.process, self, handle)
-            yield from self._open(handle)
-            self.handles.append(handle)
-            self.store(handle)
+            if (yield from self._open(handle)):
+                self.handles.append(handle)
+                self.store(handle)
 
     def free(self, handle: Handle) -> None:
         self.handles.remove(handle)
@@ -152,12 +189,73 @@ class Library:
             self.handles += [self._handle(descriptor) for descriptor in both]
 
     def store(self, handle: Handle) -> None:
-        for address in handle.samples:
-            self.process.store(address)
+        self._touch(handle, self.process.store)
 
     def load(self, handle: Handle) -> None:
-        for address in handle.samples:
+        def load(address: int) -> None:
             self.world.loaded(self.process, self, address, self.process.load(address))
+
+        self._touch(handle, load)
+
+    def _touch(self, handle: Handle, touch: Callable[[int], None]) -> None:
+        """What a fault barrier makes of faults: memory that was fenced for nothing is mapped anew."""
+        for address in handle.samples:
+            try:
+                touch(address)
+            except Failed:
+                return
+            except Revoked:
+                if not self.table.owns(self.id, handle.descriptor, handle.word):
+                    self.handles.remove(handle)
+                    self.world.lost(self.process, self, handle)
+                    return
+                self._map(handle)
+                touch(address)
+
+    def reconcile(self) -> None:
+        """What of its regions was stolen."""
+        if self.table.revocations.get(self.id, 0) != self._revocations:
+            self._revocations = self.table.revocations.get(self.id, 0)
+            for handle in list(self.handles):
+                if not self.table.owns(self.id, handle.descriptor, handle.word):
+                    self.handles.remove(handle)
+                    self._close(handle)
+                    self.world.lost(self.process, self, handle)
+
+    # --- stealing --------------------------------------------------------------------------------------------
+
+    def steal(self, victim: str, only: list[str | int] | None) -> Acting:
+        refusals = ("fence", "dead", "unknown", "capability", "not-owner", "no-name")
+        reply, _ = yield from self._request(self.mmu, wire.Steal(victim, None, only), *refusals)
+        if not isinstance(reply, wire.Stolen):
+            return
+        self.world.stole(self.process, self, reply)
+        for descriptor in self.table.adopt(self.id, reply.pid, reply.incarnation):
+            yield from self._have(descriptor)
+        while reply.heir and self.table.heirs.get(reply.pid) == self.id:
+            taken = self.table.take(reply.pid, self.id)
+            if taken is None:
+                return
+            self.world.received(self.process, self, self._handle(taken[0]), taken[1])
+            yield from self._have(taken[0])
+
+    def _have(self, descriptor: int) -> Acting:
+        handle = self._handle(descriptor)
+        if (yield from self._open(handle)):
+            self.handles.append(handle)
+            self.load(handle)
+
+    def publish(self, path: str, handle: Handle) -> Acting:
+        message = wire.Publish(path, handle.address, handle.pages * PAGE_BYTES, 0)
+        yield from self._request(self.mmu, message, "name-taken", "not-owner")
+
+    def look_up(self, path: str) -> Acting:
+        yield from self._request(self.mmu, wire.Lookup(path), "no-name")
+
+    def break_memory(self, handle: Handle) -> Acting:
+        element = self.world.element(self.table.records[handle.slab][2]).info.name
+        message = wire.BreakMemory(element, handle.address, PAGE_BYTES)
+        yield from self._request(self.mmu, message, "fence", "config", "memory")
 
     # --- handing over ----------------------------------------------------------------------------------------
 
@@ -191,32 +289,30 @@ class Library:
         self._close(handle)
         self.handles.remove(handle)
         message = wire.CrossGrant(handle.descriptor, handle.word, peer.id, peer.incarnation, tag)
-        reply, _ = yield from self._request(self.mmu, message, "dead", "inbox-full", "memory")
+        reply, _ = yield from self._request(self.mmu, message, "dead", "inbox-full", "memory", "moved")
         if isinstance(reply, wire.Failed):
             self.peers.pop(to, None)
             yield from self._take_back(handle)
 
     def _take_back(self, handle: Handle) -> Acting:
-        """The extent is ours again, under a new word."""
+        """The extent is ours again, under a new word, unless it was stolen."""
+        if handle.descriptor not in self.table.extents:
+            self.world.lost(self.process, self, handle)
+            return
         again = self._handle(handle.descriptor)
         if not self.table.owns(self.id, again.descriptor, again.word) or again.address != handle.address:
             self.world.lost(self.process, self, handle)
             return
-        yield from self._open(again)
-        self.handles.append(again)
-        self.load(again)
+        yield from self._have(again.descriptor)
 
     def accept(self, inbox: int) -> Acting:
         taken = self.table.take(inbox, self.id)
         if taken is not None:
             descriptor, tag = taken
-            handle = self._handle(descriptor)
-            self.world.received(self.process, self, handle, tag)
-            yield from self._open(handle)
-            self.handles.append(handle)
-            self.load(handle)
+            self.world.received(self.process, self, self._handle(descriptor), tag)
+            yield from self._have(descriptor)
 
-    def _find(self, name: str) -> Generator[Ask | float, Answer | None, Peer | None]:
+    def _find(self, name: str) -> Generator[Want, Answer | None, Peer | None]:
         found = self.table.find(name)
         if found is not None:
             self.peers[name] = Peer(*found, same_group=True)
@@ -246,7 +342,7 @@ class Library:
 
     def _request(
         self, line: Line, message: wire.Message, *expected: str
-    ) -> Generator[Ask | float, Answer | None, Answer]:
+    ) -> Generator[Want, Answer | None, Answer]:
         """The answer; a refusal of a kind that is not expected is a finding."""
         sent = line.numbered(message)
         answer = yield Ask(line.connection, sent)
@@ -261,7 +357,7 @@ class Library:
             self.world.find(f"{self.process!r} was refused {message}: {reply.kind}: {reply.message}")
         return answer
 
-    def _reconnect(self, line: Line) -> Generator[Ask | float, Answer | None, bool]:
+    def _reconnect(self, line: Line) -> Generator[Want, Answer | None, bool]:
         """On a new connection it is said who is back. False: nobody is missed there, as was wanted."""
         while True:
             if self.process.was_cut_off:
@@ -282,7 +378,8 @@ class Library:
         extent = self.table.extents[descriptor]
         return Handle(descriptor, extent.epoch, extent.address, extent.pages, extent.slab)
 
-    def _open(self, handle: Handle) -> Acting:
+    def _open(self, handle: Handle) -> Generator[Want, Answer | None, bool]:
+        """False if it was stolen meanwhile."""
         if handle.slab not in self._mapped:
             assert self.attached is not None
             number = self.table.records[handle.slab][2]
@@ -290,10 +387,19 @@ class Library:
                 element = self.world.element(number)
                 self._elements[number] = Line(element.name, self.process.connect(element))
             message = wire.OpenSlab(self.attached.element_ticket, handle.slab)
-            _, file = yield from self._request(self._elements[number], message)
-            if not isinstance(file, SimFile):
-                return
+            _, file = yield from self._request(self._elements[number], message, "unknown")
+            if not self.table.owns(self.id, handle.descriptor, handle.word):
+                self.world.lost(self.process, self, handle)
+                return False
+            assert isinstance(file, SimFile), f"{self.process!r} owns {handle}, and is not given its memory"
             self._mapped[handle.slab] = file
+        if not self.table.owns(self.id, handle.descriptor, handle.word):
+            self.world.lost(self.process, self, handle)
+            return False
+        self._map(handle)
+        return True
+
+    def _map(self, handle: Handle) -> None:
         file, base = self._mapped[handle.slab], self.table.records[handle.slab][0]
         self.process.open(handle.address, handle.end, file, (handle.address - base) // PAGE_BYTES)
         self.world.opened(self.process, self, handle)

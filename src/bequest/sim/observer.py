@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bequest.sim.daemons import Daemon
+    from bequest.sim.daemon import Daemon
     from bequest.sim.file import SimFile
     from bequest.sim.library import Handle, Library
     from bequest.sim.os_process import OsProcess
     from bequest.sim.world import World
+    from bequest.wire import messages as wire
 
 
 class Observer:
@@ -34,6 +35,17 @@ class Observer:
     def granting(self, process: OsProcess, library: Library, handle: Handle, serial: int) -> None: ...
 
     def received(self, process: OsProcess, library: Library, handle: Handle, serial: int) -> None: ...
+
+    def subscribed(self, process: OsProcess, library: Library) -> None:
+        """It is told of what happens from now on."""
+
+    def told(self, process: OsProcess, library: Library, notice: wire.Message) -> None: ...
+
+    def suspected(self, process: OsProcess) -> None:
+        """By the rack monitor."""
+
+    def stole(self, process: OsProcess, library: Library, stolen: wire.Stolen) -> None:
+        """It has been answered so."""
 
     def lost(self, process: OsProcess, library: Library, handle: Handle) -> None:
         """The process finds that a region is not its own any more."""

@@ -30,6 +30,9 @@ class Options(msgspec.Struct, frozen=True):
     hang_up_every: float
     daemon_every: float
     element_trouble: float  # chance that making or copying memory fails
+    greed: float  # chance that who may steal does
+    breakage: float  # likewise, that memory is made to fail
+    has_monitor: bool
 
     @staticmethod
     def drawn(random: Random) -> Options:
@@ -49,7 +52,7 @@ class Options(msgspec.Struct, frozen=True):
             orphan_keep=random.choice((0.05, 0.5, 2.0)),
             safety_seconds=safety_seconds,
             ids=random.choice((6, 9, 511)),
-            think=safety_seconds * members / random.choice((40, 120, 240)),
+            think=safety_seconds * members / random.choice((30, 80, 160)),
             slowness=random.choice((20e-6, 100e-6, 1e-3)),
             stall_chance=random.choice((0.0, 0.02, 0.1)),
             kill_every=often(),
@@ -57,6 +60,9 @@ class Options(msgspec.Struct, frozen=True):
             hang_up_every=often(),
             daemon_every=often(),
             element_trouble=random.choice((0.0, 0.0, 0.1, 0.5)),
+            greed=random.choice((0.0, 0.2, 1.0)),
+            breakage=random.choice((0.0, 0.0, 0.3)),
+            has_monitor=random.random() < 0.05,  # its looks take most of a run's time
         )
 
     def rack(self) -> MmuConfig:

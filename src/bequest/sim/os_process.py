@@ -1,8 +1,9 @@
 """An operating-system process of the world: it runs a program, has pages open, can be stopped, resumed and killed.
 
-A program is a generator. It yields a number of seconds to sleep, or an `Ask` to send a request and be given the answer.
-Between two yields nothing else happens. A stopped process gets its turns when it is continued, however much has
-happened meanwhile; what it had open it may still write to, and that is where zombies come from.
+A program is a generator; a process runs one for each of its threads. It yields a number of seconds to sleep, an `Ask`
+to send a request and be given the answer, or a connection to be given what comes next over it. Between two yields
+nothing else happens. A stopped process gets its turns when it is continued, however much has happened meanwhile; what
+it had open it may still write to, and that is where zombies come from. It ends with its first thread.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from bequest.limits import PAGE_BYTES, TABLE_VERSION, WIRE_VERSION
+from bequest.limits import BEAT_INTERVAL, PAGE_BYTES, TABLE_VERSION, WIRE_VERSION
 from bequest.sim.connection import Answer, Connection
-from bequest.sim.daemons import Daemon
+from bequest.sim.daemon import Daemon
 from bequest.sim.file import SimFile
 from bequest.wire import messages as wire
 
@@ -27,7 +28,8 @@ class Ask(msgspec.Struct):
     message: wire.Message
 
 
-Program = Generator[Ask | float, Answer | None, None]
+Want = Ask | Connection | float
+Program = Generator[Want, Answer | None, None]
 
 
 class OpenRun(NamedTuple):
@@ -41,6 +43,10 @@ class Revoked(Exception):
     """What the hardware says when a page is touched that is not open (any more)."""
 
 
+class Failed(Exception):
+    """What the hardware says when a page is touched whose memory has been lost."""
+
+
 class OsProcess:
     def __init__(self, world: World, os_pid: int, name: str, uid: int) -> None:
         self.world = world
@@ -52,10 +58,13 @@ class OsProcess:
         self.was_cut_off = False
         self.has_exited = False  # and the kernel says so
         self.when_exited: list[Callable[[], None]] = []
+        self.when_killed: list[Callable[[], None]] = []  # and so its lifeline breaks
         self.open_runs: list[OpenRun] = []
         self.connections: list[Connection] = []
-        self._program: Program | None = None
-        self._held_up: list[Answer | None] = []  # what it would go on with, were it not stopped
+        self._threads: list[Program] = []
+        self._held_up: list[tuple[Program, Answer | None]] = []  # what would go on, were it not stopped
+        self._ran = 0.0  # seconds, until it last began to run
+        self._since = world.events.now  # when that was
 
     def __repr__(self) -> str:
         return f"{self.name}[{self.os_pid}]"
@@ -63,28 +72,38 @@ class OsProcess:
     # --- its life --------------------------------------------------------------------------------------------
 
     def start(self, program: Program) -> None:
-        self._program = program
-        self._go_on_soon(None)
+        """The first thread, or one more."""
+        self._threads.append(program)
+        self._go_on_soon(program, None)
 
     def stop(self) -> None:
+        if not self.is_stopped:
+            self._ran += self.world.events.now - self._since
         self.is_stopped = True
 
     def resume(self) -> None:
         self.is_stopped = False
+        self._since = self.world.events.now
         held_up, self._held_up = self._held_up, []
-        for answer in held_up:
-            self._go_on_soon(answer)
+        for program, answer in held_up:
+            self._go_on_soon(program, answer)
+
+    def beats(self) -> int:
+        running = 0.0 if self.is_stopped or not self.is_alive else self.world.events.now - self._since
+        return int((self._ran + running) / BEAT_INTERVAL)
 
     def kill(self) -> None:
         """SIGKILL, or the end of its program: no instruction of it runs from now on."""
         if not self.is_alive:
             return
+        if not self.is_stopped:
+            self._ran += self.world.events.now - self._since
         self.is_alive = False
-        program, self._program = self._program, None
-        if program is not None:
-            program.close()
+        self._threads = []
         self.open_runs.clear()
         self.world.process_ended(self)
+        for tell in self.when_killed:
+            tell()
         for connection in self.connections:
             self.world.events.after(self.world.delay(), connection.close)
         self.world.events.after(self.world.delay(), self._exited)
@@ -96,33 +115,29 @@ class OsProcess:
 
     # --- its turns -------------------------------------------------------------------------------------------
 
-    def _go_on_soon(self, answer: Answer | None) -> None:
-        self.world.events.after(self.world.delay(), lambda: self._go_on(answer))
+    def _go_on_soon(self, program: Program, answer: Answer | None) -> None:
+        self.world.events.after(self.world.delay(), lambda: self._go_on(program, answer))
 
-    def _go_on(self, answer: Answer | None) -> None:
+    def _go_on(self, program: Program, answer: Answer | None) -> None:
         if not self.is_alive:
             return
         if self.is_stopped:
-            self._held_up.append(answer)
+            self._held_up.append((program, answer))
             return
-        assert self._program is not None
         try:
-            wanted = self._program.send(answer)
+            wanted = program.send(answer)
         except StopIteration:
-            self.kill()
+            if program is self._threads[0]:
+                self.kill()
             return
-        if isinstance(wanted, Ask):
-            self._ask(wanted)
+        if isinstance(wanted, float):
+            self.world.events.after(wanted, lambda: self._go_on(program, None))
+        elif isinstance(wanted, Ask):
+            if not wanted.connection.is_broken and not wanted.connection.is_closed:
+                wanted.connection.send(wanted.message)
+            wanted.connection.hear(lambda answer: self._go_on_soon(program, answer))
         else:
-            self.world.events.after(wanted, lambda: self._go_on(None))
-
-    def _ask(self, ask: Ask) -> None:
-        connection = ask.connection
-        if connection.is_broken or connection.is_closed:
-            self._go_on_soon(None)
-            return
-        connection.deliver = self._go_on_soon
-        connection.send(ask.message)
+            wanted.hear(lambda answer: self._go_on_soon(program, answer))
 
     def connect(self, daemon: Daemon) -> Connection:
         connection = Connection(repr(self), self.uid, self.os_pid, daemon.wake)
@@ -163,5 +178,8 @@ class OsProcess:
     def _page_at(self, address: int) -> tuple[SimFile, int]:
         for run in self.open_runs:
             if run.start <= address < run.end:
-                return run.file, run.page + (address - run.start) // PAGE_BYTES
+                page = run.page + (address - run.start) // PAGE_BYTES
+                if page in run.file.lost:
+                    raise Failed(f"{self!r} touched {address:#x}, whose memory is lost")
+                return run.file, page
         raise Revoked(f"{self!r} touched {address:#x}, which is not open")

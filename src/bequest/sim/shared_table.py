@@ -37,6 +37,7 @@ class SharedTable(FakeShard):
         super().__init__(group_id, inbox_cells)
         self.claims: dict[int, list[Claim]] = {}
         self.bearers: dict[str, tuple[int, int]] = {}
+        self.taken: dict[tuple[int, int], list[tuple[int, int]]] = {}  # by victim: stolen runs (start, end)
         self.strays: dict[int, list[int]] = {}  # by inbox: what was meant for an earlier bearer of the id
 
     def admit(self, id: int, incarnation: int, os_pid: int, name: str) -> None:
@@ -72,7 +73,7 @@ class SharedTable(FakeShard):
     def alloc(self, owner: int, pages: int) -> int | None:
         """First fit among the free runs at home; the descriptor."""
         for slab, (_, _, _, _, home) in self.records.items():
-            if home != owner:
+            if home != owner or slab in self.failed_slabs:
                 continue
             start = length = 0
             for extent in self._in_slab(slab):
@@ -148,6 +149,14 @@ class SharedTable(FakeShard):
             elif self._is_committed(claim):
                 self.strays.setdefault(claim.to, []).append(claim.descriptor)
         return super().settle(id) + len(claims)
+
+    def steal(
+        self, extents: list[tuple[int, int]], victim: int, thief: int
+    ) -> list[tuple[int, int, int, int]]:
+        stolen = super().steal(extents, victim, thief)
+        runs = [(address, address + pages * PAGE) for _, _, address, pages in stolen]
+        self.taken.setdefault((victim, self.lives[victim][1]), []).extend(runs)
+        return stolen
 
     # --- within ----------------------------------------------------------------------------------------------
 

@@ -14,15 +14,20 @@ from hashlib import sha256
 from random import Random
 
 from bequest.limits import ID_REST, SWEEP_INTERVAL
+from bequest.sim.agent import Agent
 from bequest.sim.connection import Connection
-from bequest.sim.daemons import Agent, Daemon, Element, Mmu
+from bequest.sim.daemon import Daemon, Link
+from bequest.sim.element import Element
 from bequest.sim.events import EventHeap
 from bequest.sim.file import SimFile
 from bequest.sim.library import Handle, Library
 from bequest.sim.members import life
+from bequest.sim.mmu import Mmu
+from bequest.sim.monitor import Monitor
 from bequest.sim.observer import Observer
 from bequest.sim.options import UID, Options
 from bequest.sim.os_process import OsProcess
+from bequest.wire import messages as wire
 
 MAILBOX = "letters"
 _STALL = 0.05  # seconds, at most, that somebody's turn comes late
@@ -46,8 +51,9 @@ class World:
         self.options = options or Options.drawn(self.random)
         self.config = self.options.rack()
         self.events = EventHeap()
-        self.observers = observers
+        self._tellers = {event: tellers_of(event, observers) for event in vars(Observer) if event[0] != "_"}
         self.is_healed = False
+        self.healed_at = 0.0
         self.is_winding_down = False
         self.processes: dict[int, OsProcess] = {}  # by os pid, the dead too
         self.members = [f"m{number}" for number in range(self.options.members)]
@@ -56,19 +62,18 @@ class World:
         self._tell = tell
         self._digest = sha256()
         self._grants = 0
-        self._calm_from = 0.0
         self._queued: dict[str, list[Connection]] = {}
         self.mmu = Mmu(self)
         self.elements = {info.path: Element(self, info) for info in self.config.elements}
         self.agents = {path: Agent(self, path) for path in self.config.agent_paths}
+        self.monitor = Monitor(self) if self.options.has_monitor else None
         self.observe("begun", self)
 
     # --- the run ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Raises `Finding`, or whatever a machine raised, if anything is wrong."""
-        for other in self.neighbours(self.mmu):
-            self._link(self.mmu, other)
+        self._link_all()
         for name in self.members:
             self._start_member(name)
         self._plan_fault(self.options.kill_every, self._kill_one)
@@ -151,7 +156,7 @@ class World:
                 self.trace("fault", repr(process), "continued")
                 process.resume()
 
-        self.events.after(self.random.choice((0.001, 0.03, 0.3)) * self.random.random(), resume)
+        self.events.after(self.random.choice((0.001, 0.03, 0.3, 1.0)) * self.random.random(), resume)
 
     def _hang_one_up(self, process: OsProcess) -> None:
         """One of its connections ends, and it does not know."""
@@ -165,19 +170,34 @@ class World:
     # --- daemons ---------------------------------------------------------------------------------------------
 
     def daemon(self, name: str) -> Daemon:
-        return self.mmu if name == "mmu" else (self.elements | self.agents)[name]
+        return next(daemon for daemon in self.daemons() if daemon.name == name)
+
+    @property
+    def daemons_die(self) -> bool:
+        return self.options.daemon_every < self.options.safety_seconds * 100
+
+    def daemons(self) -> list[Daemon]:
+        monitors = [] if self.monitor is None else [self.monitor]
+        return [self.mmu, *self.elements.values(), *self.agents.values(), *monitors]
 
     def neighbours(self, daemon: Daemon) -> list[Daemon]:
-        if daemon.name != "mmu":
-            return [self.mmu]
-        return [*self.elements.values(), *self.agents.values()]
+        """The Rack MMU and the rack monitor know everybody; elements and agents know the two of them."""
+        others = [other for other in self.daemons() if other.name != daemon.name]
+        hubs = ("mmu", "monitor")
+        return [other for other in others if daemon.name in hubs or other.name in hubs]
+
+    def _link_all(self) -> None:
+        daemons = self.daemons()
+        for daemon in daemons:
+            for other in self.neighbours(daemon):
+                if daemons.index(daemon) < daemons.index(other):
+                    self._link(daemon, other)
 
     def _light_a_fuse(self, _: OsProcess) -> None:
-        """One daemon at a time, and the next when the last has told the others what it knows."""
-        daemons = [self.mmu, *self.neighbours(self.mmu)]
-        is_calm = self.events.now > self._calm_from and all(d.fuse is None and not d.is_dead for d in daemons)
-        if is_calm:
-            self.random.choice(daemons).fuse = self.random.randrange(6)
+        """Some daemon dies after some more outputs, whatever the others are doing."""
+        daemon = self.random.choice(self.daemons())
+        if not daemon.is_dead:
+            daemon.fuse = self.random.randrange(6)
 
     def daemon_died(self, daemon: Daemon) -> None:
         self.events.after(self.random.uniform(0.001, 0.05), lambda: self._start_anew(daemon))
@@ -185,13 +205,14 @@ class World:
     def _start_anew(self, daemon: Daemon) -> None:
         """As the supervisor does: with what it kept, the same listening socket, and fresh links."""
         successor = daemon.successor()
-        self._calm_from = self.events.now + 0.2
         if isinstance(successor, Mmu):
             self.mmu = successor
         elif isinstance(successor, Element):
             self.elements[daemon.name] = successor
         elif isinstance(successor, Agent):
             self.agents[daemon.name] = successor
+        elif isinstance(successor, Monitor):
+            self.monitor = successor
         for connection in self._queued.pop(daemon.name, []):
             successor.connect(connection)
         for other in self.neighbours(successor):
@@ -199,8 +220,9 @@ class World:
                 self._link(successor, other)
 
     def _link(self, one: Daemon, other: Daemon) -> None:
-        one.relinked(other.name)
-        other.relinked(one.name)
+        link = Link(one, other)
+        one.hand(link)
+        other.hand(link)
 
     def connect_later(self, name: str, connection: Connection) -> None:
         """The socket listens though its daemon is dead: whoever connects waits in its queue."""
@@ -209,7 +231,8 @@ class World:
     def _heal(self) -> None:
         self.trace("world", "all", "healed")
         self.is_healed = True
-        for daemon in (self.mmu, *self.neighbours(self.mmu)):
+        self.healed_at = self.events.now
+        for daemon in self.daemons():
             daemon.fuse = None
         for process in self.living():
             if process.is_stopped:
@@ -227,8 +250,8 @@ class World:
         raise Finding(text)
 
     def observe(self, event: str, *what: object) -> None:
-        for observer in self.observers:
-            getattr(observer, event)(*what)
+        for tell in self._tellers[event]:
+            tell(*what)
 
     def turn_ended(self, daemon: Daemon) -> None:
         self.observe("turn_ended", daemon)
@@ -256,6 +279,19 @@ class World:
         self.trace("world", repr(process), f"received {handle} as {int(tag)}")
         self.observe("received", process, library, handle, int(tag))
 
+    def subscribed(self, process: OsProcess, library: Library) -> None:
+        self.observe("subscribed", process, library)
+
+    def told(self, process: OsProcess, library: Library, notice: wire.Message) -> None:
+        self.observe("told", process, library, notice)
+
+    def suspected(self, process: OsProcess) -> None:
+        self.observe("suspected", process)
+
+    def stole(self, process: OsProcess, library: Library, stolen: wire.Stolen) -> None:
+        self.trace("world", repr(process), f"has {stolen}")
+        self.observe("stole", process, library, stolen)
+
     def lost(self, process: OsProcess, library: Library, handle: Handle) -> None:
         self.trace("world", repr(process), f"lost {handle}")
         self.observe("lost", process, library, handle)
@@ -267,3 +303,11 @@ class World:
 
     def loaded(self, process: OsProcess, library: Library, address: int, stamp: int) -> None:
         self.observe("loaded", process, library, address, stamp)
+
+
+def tellers_of(event: str, observers: Sequence[Observer]) -> list[Callable[..., None]]:
+    """The methods of those observers that want to know."""
+    wanting = (
+        observer for observer in observers if getattr(type(observer), event) is not vars(Observer)[event]
+    )
+    return [getattr(observer, event) for observer in wanting]
