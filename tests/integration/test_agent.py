@@ -132,7 +132,9 @@ def test_a_fence_outlives_the_process_that_it_was_closed_around(
 ) -> None:
     """Somebody shares its address space, and must be kept out as well when the process is said to have ended."""
     sharer = victim.call(victims.leave_a_sharer)
+    before = descriptors(agent)
     agent.expect(victim)
+    victims_own = descriptors(agent) - before - 2  # all but what it holds the victim by
     try:
         victim.signal(signal.SIGKILL)
         until(lambda: select.select([victim.pidfd], [], [], 0)[0], "its end")
@@ -145,6 +147,7 @@ def test_a_fence_outlives_the_process_that_it_was_closed_around(
     finally:
         os.kill(sharer, signal.SIGKILL)
     until(lambda: _core.is_gone(victim.fence), "the end of the sharer")
+    until(lambda: descriptors(agent) <= before + victims_own, "the descriptors to be closed")
 
 
 def is_registered(victim: Victim, sharer: int) -> bool:
@@ -155,6 +158,14 @@ def is_registered(victim: Victim, sharer: int) -> bool:
 
 
 # --- proof of death ------------------------------------------------------------------------------------------------
+
+
+def test_a_false_hint_of_a_death_is_not_passed_on(agent: AgentUnderTest, victim: Victim) -> None:
+    agent.expect(victim)
+    agent.tell(wire.ProveDeath(PID, INCARNATION))
+    time.sleep(1.5 * DEATH_PATIENCE)
+    assert agent.fence(RANGES, "protect") == wire.ProcessFenced(1, "protected")
+    assert EXITED not in agent.heard
 
 
 def test_proof_of_a_death_is_told_once(agent: AgentUnderTest, victim: Victim) -> None:

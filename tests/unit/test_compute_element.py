@@ -99,6 +99,18 @@ def test_the_end_of_a_process_or_of_its_enrolment_leaves_no_fence_unanswered() -
     assert agent.fence_failed(1, "why") == [ToMmu(wire.FenceFailed(5, "why"))]
 
 
+def test_the_death_of_the_last_bearer_of_an_id_says_nothing_of_this_one() -> None:
+    agent = enrolled()
+    agent.exited((3, 8))
+    agent.mmu_message(wire.ForgetProcess(3, 8), 0)
+    agent.mmu_message(wire.ExpectProcess(3, 9, 4712, b"u" * 16, "b", 2), 0)
+    agent.client_message(2, 4712, wire.Enrol(b"u" * 16), 0)
+    agent.watched((3, 9))
+    assert agent.mmu_message(wire.FenceProcess(5, 3, 9, "ptrace", RANGES), 0) == [
+        Fence(1, (3, 9), "ptrace", RANGES, False)
+    ]
+
+
 def test_what_has_not_enrolled_cannot_be_fenced() -> None:
     agent = ComputeElement()
     agent.mmu_message(EXPECT, 0)
