@@ -68,6 +68,7 @@ def test_a_client_without_descriptors_is_told_so_and_goes_on_when_it_has_some(
     yard: Yard, rack: RackUnderTest
 ) -> None:
     me = yard.attach("me")
+    me.alloc(4096).free()  # it is connected to the memory element
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     held = []
@@ -77,10 +78,10 @@ def test_a_client_without_descriptors_is_told_so_and_goes_on_when_it_has_some(
             while True:
                 held.append(os.dup(0))
         with pytest.raises(OSError, match="no file descriptor is left in this process"):
-            me.alloc(4096)
+            me.alloc(16 << 20)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in held:
             os.close(fd)
-    with me.alloc(4096) as region:
-        assert region.nbytes == 4096
+    with me.alloc(16 << 20) as region:
+        assert memoryview(region)[0] == 0
