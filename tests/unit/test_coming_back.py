@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from typing import ClassVar
+
 import pytest
 
+from bequest.protocol.outputs import Output
+from bequest.runtime.mmu_daemon import MmuDaemon
 from bequest.wire import messages as wire
 from restored_world import NONCE, SLAB_PAGES, User, World
 
@@ -112,3 +118,55 @@ def test_who_was_attaching_and_never_asks_again_loses_the_name() -> None:
     world.pass_time(12)
     assert world.processes()["a"] == "orphaned"
     assert isinstance(world.user("a").attached, wire.Attached)
+
+
+def test_who_was_attaching_and_has_memory_is_not_dead_because_it_does_not_ask() -> None:
+    world = World()
+    attaching = world.client(os_pid=77)
+    assert isinstance(world.ask(attaching, wire.Attach("a", nonce=NONCE)), wire.Attached)
+    assert isinstance(world.ask(attaching, wire.NeedSlab(SLAB_PAGES)), wire.SlabReady)
+    world.restart()
+    world.pass_time(40)
+    assert world.processes()["a"] == "attached"
+    world.do(world.mmu.absent_client_exited(attaching, world.now))
+    assert world.processes()["a"] == "orphaned"
+
+
+def test_of_who_has_enrolled_its_agent_says_that_it_is_dead_and_nobody_else() -> None:
+    world = World()
+    user = world.user("a")
+    assert user.attached is not None
+    world.restart()
+    world.do(world.mmu.absent_client_exited(user.client, world.now))
+    assert world.processes()["a"] == "lost"
+    world.exit(user.attached)
+    assert world.processes()["a"] == "orphaned"
+
+
+def test_a_process_that_cannot_be_watched_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Machine:
+        exited: ClassVar[list[int]] = []
+
+        def absent_client_exited(self, client: int, now: float) -> list[Output]:
+            self.exited.append(client)
+            return []
+
+        def tick(self, now: float) -> list[Output]:
+            return []
+
+    daemon = MmuDaemon.__new__(MmuDaemon)
+    daemon._machine, daemon._unwatched = Machine(), {}  # type: ignore[assignment]
+    monkeypatch.setattr(daemon, "_take", lambda given: given())
+    trouble = OSError(errno.EMFILE, "out of descriptors")
+
+    def pidfd_open(os_pid: int) -> int:
+        raise trouble
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    daemon._await_exit(3, 77)
+    daemon.tick(0.0)
+    assert Machine.exited == []
+    trouble = ProcessLookupError(errno.ESRCH, "gone")
+    daemon.tick(0.0)
+    daemon.tick(0.0)
+    assert Machine.exited == [3]

@@ -293,6 +293,24 @@ def test_who_never_enrolled_is_judged_by_its_connection() -> None:
     assert box.processes() == {}
 
 
+def test_who_never_enrolled_and_has_memory_is_not_dead_because_its_connection_is() -> None:
+    box = Box()
+    peer = box.client(os_pid=77)
+    attached = box.ask(peer, wire.Attach("a"))
+    assert isinstance(attached, wire.Attached)
+    slab = slab_of(need(box, peer))
+    shard = box.shards[attached.group]
+    shard.own(attached.pid, shard.records[slab][0], 5)
+    thief, _ = box.attach("thief")
+    box.leave(peer)
+    assert box.processes()["a"] == "lost" and box.absent == {peer: 77}
+    box.fencing = lambda message: wire.FenceFailed(message.job, "it has not enrolled")
+    failed(box.ask(thief, wire.Steal("a")), "fence")
+    box.do(box.mmu.absent_client_exited(peer, box.now))
+    assert box.processes()["a"] == "orphaned"
+    assert isinstance(box.ask(thief, wire.Steal("a")), wire.Stolen)
+
+
 def test_what_others_own_at_the_addresses_of_the_dead_stays_theirs() -> None:
     box = Box(orphan_keep=1.0)
     peer, giver = box.attach("giver")

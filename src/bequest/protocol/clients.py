@@ -77,6 +77,11 @@ class Clients:
         self._connections.remove(peer)
         return self.sessions.pop(peer)
 
+    def missing(self, peer: PeerId) -> AwaitExit:
+        """It has gone, and counts as a client until it has come back, or its process has ended."""
+        del self.sessions[peer]
+        return AwaitExit(peer, self._connections[peer].os_pid)
+
     def attached(self, session: Session, process: ProcessId, incarnation: int) -> None:
         session.process, session.incarnation = process, incarnation
         self._connections[session.peer].process = process

@@ -102,6 +102,12 @@ class Groups:
         group.rules = rules
         return group, secret
 
+    def creator_is_now(self, peer: PeerId | None, before: PeerId) -> None:
+        """It has gone, or has come back through another connection."""
+        for group in self:
+            if group.creator == before:
+                group.creator = peer
+
     def default_of(self, uid: int) -> tuple[Group, bool]:
         """The group of a user's processes that name no other, and whether it is new."""
         for group in self:

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from bequest import ids
-from bequest.errors import BadName
 from bequest.limits import COME_BACK_TIMEOUT, EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
 from bequest.protocol.announcer import Announcer
 from bequest.protocol.books import Change
@@ -30,7 +28,7 @@ from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent, To
 from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import MmuConfig, RackState, Session
-from bequest.protocol.refusal import Refusal
+from bequest.protocol.refusal import Refusal, checked_name
 from bequest.protocol.restorer import Restorer
 from bequest.protocol.shard import ShardMaker
 from bequest.protocol.slab_request import SlabRequests
@@ -144,34 +142,38 @@ class RackMmu:
         return None if self._state.clients.is_under_way(session) else message.request
 
     def client_gone(self, peer: PeerId, now: float) -> list[Output]:
-        session = self._state.clients.gone(peer)
-        process = self._process_of(session)
+        process = self._process_of(self._state.sessions[peer])
+        is_unwatched = process is not None and process.is_attached and not process.enrolled
+        if process is not None and is_unwatched and self._may_store(process):
+            self._state.outputs.append(self._state.clients.missing(peer))
+        else:
+            self._state.clients.gone(peer)
         if process is not None:
             self._mailboxes.close_all(process.id)
-            if process.is_attached:
-                if process.enrolled:
-                    self._lost(process)
-                else:
-                    self._exited(process, now)
-        self._creator_gone(peer)
+            if is_unwatched and not self._may_store(process):
+                self._exited(process, now)
+            elif process.is_attached:
+                self._lost(process)
+        self._state.groups.creator_is_now(None, peer)
         self._linger(now)
         self._state.later(lambda: self._tidy(now))
         return self._state.take_outputs()
 
     def absent_client_exited(self, client: PeerId, now: float) -> list[Output]:
-        """A client of a run before, which has not come back, will not: its process has ended."""
+        """A client that has not come back will not: its process has ended.
+
+        Of one that has enrolled, its agent tells: somebody may run in its address space still.
+        """
         number, os_pid = self._state.clients.exited(client)
         process = None if number is None else self._state.processes.get(number)
         if process is not None and process.os_pid == os_pid and process.state in (State.ATTACHED, State.LOST):
-            self._exited(process, now)  # perhaps it had not come to enrol, and no agent watches it
-        self._creator_gone(client)
+            if not process.enrolled:
+                self._exited(process, now)
+            elif process.is_attached:
+                self._lost(process)
+        self._state.groups.creator_is_now(None, client)
         self._linger(now)
         return self._state.take_outputs()
-
-    def _creator_gone(self, client: PeerId) -> None:
-        for group in self._state.groups:
-            if group.creator == client:
-                group.creator = None
 
     def _linger(self, now: float) -> None:
         if self._config.linger is not None and not self._state.clients.has_any():
@@ -291,7 +293,7 @@ class RackMmu:
     # --- groups, attaching, detaching ----------------------------------------------------------------------
 
     def _create_group(self, session: Session, message: wire.CreateGroup, now: float) -> None:
-        name = _checked(message.name, "group's name")
+        name = checked_name(message.name, "group's name")
         rules = Rules(message.policy, message.fence, message.verifier)
         group, secret = self._state.groups.create(name, session.peer, rules, message.nonce)
         self._state.announce_group(group)
@@ -299,7 +301,7 @@ class RackMmu:
 
     def _attach(self, session: Session, message: wire.Attach, now: float) -> None:
         state = self._state
-        name = _checked(message.name, "process's name")
+        name = checked_name(message.name, "process's name")
         if session.process is not None:
             raise Refusal("not-attached", "this connection has a process attached already; use another one")
         before = state.processes.admitted_by(message.nonce)
@@ -309,7 +311,7 @@ class RackMmu:
         if state.processes.attached(name) is not None:
             raise Refusal("name-taken", f"a process {name!r} is attached to this rack already")
         compute = self._compute(message.compute)
-        heir = None if message.heir is None else _checked(message.heir, "heir's name")
+        heir = None if message.heir is None else checked_name(message.heir, "heir's name")
         group = self._group_for(session, message.secret)
         process = state.processes.admit(Kind.PROCESS, name, group.id, now)
         process.os_pid, process.compute, process.nonce = session.os_pid, compute, message.nonce
@@ -350,9 +352,7 @@ class RackMmu:
 
     def _come_back(self, session: Session, message: wire.ComeBack, now: float) -> None:
         if self._state.clients.came_back(session, message.client):
-            for group in self._state.groups:
-                if group.creator == message.client:
-                    group.creator = session.peer
+            self._state.groups.creator_is_now(session.peer, message.client)
         self._state.reply(session.peer, wire.Done())
 
     def _attached(self, process: Member, group: Group) -> wire.Attached:
@@ -432,7 +432,7 @@ class RackMmu:
         self._steals.start(session, self._attached_process(session), message, now)
 
     def _name_heir(self, session: Session, message: wire.NameHeir, now: float) -> None:
-        name = None if message.name is None else _checked(message.name, "heir's name")
+        name = None if message.name is None else checked_name(message.name, "heir's name")
         self._attached_process(session).heir = name
         self._state.reply(session.peer, wire.Done())
 
@@ -459,7 +459,7 @@ class RackMmu:
         self._state.reply(session.peer, reply)
 
     def _open_mailbox(self, session: Session, message: wire.OpenMailbox, now: float) -> None:
-        name = None if message.name is None else _checked(message.name, "mailbox's name")
+        name = None if message.name is None else checked_name(message.name, "mailbox's name")
         opener = self._attached_process(session)
         mailbox = self._mailboxes.open(opener, name, message.create, now)
         self._state.reply(session.peer, wire.MailboxOpened(mailbox.id, mailbox.incarnation, mailbox.name))
@@ -548,8 +548,14 @@ class RackMmu:
 
     def _never_came(self, member: Member, now: float) -> bool:
         """It was attaching when the Rack MMU was started anew, and has not been heard of since."""
-        is_nobody = member.peer is None and not member.enrolled
-        return now >= self._come_back_by and is_nobody and member.kind is Kind.PROCESS and member.is_attached
+        is_nobody = member.kind is Kind.PROCESS and member.peer is None and not member.enrolled
+        return now >= self._come_back_by and is_nobody and member.is_attached and not self._may_store(member)
+
+    def _may_store(self, process: Member) -> bool:
+        """While it runs: it has got memory. Of one that no agent watches, only its end says that it does not run."""
+        shard = self._state.shard_of(process.group)
+        has_some = shard.holdings(process.id)[1] > 0 or shard.inbox_depth(process.id) > 0
+        return has_some or self._state.plan.in_use(process.id)
 
     def _clear_up(self, now: float) -> None:
         self._watch.sweep(now)
@@ -584,10 +590,3 @@ class RackMmu:
         if process is None or not process.is_attached:
             raise Refusal("not-attached", "no process is attached through this connection")
         return process
-
-
-def _checked(name: str, what: str) -> str:
-    try:
-        return ids.check_name(name, what)
-    except BadName as error:
-        raise Refusal("bad-name", str(error)) from error

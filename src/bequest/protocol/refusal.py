@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bequest.errors import FAILURE_KINDS, FreeMemory
+from bequest import ids
+from bequest.errors import FAILURE_KINDS, BadName, FreeMemory
 from bequest.limits import REFUSAL_CHARACTERS_MAX
 from bequest.wire import messages as wire
 
@@ -21,3 +22,11 @@ class Refusal(Exception):
 
     def reply(self) -> wire.Failed:
         return wire.Failed(self.kind, self.message, self.free)
+
+
+def checked_name(name: str, what: str) -> str:
+    """The name, if it can be one."""
+    try:
+        return ids.check_name(name, what)
+    except BadName as error:
+        raise Refusal("bad-name", str(error)) from error

@@ -51,6 +51,9 @@ class MmuDaemon(Daemon):
         self._last_peer = time.monotonic_ns()  # no run before had so many: a client's number is nobody else's
         self._tables: dict[int, Table] = {}
         self._inputs: deque[Input] = deque()
+        self._unwatched: dict[
+            int, int
+        ] = {}  # os pids of clients whose end is awaited, and could not be watched
         self._is_busy = False
         self._is_restoring = False
         self._successor: Journal | None = (
@@ -133,6 +136,8 @@ class MmuDaemon(Daemon):
 
     def tick(self, now: float) -> None:
         self._take(partial(self._machine.tick, now))
+        for client, os_pid in list(self._unwatched.items()):
+            self._await_exit(client, os_pid)
 
     def next_deadline(self) -> float:
         return self._machine.next_deadline()
@@ -203,9 +208,16 @@ class MmuDaemon(Daemon):
     def _await_exit(self, client: int, os_pid: int) -> None:
         try:
             pidfd = os.pidfd_open(os_pid)
-        except OSError:  # it has gone, or cannot be watched, and then is not waited for
+        except ProcessLookupError:
+            self._unwatched.pop(client, None)
             self._take(lambda: self._machine.absent_client_exited(client, time.monotonic()))
             return
+        except OSError as error:  # out of descriptors, say: that tells nothing about the process
+            if client not in self._unwatched:
+                log.warning("%s cannot watch os pid %d yet: %s", self.role, os_pid, error.strerror or error)
+            self._unwatched[client] = os_pid
+            return
+        self._unwatched.pop(client, None)
         self.watch(pidfd, partial(self._absent_exited, client, pidfd))
 
     def _absent_exited(self, client: int, pidfd: int) -> None:
