@@ -30,6 +30,10 @@ def lose(seat: actors.Seat, key: str) -> int:
     return region.address
 
 
+def keep_view(seat: actors.Seat, key: str) -> None:
+    seat.kept[key, "view"] = memoryview(seat.kept[key])
+
+
 def touch(seat: actors.Seat, key: str, times: int = 1) -> str:
     """The exceptions' names."""
     names = []

@@ -7,12 +7,16 @@ import ctypes
 import os
 import signal
 import threading
+import time
+import zlib
 from typing import Any
 
 import numpy as np
 
 import bequest as bq
 from actors import Seat
+
+PAGE = 4096
 
 
 def steal(seat: Seat, victim: str, *arguments: Any, **how: Any) -> dict[str, Any]:
@@ -122,3 +126,63 @@ def append(seat: Seat, key: str, record: bytes) -> None:
     with memoryview(seat.kept[key]) as view:
         end = len(bytes(view).rstrip(b"\0"))
         view[end : end + len(record)] = record
+
+
+def store_through(seat: Seat, key: str) -> str:
+    """Into a view that was made before."""
+    try:
+        seat.kept[key][0] = 99
+        time.sleep(0)
+    except bq.BequestError as error:
+        return type(error).__name__
+    return "no error"
+
+
+def let_go(seat: Seat, key: str) -> None:
+    seat.kept.pop(key).release()
+
+
+# --- state that is whole after a death at any instant -----------------------------------------------------------------
+
+_COPY_BYTES = 6
+
+
+def update_by_shadow_copy(seat: Seat, key: str, state: bytes, steps: int) -> None:
+    """Writes the copy that is not the current one, in two parts, and then makes it that: the first of these steps."""
+    assert len(state) == _COPY_BYTES
+    with memoryview(seat.kept[key]) as view:
+        other = PAGE * (2 if view[0] == 1 else 1)
+        parts = [(other, state[:3]), (other + 3, state[3:]), (0, bytes([other // PAGE]))]
+        for place, data in parts[:steps]:
+            view[place : place + len(data)] = data
+
+
+def current_copy(region: bq.Region) -> bytes:
+    with memoryview(region) as view:
+        start = view[0] * PAGE
+        return bytes(view[start : start + _COPY_BYTES])
+
+
+def fill_and_sum_pages(seat: Seat, key: str) -> list[int]:
+    array = seat.kept[key].array("uint32")
+    array[:] = np.arange(len(array)) * 2654435761 % 2**32
+    del array
+    return page_sums(seat.kept[key])
+
+
+def page_sums(region: bq.Region) -> list[int]:
+    with memoryview(region) as view:
+        return [zlib.crc32(view[start : start + PAGE]) for start in range(0, len(view), PAGE)]
+
+
+def invoke(seat: Seat, path: str, argument: int) -> dict[str, int]:
+    """A function whose state lies in rack memory under a path, as one object; what that is after this call."""
+    try:
+        region = seat.me.lookup(path)
+        state = bq.loads(region)
+    except bq.UnknownName:
+        state = {"calls": 0, "sum": 0}
+    state = {"calls": state["calls"] + 1, "sum": state["sum"] + argument}
+    seat.kept["state"] = fresh = bq.dumps(state, seat.me)
+    seat.me.publish(path, fresh)  # one step: whoever looks finds the state before or after it
+    return state

@@ -104,3 +104,8 @@ def has_taken_over(seat: Seat) -> list[int]:
 def receive_and_count(seat: Seat) -> None:
     region = seat.kept["region"] = seat.me.accept(DEADLINE)
     region.array("u8")[0] += 1
+
+
+def attach_at(seat: Seat, name: str, compute: str) -> int:
+    seat.me = seat.rack.attach(name, compute=compute)
+    return seat.me.id

@@ -14,6 +14,7 @@ import pytest
 
 import actors
 import bequest as bq
+import paper_users
 import thieves
 from racks import MIB, RackUnderTest, Yard
 
@@ -38,6 +39,37 @@ def test_pages_move_from_one_v2p_mapping_to_another(yard: Yard, me: bq.Process, 
         assert [region.address for region in estate] == [address]
         assert me.table.holdings(victim.id)[1] == 0
         assert me.table.holdings(me.id)[1] == held
+
+
+def test_cached_mappings_are_invalid_and_access_is_revoked(yard: Yard, me: bq.Process) -> None:
+    """ "and invalidating any cached V2P mappings at compute elements. Following this, the Rack MMU revokes access to
+    those pages": the victim that lives has neither a valid mapping of them nor a handle.
+    """
+    victim = yard.actor("victim")
+    address = victim.do(actors.alloc, "region", PAGE, 1)
+    victim.do(actors.hold_view, "region")
+    with me.steal("victim"):
+        assert victim.do(thieves.store_through, "view of region") == "MemoryRevoked"
+        assert victim.do(actors.protection, address) != "rw-s"
+        assert victim.do(thieves.touch, "region") == "MemoryRevoked"
+        victim.do(thieves.let_go, "view of region")
+
+
+def test_stolen_memory_is_like_newly_allocated_memory(yard: Yard, me: bq.Process) -> None:
+    """ "the detached memory can then be attached to an existing process similar to newly allocated memory." """
+    victim, heir = yard.actor("victim"), yard.actor("heir")
+    victim.do(actors.alloc, "region", 4 * PAGE, 3)
+    victim.kill()
+    (region,) = me.steal("victim")
+    left, right = region.split(2 * PAGE)
+    left.array()[:] = 4
+    me.publish("/left", left)
+    left.grant("heir")
+    assert heir.do(actors.accept, "left")[1] == 2 * PAGE
+    assert heir.do(actors.values, "left") == [4]
+    right.free()
+    with me.steal("heir") as again:  # and it can be stolen once more
+        assert list(again.names) == ["/left"]
 
 
 def test_a_crashed_process_memory_can_be_stolen(yard: Yard, me: bq.Process) -> None:
@@ -183,3 +215,88 @@ def test_memory_is_acquired_at_any_time(yard: Yard, me: bq.Process) -> None:
         frozen = bytes(memoryview(estate.regions[0]))
         assert victim.do(thieves.written_to_the_end, actors.DEADLINE) == "MemoryRevoked"
         assert bytes(memoryview(estate.regions[0])) == frozen
+
+
+# --- pointer semantics ----------------------------------------------------------------------------------------
+
+
+def test_pointers_in_stolen_memory_lead_where_they_led(yard: Yard, me: bq.Process) -> None:
+    """ "As reassigned memory pages may contain data structures with internal references, these pages must be attached
+    to the same virtual address to prevent dangling pointers."
+    """
+    victim = yard.actor("victim")
+    addresses = [victim.do(actors.alloc, f"{number}", PAGE) for number in range(8)]
+    nodes = [address + 16 * number for number in range(20) for address in addresses]
+    victim.do(paper_users.build_list, nodes)
+    victim.kill()
+    with me.steal("victim"):
+        assert paper_users.follow_links(nodes[0]) == list(range(160))
+
+
+def test_stolen_addresses_are_in_use(yard: Yard, me: bq.Process) -> None:
+    """ "As reassigned pages continue to use the same virtual address space, the sender OS marks the virtual address as
+    being "in use" and prevents further allocations or mappings to it."
+    """
+    victim = yard.actor("victim")
+    stolen = {victim.do(actors.alloc, f"{number}", PAGE) for number in range(20)}
+    with me.steal("victim") as estate:
+        assert {region.address for region in estate} == stolen
+        fresh = {
+            victim.do(actors.alloc, f"new {number}", PAGE) for number in range(600)
+        }  # more than was free there
+        assert not fresh & stolen
+
+
+# --- crash consistency ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_an_application_that_writes_a_shadow_copy_is_consistent_at_any_time(
+    yard: Yard, me: bq.Process, written: int
+) -> None:
+    """ "as neither of these scenarios provide the source an opportunity to gracefully make state consistent, remote
+    memory must always be kept crash consistent. […] Applications can adopt any of these mechanisms, which rely on […]
+    shadow copies".
+    """
+    victim = yard.actor("victim")
+    victim.do(actors.alloc, "state", 4 * PAGE)
+    victim.do(thieves.publish, "/state", "state")
+    victim.do(thieves.update_by_shadow_copy, "state", b"before", 3)
+    victim.do(thieves.update_by_shadow_copy, "state", b"after!", written)  # so many of its three steps
+    victim.kill()
+    with me.steal("victim") as estate:
+        expected = b"after!" if written == 3 else b"before"
+        assert thieves.current_copy(estate.names["/state"]) == expected
+
+
+def test_integrity_is_verified_by_page_checksums(yard: Yard, me: bq.Process) -> None:
+    """ "Additionally, to verify data integrity after reassignment, applications can use page checksums" """
+    victim = yard.actor("victim")
+    victim.do(actors.alloc, "data", 8 * PAGE)
+    sums = victim.do(thieves.fill_and_sum_pages, "data")
+    victim.kill()
+    with me.steal("victim") as estate:
+        assert thieves.page_sums(estate.regions[0]) == sums
+
+
+# --- programming models -----------------------------------------------------------------------------------------
+
+
+def test_all_critical_state_is_an_object_that_persists_across_invocations(yard: Yard, me: bq.Process) -> None:
+    """ "One possibility is for applications to use an […] event-based model or a Function-as-a-Service one that forces
+    them to package all critical state into an object which persists across invocations. Metadata for these objects […]
+    can be stored and distributed in a file system like namespace".
+    """
+    total = 0
+    for invocation in range(3):  # each is another process, which is killed after it
+        function = yard.actor(f"invocation {invocation}")
+        if invocation:
+            assert function.do(thieves.steal, f"invocation {invocation - 1}")["names"]
+        total += invocation
+        assert function.do(thieves.invoke, "/function/state", invocation) == {
+            "calls": invocation + 1,
+            "sum": total,
+        }
+        function.kill()
+    with me.steal("invocation 2") as estate:
+        assert list(estate.names) == ["/function/state"]

@@ -13,6 +13,7 @@ import pytest
 
 import actors
 import bequest as bq
+import fault_users
 import watchers
 from actors import until
 from bequest.wire import messages as wire
@@ -82,6 +83,20 @@ def test_an_element_that_is_unreachable_is_found_by_a_timeout(yard: Yard, rack: 
         os.kill(server, signal.SIGCONT)
     assert isinstance(told, bq.ElementSilent)
     assert owner.do(actors.values, "region") == [3]  # silent is not failed
+
+
+def test_errors_reach_the_application_by_sigbus(yard: Yard, two_elements: RackUnderTest) -> None:
+    """ "Error notifications are propagated back to the application through OS signals (SIGBUS); applications that want
+    to manage faults can register for these signals": for who asks for it, instead of an exception.
+    """
+    owner = yard.actor("owner")
+    owner.do(fault_users.want_raw_signals, True)
+    owner.do(actors.alloc, "region", PAGE, 1)
+    owner.do(fault_users.keep_view, "region")
+    (element,) = [name for name, status in two_elements.elements().items() if status.slabs]
+    fail(two_elements, element)
+    assert owner.do(fault_users.touch, "region") == "nothing"
+    assert owner.do(fault_users.handled_signals) == [signal.SIGBUS]
 
 
 def test_applications_can_register_and_trigger_recovery(yard: Yard, two_elements: RackUnderTest) -> None:
@@ -187,6 +202,30 @@ def test_the_monitor_verifies_health_by_heartbeats(yard: Yard, rack: RackUnderTe
         until(lambda: len(acted) == 2)
         assert not acted[1].is_suspicion
         assert acted[1].wait_confirmed(5)
+
+
+def test_the_failure_of_a_compute_element_is_told_to_emergency_contacts(yard: Yard) -> None:
+    """ "and triggers the appropriate action when failures are detected (e.g., notify emergency contacts of the
+    failure)": of all that ran on a compute element, which has failed with its agent and its forwarding table.
+    """
+    rack = yard.rack(compute=("host0", "host1"), orphan_keep=0.2)
+    contact = rack.connection.attach("contact", compute="host1")
+    yard.attached.append(contact)
+    events = contact.events
+    victims = [yard.actor(None), yard.actor(None)]
+    for number, victim in enumerate(victims):
+        victim.do(watchers.attach_at, f"victim {number}", "host0")
+        victim.do(watchers.name_contacts, "contact")
+    os.kill(rack.daemon("host0"), signal.SIGKILL)
+    for victim in victims:
+        victim.kill()
+    called: set[str] = set()
+    while len(called) < len(victims):
+        event = events.get(20)
+        if isinstance(event, bq.ContactCalled):
+            assert event.what == "died"
+            called.add(event.name)
+    assert called == {"victim 0", "victim 1"}
 
 
 def test_the_monitor_is_an_optimization_and_not_a_replacement(yard: Yard, rack: RackUnderTest) -> None:
