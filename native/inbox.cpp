@@ -160,11 +160,14 @@ uint64_t Inbox::depth() const {
     return tail > head ? tail - head : 0;
 }
 
+// Up to the tail, which may lag by one. Cells beyond it have never been used in this lap, and are left alone:
+// looking at all of an empty inbox costs a page fault for every 16 cells of it.
 uint32_t Inbox::settle(uint32_t dead) const {
     const uint64_t tail = table_.slot(id_).tail.load();
-    const uint64_t first = tail > kInboxCells ? tail - kInboxCells : 0;
+    const uint64_t used = std::min<uint64_t>(tail, kInboxCells);
     uint32_t settled = 0;
-    for (uint64_t position = first; position - first <= kInboxCells; position++) {  // the tail may lag by one
+    for (uint64_t back = used + 1; back-- > 0;) {
+        const uint64_t position = tail - back;
         settled += settle_cell(position, dead);
         // It may have died helping the head along, before it had looked whether the cell was put back
         // meanwhile.
