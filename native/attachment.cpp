@@ -34,8 +34,10 @@ uint64_t Attachment::nbytes(const Extent& e) const { return table_.nbytes(e); }
 
 void Attachment::ensure_mapped(const Extent& e) {
     if (has_scratch()) space_->retire_scratch();
-    const uint32_t slab = table_.extent(e.descriptor).slab;
-    const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
+    ensure_mapped(table_.extent(e.descriptor).slab, address(e), e.word.pages() * kPageBytes);
+}
+
+void Attachment::ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes) {
     if (space_->is_mapped(slab, start, bytes)) return;
     const OpenedSlab opened = open_slab_(slab);
     try {
@@ -349,6 +351,21 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, uint32_t incarnation
 std::vector<Accepted> Attachment::inherit(const Peer& dead, size_t limit) {
     if (table_.slot(dead.id).heir.load() != table_.heir_word(id_)) return {};
     return accept(dead.id, dead.incarnation, limit);
+}
+
+// What it owns may be another's, or gone, at any moment, and is read as it is: nothing is opened here, and
+// nothing mapped outside of the slab.
+void Attachment::map_ahead(uint32_t victim) {
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const Extent e{i, table_.owner(i)};
+        if (!e.word.is(State::kOwned, victim) || !table_.is_stealable(i)) continue;
+        const uint32_t slab = table_.extent(i).slab;
+        const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
+        if (!still_ours(e) || !table_.has_slab(slab)) continue;
+        const SlabRecord& record = table_.slab_record(slab);
+        const uint64_t first = record.address, end = first + uint64_t{record.pages} * kPageBytes;
+        if (start >= first && start + bytes <= end) ensure_mapped(slab, start, bytes);
+    }
 }
 
 std::vector<Extent> Attachment::adopt(const Peer& victim, const IsHeld& is_held) {

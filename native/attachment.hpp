@@ -63,6 +63,8 @@ public:
     // sorted by address. Throws if it cannot be opened, and then nothing of it is.
     using IsHeld = std::function<bool(const Extent&)>;
     std::vector<Extent> adopt(const Peer& victim, const IsHeld& is_held);
+    // Maps, closed, the slabs in which it owns memory that may be stolen: for who is about to adopt that.
+    void map_ahead(uint32_t victim);
     // Up to `limit` messages that wait for a dead process whose heir we are.
     std::vector<Accepted> inherit(const Peer& dead, size_t limit);
 
@@ -83,6 +85,7 @@ private:
     std::vector<Range> neighbours_joined(const std::vector<Extent>& extents, size_t count) const;
     void put_home(Extent extent);  // of an extent that has never left
     void ensure_mapped(const Extent& extent);
+    void ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes);
     void open_mapped(const std::vector<Extent>& extents, const std::vector<Range>& ranges);
     size_t take_back(const Inbox& inbox, std::vector<Extent>& extents, size_t committed,
                      const std::vector<uint64_t>& cells);

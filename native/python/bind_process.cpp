@@ -110,6 +110,15 @@ nb::list adopt(nb::handle_t<ProcessBase> self, uint32_t victim, uint32_t incarna
     return regions;
 }
 
+// Of whoever bears that name and has not left the table.
+void map_ahead(ProcessBase& process, const std::string& victim) {
+    Attachment& attachment = process.usable().attachment;
+    const Table table = attachment.table();
+    for (uint32_t id = 1; id <= kMaxProcessId; id++)
+        if (table.life(id) != Life::kEmpty && name_of(table, {id, table.incarnation(id)}) == victim)
+            attachment.map_ahead(id);
+}
+
 // Waits in slices without the GIL, looking for signals between them. True when `ready`.
 template <class Ready>
 bool wait(const Ready& ready, std::atomic<uint32_t>& bell, std::atomic<uint32_t>& sleepers, int64_t spin_ns,
@@ -345,6 +354,7 @@ void bind_process(nb::module_& m) {
                      })
         .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a, "stealable"_a = true)
         .def("_adopt", &adopt, "victim"_a, "incarnation"_a)
+        .def("_map_ahead", &map_ahead, "victim"_a)
         .def("_inherit", &inherit, "dead"_a, "incarnation"_a, "limit"_a)
         .def("_accept", &accept, "inbox"_a, "limit"_a, "timeout_ns"_a)
         .def("_grant", &grant, "regions"_a, "first"_a, "to"_a, "incarnation"_a, "tag"_a, "name"_a,

@@ -15,10 +15,10 @@ import contextlib
 import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from bequest.errors import BadName, UnknownProcess
+from bequest.errors import BadName, BequestError, UnknownProcess
 from bequest.ids import check_name, check_path
 from bequest.limits import INBOX_CELLS
 from bequest.memory.connections import expect
@@ -121,8 +121,18 @@ def steal(
         raise TypeError(f"a part is a list of paths and addresses: only=[{only!r}]")
     selection = None if only is None else [_selected(item) for item in only]
     request = wire.Steal(victim, capability, selection, incarnation)
-    reply, _ = process._links.mmu.request(request)
+    reply, _ = process._links.mmu.request(request, meanwhile=partial(_prepare, process, victim, only))
     return _estate(process, expect(reply, wire.Stolen))
+
+
+def _prepare(process: Process, victim: str, only: Iterable[str | int] | None) -> None:
+    """Fetches and maps, closed, the slabs that all of the victim's memory lies in: adopting it has to, otherwise.
+
+    It may come to nothing: what cannot be had now is asked for again, and trouble told, when it is owned.
+    """
+    if only is None:
+        with contextlib.suppress(BequestError):
+            process._map_ahead(victim)
 
 
 def _selected(item: str | int) -> str | int:

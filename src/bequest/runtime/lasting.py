@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bequest.errors import BequestError, NotAttached, RackGone
 from bequest.limits import CONNECT_TIMEOUT, REQUEST_TIMEOUT, RESTART_POLL, RESTART_TIMEOUT
-from bequest.runtime.transport import Channel, ConnectionLost, NoAnswer
+from bequest.runtime.transport import Channel, ConnectionLost, Meanwhile, NoAnswer
 from bequest.wire import codec
 from bequest.wire import messages as wire
 
@@ -78,11 +78,16 @@ class LastingChannel:
         self._greeting = greeting
 
     def request(
-        self, message: wire.Message, timeout: float = REQUEST_TIMEOUT, fds: Sequence[int] = ()
+        self,
+        message: wire.Message,
+        timeout: float = REQUEST_TIMEOUT,
+        fds: Sequence[int] = (),
+        meanwhile: Meanwhile = lambda: None,
     ) -> tuple[wire.Message, list[int]]:
         """The reply, and the file descriptors that came with it, which the caller owns. Sends copies of ``fds``.
 
-        Raises TypeError for a message with parts of the wrong type.
+        ``meanwhile`` is called as by `Channel`, and again for a request that has to be repeated. Raises TypeError for a
+        message with parts of the wrong type.
         """
         self._check_owner()
         codec.check(message)
@@ -93,7 +98,7 @@ class LastingChannel:
                 try:
                     if gone_at is not None or self._channel.is_closed:
                         self._reconnect(RESTART_TIMEOUT)
-                    return self._channel.request(sent, timeout, fds)
+                    return self._channel.request(sent, timeout, fds, meanwhile)
                 except ConnectionLost as error:
                     gone_at = gone_at or time.monotonic()
                     self._wait_for_successor(gone_at, error)

@@ -18,7 +18,7 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -127,6 +127,7 @@ def link() -> tuple[socket.socket, socket.socket]:
 
 # --- the client's end -------------------------------------------------------------------------------------
 
+Meanwhile = Callable[[], object]
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
@@ -185,12 +186,19 @@ class Channel:
         return channel
 
     def request(
-        self, message: wire.Message, timeout: float = REQUEST_TIMEOUT, fds: Sequence[int] = ()
+        self,
+        message: wire.Message,
+        timeout: float = REQUEST_TIMEOUT,
+        fds: Sequence[int] = (),
+        meanwhile: Meanwhile = lambda: None,
     ) -> tuple[wire.Message, list[int]]:
-        """The reply, and the file descriptors that came with it, which the caller owns. ``fds`` are sent along."""
+        """The reply, and the file descriptors that came with it, which the caller owns. ``fds`` are sent along.
+
+        ``meanwhile`` is called while the daemon is at work, once the request has been sent. It should not raise.
+        """
         self._check_usable()
         with self._lock:
-            packet = self._exchange(encode(message), timeout, fds)
+            packet = self._exchange(encode(message), timeout, fds, meanwhile)
         try:
             reply = self._decoder.decode(packet.data)
         except GarbledPacket as error:
@@ -256,13 +264,14 @@ class Channel:
         if self.is_closed:
             raise NotAttached("the connection to the rack has been closed")
 
-    def _exchange(self, data: bytes, timeout: float, fds: Sequence[int]) -> Packet:
+    def _exchange(self, data: bytes, timeout: float, fds: Sequence[int], meanwhile: Meanwhile) -> Packet:
         try:
             self._socket.settimeout(timeout)
             if self._was_interrupted:
                 self._synchronise()
             self._was_interrupted = True
             send_packet(self._socket, data, fds)
+            meanwhile()
             packet = self._receive()
             self._was_interrupted = False
             return packet
