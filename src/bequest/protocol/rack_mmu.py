@@ -205,6 +205,11 @@ class RackMmu:
                 raise AssertionError(f"a memory element says {message}")
         return self._state.take_outputs()
 
+    def is_running(self, pid: int, incarnation: int) -> bool:
+        """Whether this life of a process is attached, or may still write though its connection has gone."""
+        process = self._state.processes.exact(pid, incarnation)
+        return process is not None and process.state in (State.ATTACHED, State.LOST)
+
     def daemon_runs(self, report: wire.DaemonReport) -> None:
         """For the report: this daemon runs, for the first time or again."""
         self._state.daemons[report.kind, report.name] = report
@@ -509,10 +514,10 @@ class RackMmu:
         shard = self._state.shard_of(process.group)
         shard.mark_dead(process.id)
         settled = shard.settle(process.id)
+        self._steals.victim_died(process, now)  # first: somebody may wait for that
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
         self._watch.tell_death(process)
-        self._steals.victim_died(process, now)
 
     def _forget_at_agent(self, process: Member) -> None:
         forget = wire.ForgetProcess(process.id, process.incarnation)

@@ -120,7 +120,7 @@ class Agent(Daemon):
                     self._decline(peer)
                     self.reply(peer, message)
                 case ToMmu(message):
-                    self.send_to_link(self._mmu, message)
+                    self._tell_mmu(message)
                 case Watch(process, peer):
                     self._watch_process(process, peer)
                 case Unwatch(key):
@@ -141,6 +141,13 @@ class Agent(Daemon):
                     self._submit(key, guarding, partial(self._guard_done, job, key))
                 case _:
                     raise AssertionError(f"the agent wants {output}")
+
+    def _tell_mmu(self, message: wire.Message) -> None:
+        """With the news of a process goes what the Rack MMU can see its death by (runtime/witnesses.py)."""
+        fence = None
+        if isinstance(message, wire.ProcessEnrolled):
+            fence = self._targets[message.pid, message.incarnation].fence
+        self.send_to_link(self._mmu, message, () if fence is None else (fence,))
 
     # --- watching ------------------------------------------------------------------------------------------
 

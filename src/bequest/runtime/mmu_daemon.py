@@ -34,6 +34,7 @@ from bequest.protocol.rack_state import MmuConfig
 from bequest.runtime.journal import Journal
 from bequest.runtime.loop import Daemon, Link, Peer, log
 from bequest.runtime.safe import Tether
+from bequest.runtime.witnesses import Witnesses
 from bequest.wire import messages as wire
 
 _JOURNAL = "journal"
@@ -50,6 +51,7 @@ class MmuDaemon(Daemon):
         super().__init__(config.name, config.uid, listener, wire.MmuSocket, tether)
         self._last_peer = time.monotonic_ns()  # no run before had so many: a client's number is nobody else's
         self._tables: dict[int, Table] = {}
+        self._witnesses = Witnesses()
         self._inputs: deque[Input] = deque()
         self._unwatched: dict[
             int, int
@@ -121,9 +123,14 @@ class MmuDaemon(Daemon):
         if link.kind == "element":
             self._take(partial(self._machine.element_message, self._element_ids[link.name], message))
         elif link.kind == "agent":
-            self._take(lambda: self._machine.agent_message(message, time.monotonic()))
+            self._take(partial(self._hear_agent, message))
+            if isinstance(message, wire.ProcessEnrolled) and link.fds:
+                self._call_witness(message, link)
         else:
             self._take(partial(self._machine.monitor_message, message))
+
+    def _hear_agent(self, message: wire.Message) -> list[Output]:
+        return self._machine.agent_message(message, time.monotonic())
 
     def link_restored(self, link: Link) -> None:
         self._machine.daemon_runs(wire.DaemonReport(link.kind, link.name, link.os_pid, link.restarts))
@@ -159,7 +166,11 @@ class MmuDaemon(Daemon):
     def _carry_out(self, outputs: list[Output]) -> None:
         self._write_down()
         for output in outputs:
-            self._carry_out_one(output)
+            if not isinstance(output, Note):
+                self._carry_out_one(output)
+        for output in outputs:  # what people may read later keeps nobody waiting
+            if isinstance(output, Note):
+                (log.warning if output.trouble else log.info)("%s", output.text)
 
     def _carry_out_one(self, output: Output) -> None:
         match output:
@@ -168,8 +179,11 @@ class MmuDaemon(Daemon):
             case ToElement(element, message):
                 self.send_to_link(self._elements[element], message)
             case ToAgent(compute, message):
-                self.send_to_link(self._agents[compute], message)
+                if not self._has_seen(message):
+                    self.send_to_link(self._agents[compute], message)
             case ToMonitor(message, table):
+                if isinstance(message, wire.UnwatchProcess):
+                    self._witnesses.dismiss((message.pid, message.incarnation))
                 fds = () if table is None else (self._tables[table].fileno(),)
                 self.send_to_link(self._monitor, message, fds)
             case GoOn():
@@ -184,10 +198,27 @@ class MmuDaemon(Daemon):
             case StopRack(reason):
                 self.ends_rack = True
                 self.stop(reason)
-            case Note(text, trouble):
-                (log.warning if trouble else log.info)("%s", text)
             case _:
                 raise AssertionError(f"the Rack MMU wants {output}")
+
+    # --- deaths that are seen from here --------------------------------------------------------------------
+
+    def _call_witness(self, enrolled: wire.ProcessEnrolled, link: Link) -> None:
+        """Unless the process has ended meanwhile: then nothing would dismiss it any more."""
+        if self._machine.is_running(enrolled.pid, enrolled.incarnation):
+            self._witnesses.call((enrolled.pid, enrolled.incarnation), link.fds.pop())
+
+    def _has_seen(self, message: wire.Message) -> bool:
+        """Whether that need not be asked of the agent, since the process can be seen from here to have gone."""
+        match message:
+            case wire.FenceProcess(job, pid, incarnation):
+                if self._witnesses.saw_the_end_of((pid, incarnation)):
+                    self._take(partial(self._hear_agent, wire.ProcessFenced(job, "dead")))
+                    return True
+            case wire.ProveDeath(pid, incarnation):
+                if self._witnesses.saw_the_end_of((pid, incarnation)):
+                    self._take(partial(self._hear_agent, wire.ProcessExited(pid, incarnation)))
+        return False  # the agent has contacts to call, whoever else has seen it
 
     def _open_table(self, group: int) -> Table:
         """The one that a run before had, or a new one, which is kept before its group is written down."""

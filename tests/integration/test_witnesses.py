@@ -1,0 +1,105 @@
+"""Deaths that the Rack MMU sees for itself: a theft from the dead waits for no agent. The thread of callbacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import actors
+import bequest as bq
+from actors import until
+from bequest.memory.callbacks import Callbacks
+from racks import MIB, RackUnderTest, Yard
+
+
+def witnesses(rack: RackUnderTest) -> int:
+    """How many address spaces the Rack MMU can look into."""
+    found = 0
+    for entry in Path(f"/proc/{rack.daemon('mmu')}/fd").iterdir():
+        try:
+            found += "userfaultfd" in os.readlink(entry)
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return found
+
+
+@pytest.fixture
+def rack(yard: Yard) -> RackUnderTest:
+    """It keeps the memory of the dead for a minute."""
+    return yard.rack()
+
+
+def test_a_theft_from_the_dead_waits_for_no_agent(yard: Yard, me: bq.Process, rack: RackUnderTest) -> None:
+    victim = yard.actor("victim")
+    victim.do(actors.alloc, "region", MIB, 3)
+    until(lambda: witnesses(rack) == 2, "both processes to be known")
+    agent = rack.daemon("host0")
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        victim.kill()
+        with me.steal("victim") as estate:
+            assert estate.how == "dead"
+            assert set(estate.regions[0].array()) == {3}
+        assert rack.processes()["victim"].state == "orphaned"
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    assert rack.audit() == []
+
+
+def test_witnesses_come_and_go_with_processes(yard: Yard, me: bq.Process, rack: RackUnderTest) -> None:
+    killed, detached = yard.actor("killed"), yard.actor("detached")
+    until(lambda: witnesses(rack) == 3, "all to be known")
+    killed.kill()
+    detached.do(actors.detach)
+    until(lambda: witnesses(rack) == 1, "the others to be let go")
+    before = rack.daemon("mmu")
+    os.kill(before, signal.SIGKILL)
+    until(lambda: rack.daemons().get("mmu") not in (None, before), "the next Rack MMU")
+    yard.actor("late")  # the agent has said before what it knew, of the dead as well
+    until(lambda: witnesses(rack) == 2, "the late one to be known")
+
+
+def test_who_steals_maps_what_it_will_get(yard: Yard, me: bq.Process, rack: RackUnderTest) -> None:
+    victim = yard.actor("victim")
+    address = victim.do(actors.alloc, "region", 4 * MIB, 3)
+    hidden = victim.do(partial(actors.alloc, stealable=False), "hidden", 64 * MIB)
+    before = me.mappings[0]
+    me._map_ahead("nobody")
+    assert me.mappings[0] == before
+    me._map_ahead("victim")
+    assert me.mappings[0] > before
+    assert actors.protection_of(address) == "---s"  # not opened: it is another's
+    assert actors.protection_of(hidden) != "---s"
+    assert victim.do(actors.values, "region") == [3]
+
+
+# --- the thread of callbacks ----------------------------------------------------------------------------------
+
+
+def test_callbacks_run_in_order_and_to_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    callbacks = Callbacks()
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("this callback fails")
+
+    callbacks.run(begun.set)
+    callbacks.run(lambda: go_on.wait(actors.DEADLINE))
+    callbacks.run(fail)
+    for number in range(100):
+        callbacks.run(lambda number=number: ran.append(number))
+    callbacks.run(ended.set)
+    assert begun.wait(actors.DEADLINE)
+    callbacks.close()
+    callbacks.run(lambda: ran.append(-1))  # too late
+    go_on.set()
+    assert ended.wait(actors.DEADLINE)
+    assert ran == list(range(100))
+    assert "a callback has failed" in caplog.text
+    until(lambda: "bequest-callbacks" not in {thread.name for thread in threading.enumerate()}, "its end")
