@@ -1,10 +1,9 @@
-"""Deaths that the Rack MMU sees for itself: a theft from the dead waits for no agent. The thread of callbacks."""
+"""Deaths that the Rack MMU sees for itself: a theft from the dead waits for no agent."""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 import actors
 import bequest as bq
 from actors import until
-from bequest.memory.callbacks import Callbacks
 from racks import MIB, RackUnderTest, Yard
 
 
@@ -76,30 +74,3 @@ def test_who_steals_maps_what_it_will_get(yard: Yard, me: bq.Process, rack: Rack
     assert actors.protection_of(address) == "---s"  # not opened: it is another's
     assert actors.protection_of(hidden) != "---s"
     assert victim.do(actors.values, "region") == [3]
-
-
-# --- the thread of callbacks ----------------------------------------------------------------------------------
-
-
-def test_callbacks_run_in_order_and_to_the_last(caplog: pytest.LogCaptureFixture) -> None:
-    callbacks = Callbacks()
-    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
-    ran: list[int] = []
-
-    def fail() -> None:
-        raise ValueError("this callback fails")
-
-    callbacks.run(begun.set)
-    callbacks.run(lambda: go_on.wait(actors.DEADLINE))
-    callbacks.run(fail)
-    for number in range(100):
-        callbacks.run(lambda number=number: ran.append(number))
-    callbacks.run(ended.set)
-    assert begun.wait(actors.DEADLINE)
-    callbacks.close()
-    callbacks.run(lambda: ran.append(-1))  # too late
-    go_on.set()
-    assert ended.wait(actors.DEADLINE)
-    assert ran == list(range(100))
-    assert "a callback has failed" in caplog.text
-    until(lambda: "bequest-callbacks" not in {thread.name for thread in threading.enumerate()}, "its end")
