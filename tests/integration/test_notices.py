@@ -182,7 +182,20 @@ def test_a_failure_outlives_the_agent_that_told_it(yard: Yard, rack: RackUnderTe
         events.append(friend.do(watchers.next_event))
     assert [event.what for event in events if isinstance(event, bq.ContactCalled)] == ["memory"]
     owner.signal(signal.SIGCONT)
-    assert len(owner.do(watchers.handled)) == 1, "the same failure, told again"
+    assert isinstance(owner.do(watchers.next_event), bq.MemoryFailed)
+    assert isinstance(owner.do(watchers.next_event), bq.EventsDropped)
+    assert owner.do(watchers.no_event, 0.3) == [], "the same failure was told again"
+
+
+def test_a_handler_has_its_time_though_its_agent_dies(yard: Yard, rack: RackUnderTest) -> None:
+    owner, friend = yard.actor("owner"), listener(yard, "friend")
+    owner.do(actors.alloc, "region", 4 * MIB)
+    owner.do(watchers.name_contacts, "friend")
+    owner.do(watchers.handle, "late")
+    break_memory(rack)
+    os.kill(rack.daemon("host0"), signal.SIGKILL)
+    assert isinstance(friend.do(watchers.next_event), bq.EventsDropped)
+    assert friend.do(watchers.no_event, 1.2) == []
 
 
 def test_a_subscriber_that_does_not_read_costs_nobody_anything(yard: Yard, rack: RackUnderTest) -> None:

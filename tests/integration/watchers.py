@@ -33,13 +33,15 @@ def name_contacts(seat: Seat, *names: str) -> None:
 
 
 def handle(seat: Seat, how: str) -> None:
-    """Registers a handler of memory failures: "well", "badly", or "slowly" (never in time)."""
+    """Registers a handler of memory failures: "well", "badly", "late" or "slowly" (never in time)."""
     handled: list[Any] = seat.kept.setdefault("handled", [])
 
     def handler(event: bq.MemoryFailed) -> None:
         handled.append(event)
         if how == "badly":
             raise ValueError("the handler of this test fails")
+        if how == "late":
+            time.sleep(0.4)
         if how == "slowly":
             time.sleep(DEADLINE)
 
