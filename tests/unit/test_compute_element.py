@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bequest.protocol.compute_element import ComputeElement
-from bequest.protocol.outputs import Confirm, Fence, Guard, Reply, ToMmu, Unwatch, Watch, WatchedProcess
+from bequest.protocol.outputs import Confirm, Fence, Guard, Push, Reply, ToMmu, Unwatch, Watch, WatchedProcess
 from bequest.wire import messages as wire
 
 TICKET = b"t" * 16
@@ -200,6 +200,15 @@ def test_nobody_subscribes_before_the_announcement_has_ended() -> None:
     agent.mmu_message(wire.TellGroup(2, wire.NoticeDied("b", 4, 1, 17)), 0)
     agent.mmu_message(EXPECT, 0)
     assert agent.mmu_message(wire.AnnouncementEnds(), 0) == [Reply(9, wire.Subscribed(3, 17))]
+
+
+def test_a_suspicion_that_is_not_said_again_on_a_new_link_is_withdrawn() -> None:
+    agent = enrolled()
+    agent.client_message(9, 4711, wire.Subscribe(TICKET), 0)
+    agent.mmu_message(wire.TellGroup(2, wire.NoticeSuspected("b", 4, 1, 0.1)), 0)
+    agent.linked()
+    agent.mmu_message(EXPECT, 0)
+    assert agent.mmu_message(wire.AnnouncementEnds(), 0) == [Push(9, wire.NoticeCleared("b", 4, 1))]
 
 
 def test_on_a_new_link_all_is_said_again_until_it_is_acknowledged() -> None:

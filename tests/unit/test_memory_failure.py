@@ -208,7 +208,7 @@ def test_a_silent_element_is_told_to_owners_and_changes_nothing_else() -> None:
     slab = slab_of(one, peer)
     one.shards[owner.group].own(owner.pid, slab.address, 1)
     (told,) = told_by(one, one.mmu.monitor_message(wire.ElementSilent(0, 0.5)))
-    assert told == wire.TellProcess(owner.pid, owner.incarnation, wire.NoticeElement("a", True, 0.5))
+    assert told == wire.TellProcess(owner.pid, owner.incarnation, wire.NoticeElement("a", True, 0.5), 1)
     assert told_by(one, one.mmu.monitor_message(wire.ElementSilent(0, 0.9))) == []
     assert [element.state for element in one.status("elements").elements] == ["silent", "well"]
     assert isinstance(one.ask(peer, wire.NeedSlab(512, element="a")), wire.SlabReady)

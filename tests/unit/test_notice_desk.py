@@ -312,3 +312,26 @@ def test_a_late_word_of_a_former_subscription_does_not_end_the_present_one() -> 
     one.subscribe(OWNER, 11, None)
     one.subscriber_gone(11)
     assert one.tell_group(died(1)) == [Push(12, died(1).notice)]
+
+
+def test_a_suspicion_is_told_once_and_withdrawn_when_it_stands_no_more_on_a_new_link() -> None:
+    one = desk()
+    suspected = wire.TellGroup(1, wire.NoticeSuspected("stuck", 9, 9, 0.5))
+    assert len(one.tell_group(suspected)) == 2
+    one.linked()
+    assert one.tell_group(suspected) == []
+    assert one.announcement_ends() == []
+    one.linked()
+    assert one.announcement_ends() == [Push(peer, wire.NoticeCleared("stuck", 9, 9)) for peer in (11, 12)]
+    one.linked()
+    assert one.announcement_ends() == []
+    assert len(one.tell_group(suspected)) == 2
+
+
+def test_a_suspicion_that_was_withdrawn_or_came_true_is_not_withdrawn_again() -> None:
+    one = desk()
+    for number, end in enumerate((wire.NoticeCleared("stuck", 9, 9), wire.NoticeDied("stuck", 9, 9, 1))):
+        assert len(one.tell_group(wire.TellGroup(1, wire.NoticeSuspected("stuck", 9, 9, 0.5)))) == 2, number
+        one.tell_group(wire.TellGroup(1, end))
+        one.linked()
+        assert one.announcement_ends() == []

@@ -92,3 +92,39 @@ def test_who_has_gone_is_owed_nothing_and_nobody_too_much(monkeypatch: pytest.Mo
     world.ask(world.friend_peer, wire.Detach())
     world.pass_time(2)
     assert not world.written["owed notices"]
+
+
+# --- the rack monitor's word ------------------------------------------------------------------------------------
+
+
+def test_what_has_recovered_while_the_rack_mmu_was_away_is_told_to_have() -> None:
+    world = World()
+    key = world.owner.pid, world.owner.incarnation
+    world.do(world.mmu.monitor_message(wire.ElementSilent(0, 0.5)))
+    world.do(world.mmu.monitor_message(wire.Suspicion(*key, 0.25)))
+    world.restart()
+    world.to_agents.clear()
+    world.do(world.mmu.monitor_message(wire.ElementSilent(0, 0.7)))  # it stands: nobody need hear of it twice
+    world.do(world.mmu.monitor_message(wire.Suspicion(*key, 0.7)))
+    assert world.to_agents == []
+    world.do(world.mmu.monitor_message(wire.ElementBack(0)))
+    world.do(world.mmu.monitor_message(wire.Cleared(*key)))
+    assert [m.notice for m in world.to_agents if isinstance(m, wire.TellProcess)] == [
+        wire.NoticeElement("dram0", False, 0.0)
+    ]
+    cleared = wire.TellGroup(world.owner.group, wire.NoticeCleared("owner", *key))
+    assert world.to_agents[1:] == [cleared] * 2
+
+
+def test_a_suspicion_that_stands_is_said_on_a_new_link_to_an_agent_before_the_announcement_ends() -> None:
+    world = World()
+    key = world.owner.pid, world.owner.incarnation
+    world.do(world.mmu.monitor_message(wire.Suspicion(*key, 0.25)))
+    world.to_agents.clear()
+    world.do(world.mmu.agent_linked("host1"))
+    suspected = wire.TellGroup(world.owner.group, wire.NoticeSuspected("owner", *key, 0.25))
+    assert world.to_agents.index(suspected) < world.to_agents.index(wire.AnnouncementEnds())
+    world.do(world.mmu.monitor_message(wire.Cleared(*key)))
+    world.to_agents.clear()
+    world.do(world.mmu.agent_linked("host1"))
+    assert suspected not in world.to_agents

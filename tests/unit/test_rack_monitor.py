@@ -240,6 +240,14 @@ def test_an_element_that_does_not_answer_is_silent_and_comes_back() -> None:
     assert machine.words()[3:] == [wire.ElementBack]
 
 
+def test_a_rack_mmu_that_has_just_come_hears_which_elements_answer() -> None:
+    """Of what it was told before it died, or what was said while it was away, it may believe otherwise."""
+    machine = Machine()
+    machine.obey(machine.monitor.neighbour_came(0, 99))
+    machine.obey(machine.monitor.neighbour_came("host0", 98))
+    assert machine.monitor.suspicions() == [ToMmu(wire.ElementBack(0))]
+
+
 def test_what_a_monitor_before_suspected_is_cleared_by_the_first_beat_that_this_one_sees() -> None:
     machine = Machine()
     machine.admit()

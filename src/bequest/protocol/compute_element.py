@@ -212,6 +212,7 @@ class ComputeElement:
         for process in list(self._processes.values()):
             if process.key not in announced:
                 outputs += self._forget(process.process.pid)
+        outputs += self._notices.announcement_ends()
         held, self._held = self._held, []
         for request in held:
             outputs += self.client_message(*request, now)

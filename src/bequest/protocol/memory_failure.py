@@ -22,7 +22,7 @@ from bequest.limits import FAILED_RUNS_MAX, GUARD_TIMEOUT, HUGE_PAGE_BYTES, MMU_
 from bequest.protocol.failed_runs import covers, merged
 from bequest.protocol.outputs import Note, PeerId, ToAgent, ToElement
 from bequest.protocol.process_table import Kind, Member
-from bequest.protocol.rack_state import FailedElement, RackState, Session
+from bequest.protocol.rack_state import FailedElement, RackState, Session, SilentElement
 from bequest.protocol.refusal import Refusal
 from bequest.protocol.slab_ledger import Slab, SlabState
 from bequest.wire import messages as wire
@@ -107,14 +107,14 @@ class MemoryFailures:
         if is_silent == (element in state.silent_elements):
             return
         if is_silent:
-            state.silent_elements[element] = seconds
+            state.silent_elements.put(element, SilentElement(element, seconds))
         else:
-            del state.silent_elements[element]
+            state.silent_elements.remove(element)
         name = state.elements[element].name
         said = f"has not answered for {seconds * 1000:.0f} ms" if is_silent else "answers again"
         state.outputs.append(Note(f"memory element {name!r} {said}", trouble=is_silent))
         for owner in self._owners_at(element):
-            self._tell(owner, wire.NoticeElement(name, is_silent, seconds))
+            state.outputs += state.notices.owe(owner, wire.NoticeElement(name, is_silent, seconds))
 
     def _owners_at(self, element: int) -> list[Member]:
         ids: dict[int, None] = {}
@@ -125,10 +125,6 @@ class MemoryFailures:
                         ids[owner] = None
         members = [self._state.processes.get(number) for number in sorted(ids)]
         return [member for member in members if member is not None and member.kind is Kind.PROCESS]
-
-    def _tell(self, process: Member, notice: wire.Notice) -> None:
-        told = wire.TellProcess(process.id, process.incarnation, notice)
-        self._state.outputs.append(ToAgent(process.compute, told))
 
     # --- making memory fail --------------------------------------------------------------------------------
 

@@ -65,6 +65,8 @@ class NoticeDesk:
         self._rows: dict[Key, Row] = {}
         self._deaths: dict[int, tuple[int, wire.NoticeDied]] = {}  # by id, the last one; and of which group
         self._last_death = 0
+        self._suspects: dict[Key, tuple[int, wire.NoticeSuspected]] = {}  # and of which group
+        self._standing: dict[Key, None] = {}  # of these, since the link began
         self._last_told = 0  # the number of the last notice from the Rack MMU
         self._calls: dict[int, Call] = {}
         self._last_call = 0
@@ -73,7 +75,19 @@ class NoticeDesk:
 
     def linked(self) -> list[Output]:
         """There is a new link to it."""
+        self._standing = {}
         return [ToMmu(call.message) for call in self._calls.values()]
+
+    def announcement_ends(self) -> list[Output]:
+        """All suspicions that stand have been said: the others were withdrawn while the link was broken, or a death."""
+        over = [(key, group) for key, (group, _) in self._suspects.items() if key not in self._standing]
+        return [
+            out
+            for key, group in over
+            for out in self.tell_group(
+                wire.TellGroup(group, wire.NoticeCleared(self._suspects[key][1].name, *key))
+            )
+        ]
 
     def contacts_called(self, number: int) -> list[Output]:
         """By the Rack MMU."""
@@ -181,12 +195,26 @@ class NoticeDesk:
                 return []  # told before
             self._last_death = message.notice.number
             self._deaths[message.notice.pid] = message.group, message.notice
+            self._suspects.pop((message.notice.pid, message.notice.incarnation), None)
+        elif not self._is_news(message.group, message.notice):
+            return []
         return [
             out
             for row in self._rows.values()
             if row.group == message.group
             for out in _push(row, message.notice)
         ]
+
+    def _is_news(self, group: int, notice: wire.Notice) -> bool:
+        """Whether the group has yet to hear of it. A suspicion that stands is said again on a new link."""
+        if isinstance(notice, wire.NoticeSuspected):
+            key = (notice.pid, notice.incarnation)
+            is_known = key in self._suspects
+            self._suspects[key], self._standing[key] = (group, notice), None
+            return not is_known
+        if isinstance(notice, wire.NoticeCleared):
+            self._suspects.pop((notice.pid, notice.incarnation), None)
+        return True
 
     def tick(self, now: float) -> list[Output]:
         return [

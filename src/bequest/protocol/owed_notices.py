@@ -33,9 +33,9 @@ class OwedNotices:
         self._owed = books.open("owed notices", OwedNotice, int)
 
     def owe(self, process: Member, notice: wire.Notice) -> list[Output]:
-        """Nothing is new if exactly this is owed already: who asked for it has asked twice."""
+        """A call for a contact that is owed already is the same one: its agent says it until it is answered."""
         mine = [owed for owed in self._owed if _is_of(owed, process)]
-        if any(_unnumbered(owed.told.notice) == notice for owed in mine):
+        if isinstance(notice, wire.NoticeContact) and any(owed.told.notice == notice for owed in mine):
             return []
         for oldest in mine[: max(0, len(mine) + 1 - NOTICES_OWED_MAX)]:
             self._owed.remove(oldest.told.number)
@@ -65,7 +65,3 @@ class OwedNotices:
 
 def _is_of(owed: OwedNotice, process: Member) -> bool:
     return (owed.told.pid, owed.told.incarnation) == (process.id, process.incarnation)
-
-
-def _unnumbered(notice: wire.Notice) -> wire.Notice:
-    return msgspec.structs.replace(notice, failure=0) if isinstance(notice, wire.NoticeMemory) else notice

@@ -62,6 +62,7 @@ class Member(Row):
     heir: str | None = None  # who alone may steal from it where the group's policy is "standby"
     state: State = State.ATTACHED
     is_suspect: bool = False  # the rack monitor has seen no sign of life of it for a while
+    silent_for: float = 0.0  # so long, when it was suspected
     is_hinted_dead: bool = False  # the monitor says so; its agent may have proof soon
 
     transient = ("peer", "pending", "is_hinted_dead")

@@ -145,7 +145,11 @@ class RackMonitor:
         return self._back(name) if before is not None and before.heart.is_suspect else []
 
     def suspicions(self) -> list[Output]:
-        """All that stand, for a Rack MMU that has just come (back)."""
+        """All that stand, for a Rack MMU that has just come (back), and which memory elements answer.
+
+        It may have written down otherwise, when this monitor was another, or it could not hear. Of processes it says
+        itself what it knows, and hears of each when that changes.
+        """
         outputs: list[Output] = []
         for key, process in self._processes.items():
             if process.heart.is_suspect:
@@ -153,6 +157,8 @@ class RackMonitor:
         for name, neighbour in self._neighbours.items():
             if neighbour.heart.is_suspect and isinstance(name, int):
                 outputs.append(ToMmu(wire.ElementSilent(name, neighbour.heart.silence)))
+            else:
+                outputs += self._back(name)
         return outputs
 
     # --- signs ---------------------------------------------------------------------------------------------

@@ -52,6 +52,13 @@ class FailedElement(Row):
     cause: str
 
 
+class SilentElement(Row):
+    """A memory element that does not answer, and for how long when that was seen; its owners have been told."""
+
+    id: int
+    seconds: float
+
+
 class RackState:
     def __init__(
         self, config: MmuConfig, make_shard: ShardMaker, fresh_bytes: Callable[[int], bytes]
@@ -66,9 +73,7 @@ class RackState:
         self.notices = OwedNotices(self.books, self.processes)
         self.ledger = SlabLedger(self.books, [element.id for element in config.elements])
         self.failed_elements = self.books.open("failed elements", FailedElement, int)
-        self.silent_elements: dict[
-            int, float
-        ] = {}  # which do not answer, and for how long when that was seen
+        self.silent_elements = self.books.open("silent elements", SilentElement, int)
         self.plan = AddressPlan()
         self.clients = Clients(self.books)
         self.daemons: dict[tuple[str, str], wire.DaemonReport] = {}  # by kind and name

@@ -5,6 +5,8 @@ contacts that their process's agent does not know are called through their own.
 
 A death must not be lost on its way, for somebody may wait for nothing else. So it is written down, with a number, and
 told again on every new link to an agent, as long as an agent may be away; who has heard it before knows by the number.
+Suspicions that stand are said on every new link as well: the agent tells those that it has not heard of, and withdraws
+those that stand no more.
 """
 
 from __future__ import annotations
@@ -45,6 +47,11 @@ class WatchDesk:
         """What has been told it may not have heard, or not passed on."""
         for death in self._deaths:
             self._state.outputs.append(ToAgent(compute, wire.TellGroup(death.group, death.notice)))
+        for process in self._state.processes:
+            if process.is_suspect and self._running(process.id, process.incarnation) is not None:
+                self._state.outputs.append(
+                    ToAgent(compute, wire.TellGroup(process.group, _suspected(process)))
+                )
 
     def sweep(self, now: float) -> None:
         for number, death in self._deaths.items():
@@ -87,13 +94,17 @@ class WatchDesk:
         process = self._running(pid, incarnation)
         if process is None or process.is_suspect == (silent is not None):
             return
-        process.is_suspect = silent is not None
+        process.is_suspect, process.silent_for = silent is not None, silent or 0.0
         if silent is None:
             self.tell_group(process, wire.NoticeCleared(process.name, pid, incarnation))
         else:
-            self.tell_group(process, wire.NoticeSuspected(process.name, pid, incarnation, silent))
+            self.tell_group(process, _suspected(process))
 
     def _running(self, pid: int, incarnation: int) -> Member | None:
         process = self._state.processes.exact(pid, incarnation)
         is_running = process is not None and process.state in (State.ATTACHED, State.LOST)
         return process if is_running else None
+
+
+def _suspected(process: Member) -> wire.NoticeSuspected:
+    return wire.NoticeSuspected(process.name, process.id, process.incarnation, process.silent_for)
