@@ -88,9 +88,8 @@ void on_what_is_mapped(int uffd, pid_t os_pid, std::span<const PageRun> ranges, 
     for (const PageRun& range : ranges) {
         const int error = act(uffd, range);
         if (error == 0) continue;
-        if (error == ESRCH) return;  // nobody is left
         const int again = has_gaps(error) ? on_each_mapping(uffd, os_pid, range, act) : error;
-        if (again == ESRCH) return;
+        if (again == ESRCH) return;  // nobody is left
         if (again != 0) fail(what, again);
     }
 }

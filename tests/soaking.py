@@ -28,8 +28,8 @@ def table(reports: list[Any]) -> list[str]:
     """One row for each test that has told what it did, or that failed."""
     rows = []
     for report in reports:
-        done = ", ".join(f"{value} {name}" if name else str(value) for name, value in report.user_properties)
         name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
         verdict = "held" if report.passed else "FAILED"
-        rows.append(f"{verdict:6} {report.duration:7.1f} s  {name}: {done}")
+        rows.append(f"{verdict:6} {report.duration:7.1f} s  {name}")
+        rows += [f"{value:>24}  {name}" for name, value in report.user_properties]
     return [*rows, "", f"seed {SEED} (the same again: BEQUEST_SOAK_SEED={SEED})"]

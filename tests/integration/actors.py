@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 import bequest as bq
-from bequest.runtime import supervisor  # imported before the fork, for the racks
+from bequest.memory.rack import Rack  # noqa: F401  # before the fork: `bequest` imports it when asked for it
+from bequest.runtime import supervisor
 
 DEADLINE = 20.0  # seconds after which a test's wait has failed; nothing is expected to take as long
 
