@@ -10,7 +10,7 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,16 @@ MIB = 1 << 20
 class RackUnderTest:
     """A rack that this test started: its directory, its supervisor, and a connection for questions."""
 
-    def __init__(self, nursery: Nursery, environment: dict[str, str], config: Any) -> None:
+    def __init__(
+        self,
+        nursery: Nursery,
+        environment: dict[str, str],
+        config: Any,
+        run: Callable[..., None] = run_rack,
+        *arguments: Any,
+    ) -> None:
         self._nursery = nursery
-        self.supervisor, self._connection = nursery.fork(run_rack, environment, config)
+        self.supervisor, self._connection = nursery.fork(run, environment, config, *arguments)
         assert self._connection.poll(DEADLINE), "the rack has not started"
         self.directory = Path(self._connection.recv())
         self.connection = bq.connect(str(self.directory))

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ import restart_users as users
 import soaking
 from actors import DEADLINE, until
 from bequest.runtime import lasting
+from bequest.runtime.transport import listen, new_buffer, receive_packet, send_packet
 from bequest.wire import messages as wire
+from bequest.wire.codec import encode
 from racks import MIB, RackUnderTest, Yard
 
 PAGE = 4096
@@ -241,6 +244,27 @@ def test_a_forked_child_is_told_that_it_is_not_attached(rack: RackUnderTest, me:
     os.close(read_end)
     os.close(write_end)
     me.alloc(6 * MIB).free()
+
+
+def test_who_was_being_greeted_is_greeted_by_the_next(tmp_path: Path) -> None:
+    listener = listen(tmp_path / "mmu.sock")
+    listener.setblocking(True)
+
+    def greet() -> None:
+        listener.accept()[0].close()  # killed
+        connection, _ = listener.accept()
+        with connection:
+            receive_packet(connection, new_buffer())
+            send_packet(connection, encode(wire.Welcome("test", "rack-mmu", 2)))
+            connection.recv(1)
+
+    daemon = threading.Thread(target=greet)
+    daemon.start()
+    with listener:
+        channel = lasting.LastingChannel(tmp_path / "mmu.sock")
+        assert channel.welcome == wire.Welcome("test", "rack-mmu", 2)
+        channel.close()
+        daemon.join()
 
 
 # --- embedded racks, other racks ------------------------------------------------------------------------------

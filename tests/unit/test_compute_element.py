@@ -135,6 +135,18 @@ def test_a_range_is_guarded_in_all_processes_of_its_group() -> None:
     assert agent.mmu_message(wire.GuardRange(8, 77, 0, 4096), 0) == [ToMmu(wire.RangeGuarded(8))]
 
 
+def test_what_is_attached_twice_is_guarded_once() -> None:
+    """A range of an address space can be registered with one userfaultfd only, and then is guarded for both."""
+    agent = enrolled()
+    agent.mmu_message(wire.ExpectProcess(4, 1, 4711, b"u" * 16, "b", 2), 0)
+    guard = wire.GuardRange(7, 2, 4096, 8192)
+    assert agent.mmu_message(guard, 0) == [Guard(1, (3, 8), 4096, 8192)]  # though "b" has yet to enrol
+    agent.client_message(2, 4711, wire.Enrol(b"u" * 16), 0)
+    agent.watched((4, 1))
+    assert agent.mmu_message(guard, 0) == [Guard(2, (3, 8), 4096, 8192)]
+    assert agent.guarded(2, (3, 8), failed=False) == [ToMmu(wire.RangeGuarded(7))]
+
+
 def test_a_process_that_went_while_it_was_to_be_guarded_needs_no_guard() -> None:
     agent = enrolled()
     agent.mmu_message(wire.GuardRange(7, 2, 4096, 8192), 0)

@@ -246,13 +246,15 @@ class ComputeElement:
         )
 
     def _guard(self, message: wire.GuardRange) -> list[Output]:
+        """Once in each address space, by the attachment that has been there longest: the kernel has it no other way."""
         members = [
             process
             for process in self._processes.values()
             if process.process.group == message.group and not process.has_exited
         ]
-        watched = [process.key for process in members if process.is_enrolled]
-        unguarded = [process.process.name for process in members if not process.is_enrolled]
+        first = {process.process.os_pid: process.key for process in reversed(members) if process.is_enrolled}
+        watched = [process.key for process in members if process.key in first.values()]
+        unguarded = [process.process.name for process in members if process.process.os_pid not in first]
         return self._fences.guard(message, watched, unguarded)
 
     # --- who is who ----------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ class LastingChannel:
         self._number = 0
         self._greeting: wire.Resume | wire.Enrol | None = None
         self._client = 0  # what the daemon calls this connection, if it keeps account of them
-        self._channel = self._greeted(CONNECT_TIMEOUT)
         self._identity = _identity(path)
+        self._channel = self._greeted_at_last()
 
     @property
     def welcome(self) -> wire.Welcome | None:
@@ -184,6 +184,15 @@ class LastingChannel:
             channel.close()
             raise
         return channel
+
+    def _greeted_at_last(self) -> Channel:
+        """The first connection; the daemon may be killed while it greets, too."""
+        since = time.monotonic()
+        while True:
+            try:
+                return self._greeted(CONNECT_TIMEOUT)
+            except ConnectionLost as error:
+                self._wait_for_successor(since, error)
 
     def _wait_for_successor(self, gone_at: float, error: ConnectionLost) -> None:
         """A moment; raises `RackGone` if that cannot help any more."""
