@@ -46,6 +46,13 @@ def kill_and_wait(victim: Victim) -> None:
     until(lambda: _core.is_gone(victim.fence), "its end")
 
 
+def test_a_fence_is_inherited_by_nobody() -> None:
+    """Whoever has it can lift what the agent closed with its copy."""
+    fence = _core.open_fence()
+    assert not os.get_inheritable(fence)
+    os.close(fence)
+
+
 def test_who_dies_while_it_is_protected_is_dead(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     protect = _core.write_protect
 
