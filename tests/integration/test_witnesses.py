@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -74,3 +76,27 @@ def test_who_steals_maps_what_it_will_get(yard: Yard, me: bq.Process, rack: Rack
     assert actors.protection_of(address) == "---s"  # not opened: it is another's
     assert actors.protection_of(hidden) != "---s"
     assert victim.do(actors.values, "region") == [3]
+
+
+def test_who_stands_by_is_ready_to_steal(yard: Yard, me: bq.Process, rack: RackUnderTest) -> None:
+    victim = yard.actor("victim")
+    address = victim.do(actors.alloc, "region", 4 * MIB, 3)
+    assert actors.protection_of(address) != "---s"
+    with me.standby(for_="victim", then=print):
+        until(lambda: actors.protection_of(address) == "---s", "its slab to be mapped")
+
+
+def test_a_silent_element_holds_up_no_standby(yard: Yard, me: bq.Process, rack: RackUnderTest) -> None:
+    victim = yard.actor("victim")
+    victim.do(actors.alloc, "region", 4 * MIB, 3)
+    element = rack.daemon("dram0")
+    os.kill(element, signal.SIGSTOP)
+    told = threading.Event()
+    start = time.monotonic()
+    try:
+        with me.standby(for_="victim", then=lambda death: told.set()):
+            victim.kill()
+            assert told.wait(actors.DEADLINE)
+        assert time.monotonic() - start < actors.DEADLINE / 4
+    finally:
+        os.kill(element, signal.SIGCONT)

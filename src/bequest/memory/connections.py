@@ -60,16 +60,24 @@ class Connections:
     def open_slab(self, slab: int) -> tuple[int, list[tuple[int, int]]]:
         """A file descriptor of the slab's memory, for the native core to map and close, and what of it has failed."""
         element = self._element_of(slab)
-        with self._connecting:  # of two threads that need a new element, one connects
-            channel = self._elements.get(element.id)
-            if channel is None:
-                channel = self._elements[element.id] = LastingChannel(self.directory / element.path)
-        reply, fds = channel.request(wire.OpenSlab(self.attached.element_ticket, slab))
+        reply, fds = self._channel_to(element).request(wire.OpenSlab(self.attached.element_ticket, slab))
         if len(fds) != 1:
             for fd in fds:
                 os.close(fd)
             raise RackFault(f"memory element {element.name} sent {len(fds)} descriptors for slab {slab}")
         return fds[0], expect(reply, wire.SlabOpened).failed
+
+    def reach_elements(self) -> None:
+        """Connects to all memory elements, so that the first slab of each does not have to."""
+        for element in self.attached.elements:
+            self._channel_to(element)
+
+    def _channel_to(self, element: wire.ElementAddress) -> LastingChannel:
+        with self._connecting:  # of two threads that need a new element, one connects
+            channel = self._elements.get(element.id)
+            if channel is None:
+                channel = self._elements[element.id] = LastingChannel(self.directory / element.path)
+            return channel
 
     def ask_agent(self, message: wire.Message) -> wire.Message:
         """A request to the agent, over the connection on which this process is enrolled."""

@@ -23,6 +23,7 @@ from bequest.memory.callbacks import Callbacks
 from bequest.memory.events import Event, ProcessDied, ProcessSuspected
 from bequest.memory.group import check_capability
 from bequest.wire import messages as wire
+from bequest.wire.codec import check
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -111,6 +112,8 @@ class Standby:
         except BaseException:
             self._withdraw()
             raise
+        # In a thread of its own: a memory element that does not answer holds up nobody who only wants to be told.
+        threading.Thread(target=self._make_ready, name="bequest-ready", daemon=True).start()
 
     def cancel(self) -> None:
         """Stands by no more. Does nothing the second time."""
@@ -143,6 +146,13 @@ class Standby:
         return f"<bequest.Standby for {self.name!r}{state}>"
 
     # --- what is heard, in the library's threads -------------------------------------------------------------
+
+    def _make_ready(self) -> None:
+        """What a theft needs and can be had before: then it only fetches what is allocated from now on."""
+        check(wire.Steal(self.name, self._capability))
+        with contextlib.suppress(BequestError):  # then the theft tells
+            self._process._links.reach_elements()
+            self._process._map_ahead(self.name)
 
     def _watch(self, id_: int, incarnation: int) -> None:
         process = self._process
