@@ -72,6 +72,7 @@ EMBEDDED_START_TIMEOUT = 30.0
 # --- the Rack MMU ------------------------------------------------------------------------------------------
 GROUPS_MAX = 1024
 SECRET_BYTES = 16
+NONCE_BYTES_MAX = 32  # of a request; what is longer is no message
 TICKET_BYTES = 16
 ORPHAN_KEEP = 60.0  # a dead process's memory waits this long for somebody to take it
 ID_REST = 1.0  # an id rests this long after its bearer has gone, so that late messages find nobody
@@ -138,6 +139,7 @@ NOTICES_OWED_MAX = 1000  # that one process's agent has yet to pass on; then the
 STANDBYS_MAX = 64  # of one process
 GUARD_TIMEOUT = 10.0  # agents and an element have this long to make memory fail that was asked to
 FAILED_RUNS_MAX = 256  # runs of failed pages named in one notice; beyond that, one run around them all
+BROKEN_KEPT_MAX = 64  # requests to make memory fail that are remembered, should they be repeated
 SLAB_FAILED_RUNS_MAX = 256  # of one slab: some 5 KiB in a packet; beyond that, all of it fails
 
 # --- agents ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bequest.limits import (
+    BROKEN_KEPT_MAX,
     DEATH_TOLD_FOR,
     FAILED_RUNS_MAX,
     GUARD_TIMEOUT,
@@ -292,6 +293,15 @@ def test_standbys_are_of_the_victims_group() -> None:
     assert one.shards[later.group].watchers.get(later.pid, 0) == 0
 
 
+def test_no_victim_has_an_absurd_name() -> None:
+    one = box()
+    peer, _ = one.attach("standby")
+    for message in (wire.StandBy("x" * 100_000), wire.Steal("x" * 100_000)):
+        refused = one.ask(peer, message)
+        assert isinstance(refused, wire.Failed) and refused.kind == "bad-name"
+    assert not one.written.get("standbys") and not one.written.get("thefts")
+
+
 def test_one_process_stands_by_for_a_bounded_number_of_others() -> None:
     from bequest.limits import STANDBYS_MAX
 
@@ -388,3 +398,76 @@ def test_what_is_known_of_a_slab_that_fails_again_and_again_stays_short() -> Non
     ]
     assert adopt.failed == [(0, 8 * MIB)]
     assert fail(one, slab, 3 * PAGE_BYTES, PAGE_BYTES) == []  # failed with the rest
+
+
+# --- failures that are decided, and not done yet ----------------------------------------------------------------
+
+
+def adopted(one: Box) -> wire.AdoptSlab:
+    """What the element is told of its slab on a new link."""
+    outputs = [out.message for out in one.mmu.element_linked(0) if isinstance(out, ToElement)]
+    (adopt,) = [message for message in outputs if isinstance(message, wire.AdoptSlab)]
+    return adopt
+
+
+def guarded(one: Box, breaking: wire.BreakMemory) -> int:
+    """Who asks for it; all agents have guarded the range, and the element has been told to lose it."""
+    asker = one.client()
+    one.ask(asker, breaking)
+    for guard in [message for message in one.to_agents if isinstance(message, wire.GuardRange)]:
+        one.agent(wire.RangeGuarded(guard.job))
+    return asker
+
+
+def test_a_failure_that_is_decided_reaches_an_element_that_was_away_and_is_told_once_it_is_done() -> None:
+    one = box()
+    peer, owner = one.attach("owner")
+    slab = slab_of(one, peer)
+    one.shards[owner.group].own(owner.pid, slab.address, 4)
+    one.held = []  # what is said to the element is lost
+    guarded(one, wire.BreakMemory("a", slab.address, PAGE_BYTES))
+    assert not [message for message in one.to_agents if isinstance(message, wire.TellProcess)]
+    assert (adopted(one).failed, adopted(one).cause) == ([(0, PAGE_BYTES)], "injected by bequest fault")
+    assert len(fail(one, slab, 0, PAGE_BYTES)) == 1
+    assert adopted(one).failed == [(0, PAGE_BYTES)]
+    assert fail(one, slab, 0, PAGE_BYTES) == []
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_who_did_not_hear_that_memory_was_broken_asks_again(whole: bool) -> None:
+    one = box()
+    peer, owner = one.attach("owner")
+    slab = slab_of(one, peer)
+    one.shards[owner.group].own(owner.pid, slab.address, 512)
+    start, nbytes = (0, 0) if whole else (slab.address, PAGE_BYTES)
+    breaking = wire.BreakMemory("a", start, nbytes, b"nonce")
+    replies = []
+    for _ in range(2):
+        asker = guarded(one, breaking)
+        order = one.to_elements[-1]
+        assert isinstance(order, wire.FailMemory)
+        fail(one, slab, 0, nbytes or slab.pages * PAGE_BYTES)
+        one.do(one.mmu.element_message(0, wire.FailureMade(order.job)))
+        replies += one.replies[asker]
+    assert replies == [wire.MemoryBroken(1, nbytes or slab.pages * PAGE_BYTES, ["owner"])] * 2
+
+
+def test_a_request_that_is_repeated_while_it_is_under_way_is_answered_to_the_last_who_asked() -> None:
+    one = box()
+    peer, _ = one.attach("owner")
+    slab = slab_of(one, peer)
+    breaking = wire.BreakMemory("a", slab.address, PAGE_BYTES, b"nonce")
+    one.ask(one.client(), breaking)
+    asker = guarded(one, breaking)
+    orders = [message for message in one.to_elements if isinstance(message, wire.FailMemory)]
+    one.do(one.mmu.element_message(0, wire.FailureMade(orders[0].job)))
+    assert len(orders) == 1 and one.replies[asker] == [wire.MemoryBroken(1, PAGE_BYTES, [])]
+
+
+def test_few_requests_are_remembered() -> None:
+    one = box()
+    peer, _ = one.attach("owner")
+    slab = slab_of(one, peer)
+    for number in range(BROKEN_KEPT_MAX + 3):
+        guarded(one, wire.BreakMemory("a", slab.address, PAGE_BYTES, bytes([number + 1])))
+    assert len(one.written["broken memory"]) == BROKEN_KEPT_MAX

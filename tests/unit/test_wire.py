@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bequest.errors import FAILURE_KINDS, BequestError, RackFault, RackMemoryError, from_failure
-from bequest.limits import PACKET_BYTES_MAX
+from bequest.limits import NONCE_BYTES_MAX, PACKET_BYTES_MAX
 from bequest.runtime.transport import new_buffer, receive_packet, send_packet
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, GarbledPacket, encode
@@ -170,3 +170,11 @@ def test_an_oversized_packet_is_noticed(ends: tuple[socket.socket, socket.socket
     assert open_descriptors() == before
     os.close(read_end)
     os.close(write_end)
+
+
+def test_nonces_are_short() -> None:
+    longest = bytes(NONCE_BYTES_MAX)
+    for attach in (wire.Attach("a", nonce=longest), wire.BreakMemory("a", nonce=longest)):
+        assert Decoder(wire.ClientToMmu).decode(encode(attach)) == attach
+        with pytest.raises(GarbledPacket):
+            Decoder(wire.ClientToMmu).decode(encode(msgspec.structs.replace(attach, nonce=longest + b"x")))

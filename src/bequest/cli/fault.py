@@ -16,6 +16,7 @@ from bequest.cli.output import Output, json_option
 from bequest.cli.racks import open_rack, processes, rack_option, rack_report
 from bequest.cli.units import format_bytes, plural
 from bequest.errors import UnknownProcess
+from bequest.limits import TICKET_BYTES
 
 if TYPE_CHECKING:
     from bequest.memory.rack import Rack
@@ -58,7 +59,10 @@ def memory(output: Output, element: str, run: str | None, rack_name: str | None)
 
     start, nbytes = (0, 0) if run is None else _range(run)
     with open_rack(rack_name) as rack:
-        reply = expect(rack.request(wire.BreakMemory(element, start, nbytes)), wire.MemoryBroken)
+        reply = expect(
+            rack.request(wire.BreakMemory(element, start, nbytes, os.urandom(TICKET_BYTES))),
+            wire.MemoryBroken,
+        )
     _say(
         output,
         {"fault": "memory", "element": element, "slabs": reply.slabs, "lost_bytes": reply.nbytes}

@@ -29,8 +29,8 @@ class Announcer:
         slabs = [slab for slab in state.ledger if slab.element == element]
         for slab in slabs:
             if slab.state is SlabState.LIVE:
-                adopt = wire.AdoptSlab(slab.id, slab.group, slab.nbytes, slab.huge, list(slab.failed))
-                state.tell_element(element, adopt)
+                of_it = (slab.id, slab.group, slab.nbytes, slab.huge)
+                state.tell_element(element, wire.AdoptSlab(*of_it, list(slab.doomed), slab.cause))
             elif slab.state is SlabState.RESERVING:
                 self._supply.ask_for(slab)
         if element in state.failed_elements:

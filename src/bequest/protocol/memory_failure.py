@@ -8,9 +8,10 @@ as a whole gets no slab any more; allocation elsewhere goes on.
 
 An element that does not answer has not failed: its owners are told that it is silent, and nothing else changes.
 
-`break_memory` makes failures, for tests of programs. A range is lost in two steps, of which the second is the commit
-point: the agents *guard* it in every process, so that touching a page that is not there faults instead of reading
-zeros; then the element gives the pages up.
+`break_memory` makes failures, for tests of programs. A range is lost in three steps: the agents *guard* it in every
+process, so that touching a page that is not there faults instead of reading zeros; the Rack MMU writes down that it is
+*condemned*, which is the commit point; then the element gives the pages up, and says so. An element that was away hears
+on its next link of what is condemned. Who did not hear the answer asks again with the same nonce.
 """
 
 from __future__ import annotations
@@ -18,8 +19,15 @@ from __future__ import annotations
 import msgspec
 
 from bequest._core import STATE_IN_FLIGHT, STATE_OWNED
-from bequest.limits import FAILED_RUNS_MAX, GUARD_TIMEOUT, HUGE_PAGE_BYTES, MMU_ID, PAGE_BYTES
-from bequest.protocol.failed_runs import covers, merged
+from bequest.limits import (
+    BROKEN_KEPT_MAX,
+    FAILED_RUNS_MAX,
+    GUARD_TIMEOUT,
+    HUGE_PAGE_BYTES,
+    MMU_ID,
+    PAGE_BYTES,
+)
+from bequest.protocol.books import Row
 from bequest.protocol.outputs import Note, PeerId, ToAgent, ToElement
 from bequest.protocol.process_table import Kind, Member
 from bequest.protocol.rack_state import FailedElement, RackState, Session, SilentElement
@@ -28,6 +36,8 @@ from bequest.protocol.slab_ledger import Slab, SlabState
 from bequest.wire import messages as wire
 
 Run = tuple[int, int]  # address, bytes
+Part = tuple[int, int, int]  # slab, offset, bytes
+_INJECTED = "injected by bequest fault"
 
 
 class Breaking(msgspec.Struct):
@@ -35,19 +45,25 @@ class Breaking(msgspec.Struct):
 
     peer: PeerId
     element: int
-    parts: list[tuple[int, int, int]]  # (slab, offset, bytes); none: all of the element
+    parts: tuple[Part, ...]  # none: all of the element
     deadline: float
     waiting: dict[int, ToAgent | ToElement] = {}  # by job: what agents, then the element, have yet to answer
+    nonce: bytes = b""
     unguarded: dict[str, None] = {}
-    owners: dict[str, None] = {}
-    slabs: int = 0
-    nbytes: int = 0
+
+
+class Broken(Row):
+    """A `wire.BreakMemory` that was decided, by its nonce, for who asks again."""
+
+    element: int
+    parts: tuple[Part, ...]
 
 
 class MemoryFailures:
     def __init__(self, state: RackState) -> None:
         self._state = state
         self._breaking: dict[int, Breaking] = {}  # by the numbers of the jobs that it waits for
+        self._broken = state.books.open("broken memory", Broken, bytes)
 
     # --- what elements report ------------------------------------------------------------------------------
 
@@ -56,16 +72,13 @@ class MemoryFailures:
         slab = state.ledger.get(message.slab)
         if slab is None or slab.state is SlabState.GHOST:
             return
-        run = (message.offset, message.nbytes)
-        if covers(slab.failed, run):
+        if not slab.fail((message.offset, message.nbytes), message.cause):
             return  # an element that was started anew has said it before
-        slab.failed = merged([*slab.failed, run], slab.nbytes)
         lost = (slab.address + message.offset, slab.address + message.offset + message.nbytes)
         owners: list[Member] = []
         if slab.state is SlabState.LIVE:
             state.groups[slab.group].shard.fail_slab(slab.id)
             owners = self._tell_owners(slab, lost, message.cause)
-        self._note_owners(element, owners, message.nbytes)
         name = state.elements[element].name
         of = ", ".join(repr(owner.name) for owner in owners) or "nobody"
         lost_text = f"{message.nbytes >> 10} KiB at {lost[0]:#x}, owned by {of}"
@@ -85,19 +98,22 @@ class MemoryFailures:
             self._state.failed_elements.put(element, FailedElement(element, cause))
 
     def _tell_owners(self, slab: Slab, lost: tuple[int, int], cause: str) -> list[Member]:
+        told = []
+        for member, runs in self._owners_of(slab, lost):
+            notice = wire.NoticeMemory(self._state.elements[slab.element].name, _few(runs), cause)
+            self._state.outputs += self._state.notices.owe(member, notice)
+            told.append(member)
+        return told
+
+    def _owners_of(self, slab: Slab, lost: tuple[int, int]) -> list[tuple[Member, list[Run]]]:
+        """And what of the lost addresses is whose."""
         runs: dict[int, list[Run]] = {}
         for address, pages, state, owner, _ in self._state.groups[slab.group].shard.slab_extents(slab.id):
             low, high = max(address, lost[0]), min(address + pages * PAGE_BYTES, lost[1])
             if low < high and owner != MMU_ID and state in (STATE_OWNED, STATE_IN_FLIGHT):
                 _add(runs.setdefault(owner, []), (low, high - low))
-        told = []
-        for number, theirs in sorted(runs.items()):
-            member = self._state.processes.get(number)
-            if member is not None and member.kind is Kind.PROCESS:
-                notice = wire.NoticeMemory(self._state.elements[slab.element].name, _few(theirs), cause)
-                self._state.outputs += self._state.notices.owe(member, notice)
-                told.append(member)
-        return told
+        owners = [(self._state.processes.get(number), theirs) for number, theirs in sorted(runs.items())]
+        return [(who, theirs) for who, theirs in owners if who is not None and who.kind is Kind.PROCESS]
 
     # --- elements that do not answer -----------------------------------------------------------------------
 
@@ -129,9 +145,11 @@ class MemoryFailures:
     # --- making memory fail --------------------------------------------------------------------------------
 
     def break_memory(self, session: Session, message: wire.BreakMemory, now: float) -> None:
+        if self._is_repeated(session, message.nonce, now):
+            return
         element = self._element(message.element)
-        parts = self._parts(element, message) if message.nbytes else []
-        breaking = Breaking(session.peer, element, parts, now + GUARD_TIMEOUT)
+        parts = self._parts(element, message) if message.nbytes else ()
+        breaking = Breaking(session.peer, element, parts, now + GUARD_TIMEOUT, nonce=message.nonce)
         for slab, offset, nbytes in parts:
             at = self._state.ledger[slab]
             for compute in self._state.config.computes:
@@ -140,14 +158,27 @@ class MemoryFailures:
         if not parts:
             self._commit(breaking)
 
+    def _is_repeated(self, session: Session, nonce: bytes, now: float) -> bool:
+        """By a client that did not hear the answer: what was decided is done again, which does no harm."""
+        if not nonce:
+            return False
+        under_way = [breaking for breaking in self._breaking.values() if breaking.nonce == nonce]
+        broken = self._broken.get(nonce)
+        if under_way:
+            under_way[0].peer = session.peer
+        elif broken is not None:
+            deadline = now + GUARD_TIMEOUT
+            self._order(Breaking(session.peer, broken.element, broken.parts, deadline, nonce=nonce))
+        return bool(under_way) or broken is not None
+
     def agent_linked(self, compute: str) -> None:
         """What it was asked for before may be lost, and so may its answers: it is asked again."""
-        asked = [ask for breaking in self._breaking.values() for ask in breaking.waiting.values()]
+        asked = [breaking.waiting[job] for job, breaking in self._breaking.items()]
         self._state.outputs += [ask for ask in asked if isinstance(ask, ToAgent) and ask.compute == compute]
 
     def element_linked(self, element: int) -> None:
         """Likewise."""
-        asked = [ask for breaking in self._breaking.values() for ask in breaking.waiting.values()]
+        asked = [breaking.waiting[job] for job, breaking in self._breaking.items()]
         self._state.outputs += [ask for ask in asked if isinstance(ask, ToElement) and ask.element == element]
 
     def guarded(self, message: wire.RangeGuarded) -> None:
@@ -169,9 +200,17 @@ class MemoryFailures:
 
     def made(self, job: int) -> None:
         breaking = self._answered(job)
-        if breaking is not None and not breaking.waiting:
-            reply = wire.MemoryBroken(breaking.slabs, breaking.nbytes, list(breaking.owners))
-            self._state.reply(breaking.peer, reply)
+        if breaking is None or breaking.waiting:
+            return
+        owners: dict[str, None] = {}
+        parts = breaking.parts or self._all_of(breaking.element)
+        for number, offset, nbytes in parts:
+            slab = self._state.ledger.get(number)
+            if slab is not None and slab.state is SlabState.LIVE:
+                lost = (slab.address + offset, slab.address + offset + nbytes)
+                owners |= dict.fromkeys(who.name for who, _ in self._owners_of(slab, lost))
+        reply = wire.MemoryBroken(len(parts), sum(nbytes for _, _, nbytes in parts), list(owners))
+        self._state.reply(breaking.peer, reply)
 
     def tick(self, now: float) -> None:
         late = [breaking for breaking in self._breaking.values() if now >= breaking.deadline]
@@ -205,21 +244,30 @@ class MemoryFailures:
         return self._state.books.counter("guard").next()
 
     def _commit(self, breaking: Breaking) -> None:
-        cause = "injected by bequest fault"
+        """It is decided: that is written down before anybody is told, and whoever lives then does the rest."""
         if not breaking.parts:
-            self.element_failed(breaking.element, cause)
+            self.element_failed(breaking.element, _INJECTED)
+        for number, offset, nbytes in breaking.parts:
+            slab = self._state.ledger.get(number)
+            if slab is not None:
+                slab.condemn((offset, nbytes), _INJECTED)
+        if breaking.nonce:
+            for nonce, _ in self._broken.items()[: max(0, len(self._broken) + 1 - BROKEN_KEPT_MAX)]:
+                self._broken.remove(nonce)
+            self._broken.put(breaking.nonce, Broken(breaking.element, breaking.parts))
+        self._order(breaking)
+
+    def _order(self, breaking: Breaking) -> None:
         parts: list[tuple[int | None, int, int]] = [*breaking.parts] or [(None, 0, 0)]
         for slab, offset, nbytes in parts:
-            order = wire.FailMemory(self._next_job(), slab, offset, nbytes, cause)
+            order = wire.FailMemory(self._next_job(), slab, offset, nbytes, _INJECTED)
             self._ask(breaking, order.job, ToElement(breaking.element, order))
 
-    def _note_owners(self, element: int, owners: list[Member], nbytes: int) -> None:
-        under_way = {id(breaking): breaking for breaking in self._breaking.values()}
-        for breaking in under_way.values():
-            if breaking.element == element:
-                breaking.slabs += 1
-                breaking.nbytes += nbytes
-                breaking.owners |= dict.fromkeys(owner.name for owner in owners)
+    def _all_of(self, element: int) -> tuple[Part, ...]:
+        mine = [
+            slab for slab in self._state.ledger if slab.element == element and slab.state is SlabState.LIVE
+        ]
+        return tuple((slab.id, 0, slab.nbytes) for slab in mine)
 
     def _element(self, name: str) -> int:
         for element in self._state.elements.values():
@@ -230,7 +278,7 @@ class MemoryFailures:
         known = ", ".join(element.name for element in self._state.elements.values())
         raise Refusal("config", f"this rack has no memory element {name!r}; it has {known}")
 
-    def _parts(self, element: int, message: wire.BreakMemory) -> list[tuple[int, int, int]]:
+    def _parts(self, element: int, message: wire.BreakMemory) -> tuple[Part, ...]:
         """What of the range lies in slabs of this element, in whole pages of theirs."""
         parts = []
         for slab in self._state.ledger:
@@ -247,7 +295,7 @@ class MemoryFailures:
                 f"no slab of memory element {name!r} lies at {message.start:#x} to {end:#x}; `bequest mem` shows those"
                 " that do",
             )
-        return parts
+        return tuple(parts)
 
 
 def _add(runs: list[Run], run: Run) -> None:

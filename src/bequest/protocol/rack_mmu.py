@@ -426,6 +426,7 @@ class RackMmu:
     # --- notices of failures -------------------------------------------------------------------------------
 
     def _stand_by(self, session: Session, message: wire.StandBy, now: float) -> None:
+        checked_name(message.victim, "victim's name")
         self._standbys.stand_by(session, self._attached_process(session), message, now)
 
     def _stand_down(self, session: Session, message: wire.StandDown, now: float) -> None:
@@ -434,6 +435,7 @@ class RackMmu:
     # --- stealing, and the namespace -----------------------------------------------------------------------
 
     def _steal(self, session: Session, message: wire.Steal, now: float) -> None:
+        checked_name(message.victim, "victim's name")
         self._steals.start(session, self._attached_process(session), message, now)
 
     def _name_heir(self, session: Session, message: wire.NameHeir, now: float) -> None:

@@ -14,6 +14,7 @@ from bequest.ids import GroupId, ProcessId, SlabId, home_of
 from bequest.limits import MAX_SLABS, PAGE_BYTES
 from bequest.protocol.address_plan import Run
 from bequest.protocol.books import Books, Row
+from bequest.protocol.failed_runs import covers, lacking, merged
 
 
 class SlabState(Enum):
@@ -35,6 +36,8 @@ class Slab(Row):
     failed: tuple[
         Run, ...
     ] = ()  # (offset, bytes) that have lost their memory: none of it is handed out again
+    condemned: tuple[Run, ...] = ()  # likewise, but its element has not said so yet
+    cause: str = ""  # of the last failure
     pins: int = 0  # grants under way that move or copy it: it is not idle, whatever its table says
 
     transient = ("pins",)
@@ -50,6 +53,25 @@ class Slab(Row):
     @property
     def home(self) -> ProcessId:
         return home_of(self.address)
+
+    @property
+    def doomed(self) -> tuple[Run, ...]:
+        """What has lost its memory, or will as soon as its element hears of it."""
+        return merged([*self.failed, *self.condemned], self.nbytes)
+
+    def condemn(self, run: Run, cause: str) -> None:
+        """Its element is to lose this run (offset, bytes): that is certain once it is written down."""
+        self.condemned = merged([*self.condemned, *lacking([run], self.failed)], self.nbytes)
+        self.cause = cause
+
+    def fail(self, run: Run, cause: str) -> bool:
+        """Its element has lost this run. False if that is known."""
+        if covers(self.failed, run):
+            return False
+        self.failed = merged([*self.failed, run], self.nbytes)
+        self.condemned = tuple(lacking(self.condemned, self.failed))
+        self.cause = cause
+        return True
 
     def overlaps(self, run: Run) -> bool:
         return self.address < run[1] and run[0] < self.address + self.nbytes

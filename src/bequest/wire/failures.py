@@ -7,7 +7,7 @@ slow; so notices are never waited for, and may be dropped, oldest first, which i
 
 from __future__ import annotations
 
-from bequest.wire.message import Message
+from bequest.wire.message import Message, Nonce
 
 __all__ = [
     "BreakMemory", "CallContacts", "Cleared", "ContactsCalled", "DeathHint", "ElementBack", "ElementSilent",
@@ -171,11 +171,15 @@ class StandDown(Message, frozen=True):
 
 
 class BreakMemory(Message, frozen=True):
-    """-> MemoryBroken. For tests of programs: makes a memory element fail, or a range of its addresses."""
+    """-> MemoryBroken. For tests of programs: makes a memory element fail, or a range of its addresses.
+
+    Who repeats it with the same nonce is told what became of the first.
+    """
 
     element: str
     start: int = 0
     nbytes: int = 0  # 0: all of the element
+    nonce: Nonce = b""
 
 
 class MemoryBroken(Message, frozen=True):

@@ -16,6 +16,7 @@ import msgspec
 
 from bequest.wire.failures import *
 from bequest.wire.message import Message as Message
+from bequest.wire.message import Nonce
 from bequest.wire.resuming import ComeBack as ComeBack
 from bequest.wire.resuming import Resume as Resume
 from bequest.wire.resuming import Resumed as Resumed
@@ -108,7 +109,7 @@ class CreateGroup(Message, frozen=True):
     policy: str = "member"
     fence: str = "ptrace"
     verifier: bytes | None = None
-    nonce: bytes = b""
+    nonce: Nonce = b""
 
 
 class GroupCreated(Message, frozen=True):
@@ -127,7 +128,7 @@ class Attach(Message, frozen=True):
     secret: bytes | None = None
     compute: str | None = None
     heir: str | None = None
-    nonce: bytes = b""
+    nonce: Nonce = b""
 
 
 class ElementAddress(msgspec.Struct, frozen=True):
