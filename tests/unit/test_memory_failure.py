@@ -317,11 +317,22 @@ def test_contacts_elsewhere_are_called_through_their_own_agents() -> None:
     _, owner = one.attach("owner")
     _, contact = one.attach("contact")
     notice = wire.NoticeContact("owner", owner.pid, owner.incarnation, "died")
-    outputs = one.mmu.agent_message(wire.CallContacts(["contact", "nobody"], notice, 7), one.now)
+    outputs = one.mmu.agent_message(wire.CallContacts(["contact", "nobody"], notice, owner.group, 7), one.now)
     assert outputs == [
         ToAgent(contact.compute, wire.TellProcess(contact.pid, contact.incarnation, notice, 1)),
         ToAgent(owner.compute, wire.ContactsCalled(7)),
     ]
+
+
+def test_a_contact_is_one_of_the_owners_group() -> None:
+    one = box()
+    _, owner = one.attach("owner")
+    group = one.ask(one.client(), wire.CreateGroup("others"))
+    assert isinstance(group, wire.GroupCreated)
+    one.attach("contact", group.secret)
+    notice = wire.NoticeContact("owner", owner.pid, owner.incarnation, "memory")
+    outputs = one.mmu.agent_message(wire.CallContacts(["contact"], notice, owner.group, 7), one.now)
+    assert outputs == [ToAgent(owner.compute, wire.ContactsCalled(7))]
 
 
 @pytest.mark.parametrize("state", ["exited", "detached"])

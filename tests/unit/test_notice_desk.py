@@ -335,3 +335,12 @@ def test_a_suspicion_that_was_withdrawn_or_came_true_is_not_withdrawn_again() ->
         one.tell_group(wire.TellGroup(1, end))
         one.linked()
         assert one.announcement_ends() == []
+
+
+def test_one_of_the_contacts_name_in_another_group_hears_nothing() -> None:
+    one = desk(handles=False)
+    one.request(OWNER, 1, wire.SetContacts(["stranger"]), 0)
+    outputs = lose(one)
+    assert not [out for out in outputs if isinstance(out, Push) and out.peer == 13]
+    (call,) = [out.message for out in outputs if isinstance(out, ToMmu)]
+    assert isinstance(call, wire.CallContacts) and call.group == 1  # perhaps there is one elsewhere

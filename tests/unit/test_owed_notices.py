@@ -40,8 +40,8 @@ def memory_fails(world: World) -> None:
 
 def contacts_are_called(world: World) -> None:
     notice = wire.NoticeContact("owner", world.owner.pid, world.owner.incarnation, "memory")
-    world.agents.says(wire.CallContacts(["friend"], notice, 1))
-    world.do(world.mmu.agent_message(wire.CallContacts(["friend"], notice, 1), world.now))
+    world.agents.says(wire.CallContacts(["friend"], notice, world.owner.group, 1))
+    world.do(world.mmu.agent_message(wire.CallContacts(["friend"], notice, world.owner.group, 1), world.now))
 
 
 def one_attaches(world: World) -> None:
@@ -87,7 +87,7 @@ def test_who_has_gone_is_owed_nothing_and_nobody_too_much(monkeypatch: pytest.Mo
     world = World()
     for number in range(8):
         notice = wire.NoticeContact("owner", 1, 1, "memory", cause=str(number))
-        world.agent(wire.CallContacts(["friend"], notice, number))
+        world.agent(wire.CallContacts(["friend"], notice, world.owner.group, number))
     assert len(world.written["owed notices"]) == 5
     world.ask(world.friend_peer, wire.Detach())
     world.pass_time(2)

@@ -411,8 +411,9 @@ class Process(Names):
     def emergency_contacts(self, names: Iterable[str]) -> None:
         """Names the processes that are told when this one dies, or cannot handle a failure of its memory.
 
-        They hear it as `ContactCalled` among their events. The list replaces the one before. It is kept by the compute
-        element, not in rack memory, so no failure of memory affects it (paper, section 3.2).
+        They hear it as `ContactCalled` among their events, if they are of this process's group. The list replaces the
+        one before. It is kept by the compute element, not in rack memory, so no failure of memory affects it (paper,
+        section 3.2).
         """
         self._notices.set_contacts(names)
 

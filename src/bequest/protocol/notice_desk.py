@@ -2,7 +2,8 @@
 
 Theory of operation. A process *subscribes* over a second connection; what the Rack MMU, or this agent itself, has to
 tell it is pushed there. Its *contacts* lie here, in the compute element and not in rack memory, so that no failure of
-memory affects them. They are told when their process dies, and when its memory fails and it cannot handle that: at
+memory affects them. They are of its group: a name in another group may be anybody's, and what they hear says where
+memory was. They are told when their process dies, and when its memory fails and it cannot handle that: at
 once if it has no handler, is dead or says that its handler failed, else when it has not answered by a deadline.
 Contacts at this agent are told directly: they hear of it even while the Rack MMU is away. The others it passes on, when
 it is back. The table survives this agent; contacts may then be told twice, but not never.
@@ -263,14 +264,15 @@ class NoticeDesk:
             notice = msgspec.structs.replace(
                 notice, element=memory.element, runs=memory.runs, cause=memory.cause
             )
-        here = {other.name: other for other in self._rows.values() if not other.is_dead}
+        mates = [other for other in self._rows.values() if other.group == row.group and not other.is_dead]
+        here = {mate.name: mate for mate in mates}
         outputs: list[Output] = [
             out for name in row.contacts if name in here for out in _push(here[name], notice)
         ]
         elsewhere = [name for name in row.contacts if name not in here]
         if elsewhere:
             self._last_call += 1
-            call = wire.CallContacts(elsewhere, notice, self._last_call)
+            call = wire.CallContacts(elsewhere, notice, row.group, self._last_call)
             self._calls[self._last_call] = Call(call, 0 if memory is None else memory.failure)
             outputs.append(ToMmu(call))
         return outputs

@@ -84,7 +84,7 @@ class WatchDesk:
         notice = message.notice
         for name in message.names:
             contact = self._state.processes.attached(name)
-            if contact is not None:
+            if contact is not None and contact.group == message.group:
                 self._state.outputs += self._state.notices.owe(contact, notice)
         caller = self._state.processes.exact(notice.pid, notice.incarnation)
         if caller is not None:

@@ -227,10 +227,11 @@ class TellGroup(Message, frozen=True):
 
 
 class CallContacts(Message, frozen=True):
-    """-> ContactsCalled. Pass the notice on to processes of these names, which are not at this agent."""
+    """-> ContactsCalled. Pass the notice on to processes of these names, of this group, which are not at this agent."""
 
     names: list[str]
     notice: NoticeContact
+    group: int
     number: int = 0  # the agent's; it says it again on a new link until it is answered
 
 
