@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -59,3 +61,23 @@ def test_a_reply_that_is_too_long_is_answered_as_such(ends: tuple[socket.socket,
     daemon.reply(1, TOO_LONG)
     reply = received(ends[1], wire.Done | wire.Failed)
     assert isinstance(reply, wire.Failed) and reply.kind == "size"
+
+
+def test_what_is_unwatched_in_a_batch_is_not_called_in_it() -> None:
+    """Two processes that end at once: what is done about the first may be to forget the second."""
+    daemon = Mute()
+    daemon._stopping = None
+    pipes = [os.pipe() for _ in range(2)]
+    called: list[int] = []
+
+    def forget_the_other(number: int) -> None:
+        called.append(number)
+        daemon.unwatch(pipes[1 - number][0])
+
+    for number, (read_end, write_end) in enumerate(pipes):
+        os.write(write_end, b"x")
+        daemon.watch(read_end, partial(forget_the_other, number))
+    daemon._handle(daemon._selector.select(0))
+    assert len(called) == 1
+    for end in (*pipes[0], *pipes[1]):
+        os.close(end)

@@ -271,8 +271,15 @@ class Daemon(ABC):
         for key, mask in events:
             if isinstance(key.data, Peer):
                 self._peer_ready(key.data, mask)
-            elif not isinstance(key.data, Link) and self._stopping is None:
+            elif not isinstance(key.data, Link) and self._stopping is None and self._is_watched(key):
                 key.data()
+
+    def _is_watched(self, key: selectors.SelectorKey) -> bool:
+        """Still, although others have had their turn in this batch."""
+        try:
+            return self._selector.get_key(key.fileobj).data is key.data
+        except (KeyError, ValueError):
+            return False
 
     # --- the supervisor ------------------------------------------------------------------------------------
 
