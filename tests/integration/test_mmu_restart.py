@@ -76,6 +76,17 @@ def test_regions_stay_and_more_can_be_had(rack: RackUnderTest, me: bq.Process) -
     more.free()
 
 
+def test_a_racks_age_is_not_that_of_its_rack_mmu(rack: RackUnderTest) -> None:
+    def uptime() -> float:
+        report = rack.connection.request(wire.Status("rack"))
+        assert isinstance(report, wire.RackReport)
+        return report.uptime
+
+    until(lambda: uptime() > 0.3)
+    kill_mmu(rack)
+    assert uptime() > 0.3
+
+
 def test_names_groups_and_mailboxes_are_known_as_before(
     yard: Yard, rack: RackUnderTest, me: bq.Process
 ) -> None:

@@ -56,7 +56,9 @@ class RackMmu:
         self._names = Namespace(self._state)
         self._steals = StealDesk(self._state, self._names, self._exited)
         self._standbys = StandbyDesk(self._state, self._steals.check_standby)
-        self._status = StatusDesk(self._state, self._steals.book, now)
+        self._status = StatusDesk(
+            self._state, self._steals.book, now if config.started is None else config.started
+        )
         self._next_sweep = now + SWEEP_INTERVAL
         self._stop_at = None if config.linger is None else now + EMBEDDED_FIRST_CLIENT
         self._come_back_by = now

@@ -43,6 +43,7 @@ class MmuConfig(msgspec.Struct, frozen=True):
     policy: str = "best-fit"
     orphan_keep: float = ORPHAN_KEEP
     linger: float | None = None  # an embedded rack ends so long after its last client
+    started: float | None = None  # when the rack was, which may be long before this run of the Rack MMU
 
 
 class FailedElement(Row):

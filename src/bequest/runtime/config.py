@@ -15,6 +15,7 @@ As flags, ``bequest up --element dram0:4GiB --element pmem0:8GiB:file:/mnt/pmem 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class RackConfig(msgspec.Struct, frozen=True):
     linger: float | None = None
 
     def for_mmu(self) -> MmuConfig:
+        """Called once, when the rack starts."""
         elements = tuple(
             ElementInfo(number, element.name, element.kind, element.size, f"element-{element.name}.sock")
             for number, element in enumerate(self.elements)
@@ -66,6 +68,7 @@ class RackConfig(msgspec.Struct, frozen=True):
             policy=self.policy,
             orphan_keep=self.orphan_keep,
             linger=self.linger,
+            started=time.monotonic(),
         )
 
 
