@@ -72,10 +72,9 @@ build/bench/table_bench: $(VENV)/.made $(NATIVE_SOURCES) benchmarks/native/table
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
-test: $(VENV)/.installed ## native tests, pytest, and, when root, the integration tests again as an ordinary user
+test: $(VENV)/.installed ## native tests, pytest, and, when root, the integration tests again as an ordinary user beside it
 	@$(MAKE) --no-print-directory test-native
-	@$(MAKE) --no-print-directory test-python
-	@$(MAKE) --no-print-directory test-user
+	@$(MAKE) --no-print-directory --jobs=2 test-python test-user
 
 test-native: $(VENV)/.made
 	$(SAY) "test: the native core, with its step hook"
@@ -86,8 +85,9 @@ test-python: $(VENV)/.installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-user: $(VENV)/.installed
-	$(SAY) "test: the integration tests as an ordinary user"
-	@bash tests/run_as_user.sh $(BIN)/python
+	$(SAY) "test: the integration tests as an ordinary user (build/test-user.log)"
+	@bash tests/run_as_user.sh $(BIN)/python >build/test-user.log 2>&1 || { cat build/test-user.log; exit 1; }
+	$(SAY) "test: as an ordinary user: $$(tail -n 1 build/test-user.log)"
 
 soak: $(VENV)/.installed ## steals, deaths and failures by the thousand, for about half an hour; BEQUEST_SOAK=0.1 for a tenth of it
 	$(SAY) "soak: pytest -m soak"

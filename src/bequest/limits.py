@@ -51,7 +51,7 @@ PAGES_PER_HUGE_PAGE = HUGE_PAGE_BYTES // PAGE_BYTES
 PROCESS_SPACE_BYTES = 1 << PROCESS_SPACE_BITS
 
 # --- wire --------------------------------------------------------------------------------------------------
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 PACKET_BYTES_MAX = 128 << 10  # below the 208 KiB that Linux gives a Unix socket by default
 PACKET_FDS_MAX = 4  # nobody has reason to send more than one
 REPORT_BYTES_MAX = 96 << 10  # a page of a status report, with room for its envelope
