@@ -64,6 +64,15 @@ def stolen(reply: wire.Message | None, extents: int, how: str) -> wire.Stolen:
 # --- the dead -------------------------------------------------------------------------------------------------
 
 
+def test_of_who_is_hinted_dead_a_fence_waits_for_proof_once() -> None:
+    scene = Scene()
+    scene.box.do(
+        scene.box.mmu.monitor_message(wire.DeathHint(scene.victim_is.pid, scene.victim_is.incarnation))
+    )
+    stolen(scene.steal(), 2, "protected")
+    assert [fence.hinted for fence in scene.box.fences] == [True, False]
+
+
 def test_the_dead_are_not_fenced() -> None:
     scene = Scene()
     scene.box.exit(scene.victim_is)

@@ -64,6 +64,7 @@ class WatchDesk:
             case wire.DeathHint(pid, incarnation):
                 process = self._running(pid, incarnation)
                 if process is not None:
+                    process.is_hinted_dead = True  # a fence waits for proof, first
                     self._state.outputs.append(ToAgent(process.compute, wire.ProveDeath(pid, incarnation)))
             case wire.Suspicion(pid, incarnation, silent):
                 self._suspect(pid, incarnation, silent)
