@@ -170,3 +170,18 @@ def test_a_process_that_cannot_be_watched_has_not_ended(monkeypatch: pytest.Monk
     daemon.tick(0.0)
     daemon.tick(0.0)
     assert Machine.exited == [3]
+
+
+def test_who_did_not_wait_for_the_answer_may_say_again_on_the_same_connection_that_it_is_back() -> None:
+    world = World()
+    user = world.user("a")
+    world.restart()
+    assert user.come_back() == wire.Resumed(user.id)
+    assert world.ask(user.peer, resume(user)) == wire.Resumed(user.id)
+    assert isinstance(user.ask(wire.NeedSlab(SLAB_PAGES)), wire.SlabReady)
+    other = world.ask(
+        world.client(os_pid=user.os_pid), wire.Attach("b")
+    )  # of the same operating-system process
+    assert isinstance(other, wire.Attached)
+    taken = world.ask(user.peer, wire.Resume(other.pid, other.incarnation, other.agent_ticket))
+    assert isinstance(taken, wire.Failed), "this connection is a's"

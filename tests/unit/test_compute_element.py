@@ -42,6 +42,17 @@ def test_the_expected_process_with_its_ticket_enrols_once() -> None:
     assert refused(agent, 2, 4711, TICKET)
 
 
+def test_who_did_not_wait_for_the_answer_may_enrol_again_on_the_same_connection() -> None:
+    agent = linked()
+    agent.mmu_message(EXPECT, 0)
+    agent.client_message(1, 4711, wire.Enrol(TICKET), 0)
+    assert agent.client_message(1, 4711, wire.Enrol(TICKET), 0) == [], "the first answer is on its way"
+    agent.watched((3, 8))
+    assert agent.client_message(1, 4711, wire.Enrol(TICKET), 0) == [Reply(1, wire.Enrolled(3))]
+    agent.exited((3, 8))
+    assert refused(agent, 1, 4711, TICKET)
+
+
 def test_the_end_of_a_connection_is_a_hint_that_of_the_process_a_fact() -> None:
     agent = enrolled()
     assert agent.client_gone(1) == [ToMmu(wire.ProcessLost(3, 8))]

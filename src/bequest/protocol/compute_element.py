@@ -197,6 +197,8 @@ class ComputeElement:
         return added
 
     def _enrol(self, peer: PeerId, process: Expected) -> list[Output]:
+        if process.peer == peer and not process.has_exited:  # it did not wait for the answer, and asks again
+            return [Reply(peer, wire.Enrolled(process.process.pid))] if process.is_enrolled else []
         if process.peer is not None or process.is_lost or process.has_exited:
             return [Reply(peer, _stranger(process.process.os_pid).reply())]
         process.peer = peer

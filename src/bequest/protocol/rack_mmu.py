@@ -343,7 +343,7 @@ class RackMmu:
         process = self._state.processes.exact(message.pid, message.incarnation)
         if (
             process is None
-            or session.process is not None
+            or (session.process is not None and process.peer != session.peer)  # else it asks again
             or process.state not in (State.ATTACHED, State.LOST)
             or process.os_pid != session.os_pid
             or not hmac.compare_digest(process.ticket, message.ticket)

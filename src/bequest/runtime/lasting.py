@@ -40,7 +40,7 @@ _MAY_BE_REPEATED = (
     wire.Shutdown,
     wire.Status,
 )
-_LOOK_TIMEOUT = 0.25  # a look whether the daemon is there must not take as long as its restart may
+_LOOK_TIMEOUT = 0.25  # a look whether a daemon answers at all must not take as long as its restart may
 
 
 class LastingChannel:
@@ -57,8 +57,10 @@ class LastingChannel:
         self._number = 0
         self._greeting: wire.Resume | wire.Enrol | None = None
         self._client = 0  # what the daemon calls this connection, if it keeps account of them
+        self._is_greeted = False  # on this connection it has been said who is back
         self._identity = _identity(path)
-        self._channel = self._greeted_at_last()
+        self._channel = self._first_channel()
+        self._greet()
 
     @property
     def welcome(self) -> wire.Welcome | None:
@@ -98,6 +100,7 @@ class LastingChannel:
                 try:
                     if gone_at is not None or self._channel.is_closed:
                         self._reconnect(RESTART_TIMEOUT)
+                    self._greet()
                     return self._channel.request(sent, timeout, fds, meanwhile)
                 except ConnectionLost as error:
                     gone_at = gone_at or time.monotonic()
@@ -113,6 +116,9 @@ class LastingChannel:
             return True  # a request is under way, and will tell
         try:
             self._reconnect(_LOOK_TIMEOUT)
+            self._greet()
+        except NoAnswer:
+            return True
         except ConnectionLost:
             return not self._has_ended()
         except RackGone:
@@ -135,6 +141,7 @@ class LastingChannel:
                 with suppress(BequestError):
                     if not self._channel.is_alive():
                         self._reconnect(_LOOK_TIMEOUT)
+                    self._greet()
             finally:
                 self._lock.release()
         self._is_closed = True
@@ -158,39 +165,39 @@ class LastingChannel:
         return wire.Once(self._number, message)  # type: ignore[arg-type]
 
     def _reconnect(self, timeout: float) -> None:
-        before = self._channel
-        before.close()
+        self._channel.close()
         if self._has_ended():
             raise RackGone(f"the rack at {self._path.parent} has ended")
         try:
-            channel = self._greeted(timeout)
+            channel = Channel.connect(self._path, timeout)
         except NoAnswer as error:
             raise ConnectionLost(str(error)) from error
-        self._channel = channel
+        self._channel, self._is_greeted = channel, False
         if self._is_closed:
             channel.close()
 
-    def _greeted(self, timeout: float) -> Channel:
-        """A new connection, on which it has been said who is back."""
-        channel = Channel.connect(self._path, timeout)
-        try:
-            if self._greeting is not None:
-                channel.request(self._greeting, timeout)
-            elif self._client:
-                channel.request(wire.ComeBack(self._client), timeout)
-            if channel.welcome is not None:
-                self._client = channel.welcome.client
-        except BaseException:
-            channel.close()
-            raise
-        return channel
+    def _greet(self) -> None:
+        """Says on a new connection who is back.
 
-    def _greeted_at_last(self) -> Channel:
-        """The first connection; the daemon may be killed while it greets, too."""
+        Whoever does not wait for the answer keeps the connection, and asks again: the daemon may have taken note by
+        then, and would take the end of that connection for the process's.
+        """
+        if self._is_greeted:
+            return
+        if self._greeting is not None:
+            self._channel.request(self._greeting, RESTART_TIMEOUT)
+        elif self._client:
+            self._channel.request(wire.ComeBack(self._client), RESTART_TIMEOUT)
+        if self._channel.welcome is not None:
+            self._client = self._channel.welcome.client
+        self._is_greeted = True
+
+    def _first_channel(self) -> Channel:
+        """The daemon may be killed while it greets, too."""
         since = time.monotonic()
         while True:
             try:
-                return self._greeted(CONNECT_TIMEOUT)
+                return Channel.connect(self._path, CONNECT_TIMEOUT)
             except ConnectionLost as error:
                 self._wait_for_successor(since, error)
 
