@@ -185,3 +185,13 @@ def test_who_did_not_wait_for_the_answer_may_say_again_on_the_same_connection_th
     assert isinstance(other, wire.Attached)
     taken = world.ask(user.peer, wire.Resume(other.pid, other.incarnation, other.agent_ticket))
     assert isinstance(taken, wire.Failed), "this connection is a's"
+
+
+def test_a_process_that_was_given_up_is_told_what_it_can_do() -> None:
+    world = World()
+    user = world.user("a")
+    world.leave(user.peer)
+    assert user.come_back() == wire.Resumed(user.id)
+    refused = user.ask(wire.NeedSlab(SLAB_PAGES))
+    assert isinstance(refused, wire.Failed) and "detach, and attach anew" in refused.message
+    assert user.ask(wire.Detach()) == wire.Done()

@@ -46,9 +46,6 @@ class AddressPlan:
     def in_use(self, home: ProcessId) -> bool:
         return home in self._runs
 
-    def runs(self, home: ProcessId) -> list[Run]:
-        return list(self._runs.get(home, ()))
-
 
 def _first_gap(runs: list[Run], space: Run, length: int) -> int | None:
     start, space_end = space

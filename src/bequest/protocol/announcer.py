@@ -8,6 +8,7 @@ lets go of the rest when the announcement ends.
 from __future__ import annotations
 
 from bequest.protocol.cross_grant import CrossGrants
+from bequest.protocol.groups import Group
 from bequest.protocol.outputs import ToAgent, ToMonitor
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import RackState
@@ -68,4 +69,19 @@ class Announcer:
         """What an agent is told of a process."""
         return wire.ExpectProcess(
             member.id, member.incarnation, member.os_pid, member.ticket, member.name, member.group
+        )
+
+    def welcome(self, member: Member, group: Group) -> wire.Attached:
+        """What a process is told of itself, and of where everything is."""
+        config = self._state.config
+        return wire.Attached(
+            pid=member.id,
+            incarnation=member.incarnation,
+            group=group.id,
+            group_name=group.name,
+            compute=member.compute,
+            agent_path=config.agent_paths[config.computes.index(member.compute)],
+            agent_ticket=member.ticket,
+            elements=[wire.ElementAddress(e.id, e.name, e.kind, e.path) for e in config.elements],
+            element_ticket=group.ticket,
         )

@@ -199,8 +199,10 @@ class ComputeElement:
     def _enrol(self, peer: PeerId, process: Expected) -> list[Output]:
         if process.peer == peer and not process.has_exited:  # it did not wait for the answer, and asks again
             return [Reply(peer, wire.Enrolled(process.process.pid))] if process.is_enrolled else []
-        if process.peer is not None or process.is_lost or process.has_exited:
-            return [Reply(peer, _stranger(process.process.os_pid).reply())]
+        if process.peer is not None:
+            return [Reply(peer, _twice(process.process.name).reply())]
+        if process.is_lost or process.has_exited:
+            return [Reply(peer, _given_up(process.process.name).reply())]
         process.peer = peer
         if process.is_enrolled:  # with the agent before this one
             return [Reply(peer, wire.Enrolled(process.process.pid))]
@@ -227,7 +229,7 @@ class ComputeElement:
         self._notices.forget(process.key)
         outputs: list[Output] = [Unwatch(process.key)]
         if process.peer is not None and not process.is_enrolled:  # it waits for that
-            outputs.append(Reply(process.peer, _stranger(process.process.os_pid).reply()))
+            outputs.append(Reply(process.peer, _given_up(process.process.name).reply()))
         return outputs
 
     # --- what is done to processes -------------------------------------------------------------------------
@@ -285,3 +287,15 @@ class ComputeElement:
 
 def _stranger(os_pid: int) -> Refusal:
     return Refusal("not-attached", f"os process {os_pid} has shown no valid ticket of a process to enrol")
+
+
+def _twice(name: str) -> Refusal:
+    return Refusal(
+        "not-attached", f"process {name!r} has enrolled through another connection, which is still there"
+    )
+
+
+def _given_up(name: str) -> Refusal:
+    return Refusal(
+        "not-attached", f"process {name!r} has been given up: it has ended, or broke its connection"
+    )

@@ -193,7 +193,7 @@ class MemoryFailures:
             return
         who = ", ".join(repr(name) for name in breaking.unguarded)
         text = (
-            f"nothing was lost: {who} cannot be guarded (it has no userfaultfd), and would read zeros in place of a"
+            f"nothing was lost: {who} cannot be guarded (its agent's log says why), and would read zeros in place of a"
             " fault; let all of the element fail instead, without a range"
         )
         self._state.refuse(breaking.peer, Refusal("fence", text))
@@ -217,7 +217,10 @@ class MemoryFailures:
         for breaking in late:
             if breaking.waiting:  # it may have waited for several
                 self._forget(breaking)
-                text = "the agents or the memory element did not answer in time"
+                if any(isinstance(asked, ToElement) for asked in breaking.waiting.values()):
+                    text = "the memory element did not answer in time: the memory is lost, or will be when it does"
+                else:
+                    text = "nothing was lost: an agent that was to guard the range did not answer in time"
                 self._state.refuse(breaking.peer, Refusal("memory", text))
 
     def next_deadline(self) -> float:

@@ -129,9 +129,6 @@ class NoticeDesk:
         told = [] if any(isinstance(call, ToMmu) for call in calls) else [KeepContacts(key, [])]
         return [*calls, *(told if row.contacts else []), *self._give_up_all(key, row)]
 
-    def alive_in(self, group: int) -> list[str]:
-        return [row.name for row in self._rows.values() if row.group == group and not row.is_dead]
-
     # --- requests of a process -----------------------------------------------------------------------------
 
     def subscribe(self, key: Key, peer: PeerId, since: int | None) -> list[Output]:

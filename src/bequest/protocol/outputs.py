@@ -21,13 +21,6 @@ class Reply(msgspec.Struct, frozen=True):
     file: int | None = None  # a memory element: with this file
 
 
-class Drop(msgspec.Struct, frozen=True):
-    """Close this client's connection; it is owed no reply any more."""
-
-    peer: PeerId
-    reason: str
-
-
 class ToElement(msgspec.Struct, frozen=True):
     element: int
     message: wire.Message
@@ -227,7 +220,6 @@ class Guard(msgspec.Struct, frozen=True):
 
 Output = (
     Reply
-    | Drop
     | ToElement
     | ToAgent
     | ToMonitor

@@ -134,8 +134,12 @@ class RackMmu:
         """The request in its envelope, unless it was carried out before or is under way."""
         if not isinstance(message, wire.Once):
             return message
-        if message.number < 1 or session.process is None:
-            raise Refusal("not-attached", "only an attached process can number its requests, from 1")
+        if message.number < 1:
+            raise Refusal("not-attached", "requests are numbered from 1")
+        if session.process is None:
+            raise Refusal(
+                "not-attached", "only an attached process numbers its requests; attach, or resume, first"
+            )
         answer = self._state.clients.answered(session, message.number)
         if answer is not None:
             self._state.reply(session.peer, answer)
@@ -337,7 +341,7 @@ class RackMmu:
         expect = self._announcer.expectation(process)
         self._state.outputs.append(ToAgent(process.compute, expect))
         group = self._state.groups[process.group]
-        self._state.reply(session.peer, self._attached(process, group), table=group.id)
+        self._state.reply(session.peer, self._announcer.welcome(process, group), table=group.id)
 
     def _resume(self, session: Session, message: wire.Resume, now: float) -> None:
         process = self._state.processes.exact(message.pid, message.incarnation)
@@ -361,20 +365,6 @@ class RackMmu:
         if self._state.clients.came_back(session, message.client):
             self._state.groups.creator_is_now(session.peer, message.client)
         self._state.reply(session.peer, wire.Done())
-
-    def _attached(self, process: Member, group: Group) -> wire.Attached:
-        config = self._config
-        return wire.Attached(
-            pid=process.id,
-            incarnation=process.incarnation,
-            group=group.id,
-            group_name=group.name,
-            compute=process.compute,
-            agent_path=config.agent_paths[config.computes.index(process.compute)],
-            agent_ticket=process.ticket,
-            elements=[wire.ElementAddress(e.id, e.name, e.kind, e.path) for e in config.elements],
-            element_ticket=group.ticket,
-        )
 
     def _group_for(self, session: Session, secret: bytes | None) -> Group:
         if secret is not None:
@@ -596,6 +586,11 @@ class RackMmu:
 
     def _attached_process(self, session: Session) -> Member:
         process = self._process_of(session)
-        if process is None or not process.is_attached:
+        if process is None:
             raise Refusal("not-attached", "no process is attached through this connection")
+        if process.state is State.LOST:
+            text = f"process {process.name!r} was given up when its connection broke; detach, and attach anew"
+            raise Refusal("not-attached", text)
+        if not process.is_attached:
+            raise Refusal("not-attached", f"process {process.name!r} is not attached any more")
         return process

@@ -18,7 +18,6 @@ from functools import partial
 from bequest._core import Table
 from bequest.protocol.outputs import (
     AwaitExit,
-    Drop,
     DropTable,
     GoOn,
     Note,
@@ -193,8 +192,6 @@ class MmuDaemon(Daemon):
                 self.release(f"{_TABLE}{group}")
             case AwaitExit(client, os_pid):
                 self._await_exit(client, os_pid)
-            case Drop(peer, reason):
-                self.drop(self._peers[peer], reason)
             case StopRack(reason):
                 self.ends_rack = True
                 self.stop(reason)

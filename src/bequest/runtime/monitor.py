@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from bequest._core import LIFELINE_OF_MONITOR, DeathWatch, Table
-from bequest.protocol.outputs import LookAt, Note, Output, SendPing, ToMmu
+from bequest.protocol.outputs import LookAt, Output, SendPing, ToMmu
 from bequest.protocol.rack_monitor import ASLEEP, GONE, RUNNABLE, STOPPED, Key, RackMonitor, Sight
 from bequest.protocol.rack_state import MmuConfig
 from bequest.runtime.loop import Daemon, Link, Peer, log
@@ -123,8 +123,6 @@ class Monitor(Daemon):
                 case LookAt(target, os_pid):
                     seen = what_threads_do(os_pid)
                     self._carry_out(self._machine.looked(target, seen, time.monotonic()))
-                case Note(text):
-                    log.info("%s", text)
                 case _:
                     raise AssertionError(f"the rack monitor wants {output}")
 
