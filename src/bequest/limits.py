@@ -148,6 +148,9 @@ FENCE_LANES = 8  # fences at a time; a victim that is busy in the kernel holds u
 DEATH_PATIENCE = (
     0.25  # after a hint of a death: proof comes within 1 ms, or 20 ms on a busy machine, or never
 )
+WITNESS_PATIENCE = (
+    0.001  # the Rack MMU, which has others to serve, waits so long itself; then it asks the agent
+)
 PTRACE_TIMEOUT = 0.5  # for a thread of a process to stop
 KILL_TIMEOUT = 10.0  # from SIGKILL to proof: a thread that waits for a disk dies when the disk has answered
 

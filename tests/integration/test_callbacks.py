@@ -42,6 +42,19 @@ def test_a_standby_that_takes_its_time_holds_up_no_other(yard: Yard, me: bq.Proc
         may_end.set()
 
 
+def test_threads_of_standbys_end_with_the_attachment(yard: Yard, rack: RackUnderTest) -> None:
+    def waiting() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("bequest-standby")]
+
+    process = rack.connection.attach("brief")
+    standbys = [process.standby(for_=f"nobody-{number}", then=print) for number in range(3)]
+    assert len(waiting()) == 3  # before anybody has died: nobody waits for a thread to start then
+    standbys[0].cancel()
+    until(lambda: len(waiting()) == 2, "the end of the thread of one that was cancelled")
+    process.detach()
+    until(lambda: not waiting(), "the end of the others")
+
+
 def test_a_callback_cannot_end_the_thread_that_calls_it(yard: Yard, me: bq.Process) -> None:
     deaths: list[bq.Death] = []
 

@@ -13,7 +13,7 @@ Job = Callable[[], object]
 
 
 class Callbacks:
-    """The thread is started with the first callback."""
+    """The thread is started with the first callback, or before it: starting one takes longer than waking it."""
 
     def __init__(self, thread_name: str) -> None:
         self._thread_name = thread_name
@@ -22,13 +22,17 @@ class Callbacks:
 
     def run(self, job: Job) -> None:
         """Returns at once. What the job raises is logged; nothing that it raises ends the thread."""
+        self.start().put(job)
+
+    def start(self) -> SimpleQueue[Job | None]:
+        """Has the thread wait for jobs from now on."""
         with self._lock:
             if self._jobs is None:
                 self._jobs = SimpleQueue()
                 threading.Thread(
                     target=_work, args=(self._jobs,), name=self._thread_name, daemon=True
                 ).start()
-        self._jobs.put(job)
+            return self._jobs
 
     def close(self) -> None:
         """What was asked for before still runs."""

@@ -20,6 +20,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -69,8 +70,15 @@ class Notices:
         self._handler: Handler | None = None
         self._contacts: list[str] | None = None
         self._outcomes: dict[int, bool | None] = {}  # of failures of memory by number; None: not known yet
-        self._handling = Callbacks("bequest-handler")
+        self._callers: weakref.WeakSet[Callbacks] = weakref.WeakSet()
+        self._handling = self.caller("bequest-handler")
         self.lifelines = Lifelines()
+
+    def caller(self, thread_name: str) -> Callbacks:
+        """Runs callbacks until the process detaches."""
+        callbacks = Callbacks(thread_name)
+        self._callers.add(callbacks)
+        return callbacks
 
     # --- what a program asks for ----------------------------------------------------------------------------
 
@@ -124,7 +132,8 @@ class Notices:
             self._is_closed = True
             channel = self._channel
         self.lifelines.close()
-        self._handling.close()
+        for callbacks in list(self._callers):
+            callbacks.close()
         if channel is not None:
             channel.shut_down()  # wakes the thread, which closes it
         self.events._close()

@@ -19,7 +19,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bequest.errors import BequestError
-from bequest.memory.callbacks import Callbacks
 from bequest.memory.events import Event, ProcessDied, ProcessSuspected
 from bequest.memory.group import check_capability
 from bequest.wire import messages as wire
@@ -101,7 +100,7 @@ class Standby:
         self._told: dict[int, Death] = {}  # by incarnation
         self._is_cancelled = False
         self._number: int | None = None
-        self._calling = Callbacks(f"bequest-standby-{name}"[:31])
+        self._calling = process._notices.caller(f"bequest-standby-{name}"[:31])
         process._notices.subscribe()
         process._notices.listen(self._hear)
         try:
@@ -112,6 +111,7 @@ class Standby:
         except BaseException:
             self._withdraw()
             raise
+        self._calling.start()
         # In a thread of its own: a memory element that does not answer holds up nobody who only wants to be told.
         threading.Thread(target=self._make_ready, name="bequest-ready", daemon=True).start()
 

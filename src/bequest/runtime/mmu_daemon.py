@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bequest._core import Table
+from bequest.limits import WITNESS_PATIENCE
 from bequest.protocol.outputs import (
     AwaitExit,
     DropTable,
@@ -209,7 +210,8 @@ class MmuDaemon(Daemon):
         """Whether that need not be asked of the agent, since the process can be seen from here to have gone."""
         match message:
             case wire.FenceProcess(job, pid, incarnation):
-                if self._witnesses.saw_the_end_of((pid, incarnation)):
+                patience = WITNESS_PATIENCE if message.hinted else 0.0
+                if self._witnesses.saw_the_end_of((pid, incarnation), patience):
                     self._take(partial(self._hear_agent, wire.ProcessFenced(job, "dead")))
                     return True
             case wire.ProveDeath(pid, incarnation):

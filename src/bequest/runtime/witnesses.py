@@ -32,7 +32,7 @@ class Witnesses:
         if fence is not None:
             os.close(fence)
 
-    def saw_the_end_of(self, key: ProcessKey) -> bool:
+    def saw_the_end_of(self, key: ProcessKey, patience: float = 0.0) -> bool:
         """Whether it is proven that no store through its address space can come any more."""
         fence = self._fences.get(key)
-        return fence is not None and _core.is_gone(fence)
+        return fence is not None and _core.wait_until_gone(fence, patience)
