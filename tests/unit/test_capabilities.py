@@ -258,3 +258,34 @@ def test_the_book_is_bounded_and_comes_in_pages(monkeypatch: pytest.MonkeyPatch)
         numbers += [theft.number for theft in page.thefts]
         cursor = page.next_cursor
     assert numbers == list(range(51, 251))
+
+
+# --- standing by ------------------------------------------------------------------------------------------------
+
+
+def test_a_standby_has_to_have_what_opens_its_victims_memory() -> None:
+    crew = Crew()
+    assert failed(crew.box.ask(crew.thief, wire.StandBy("victim", b"?" * 32)), "capability")
+    assert [theft.outcome for theft in crew.thefts()] == ["refused"]
+    assert isinstance(crew.box.ask(crew.thief, wire.StandBy("victim", CAPABILITY)), wire.StandingBy)
+    assert len(crew.thefts()) == 1, "to ask whether it would be allowed is no theft"
+
+
+def test_only_the_named_standby_may_stand_by_with_a_capability() -> None:
+    crew = Crew("standby", heir="somebody else")
+    assert failed(crew.box.ask(crew.thief, wire.StandBy("victim", CAPABILITY)), "capability")
+
+
+def test_guesses_while_standing_by_are_guesses() -> None:
+    crew = Crew()
+    for _ in range(WRONG_TRIES_MAX):
+        crew.box.ask(crew.thief, wire.StandBy("victim", b"?" * 32))
+    assert failed(crew.box.ask(crew.thief, wire.StandBy("victim", CAPABILITY)), "capability")
+    assert crew.thefts()[-1].outcome == "barred"
+
+
+def test_groups_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Crew()
+    monkeypatch.setattr("bequest.protocol.groups.GROUPS_MAX", 2)
+    assert isinstance(crew.box.ask(crew.box.client(), wire.CreateGroup("one more")), wire.GroupCreated)
+    assert failed(crew.box.ask(crew.box.client(), wire.CreateGroup("too many")), "memory")

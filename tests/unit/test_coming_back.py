@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from bequest.protocol.outputs import Output
+from bequest.protocol.outputs import Output, ToElement
 from bequest.runtime.mmu_daemon import MmuDaemon
 from bequest.wire import messages as wire
 from restored_world import NONCE, SLAB_PAGES, User, World
@@ -195,3 +195,24 @@ def test_a_process_that_was_given_up_is_told_what_it_can_do() -> None:
     refused = user.ask(wire.NeedSlab(SLAB_PAGES))
     assert isinstance(refused, wire.Failed) and "detach, and attach anew" in refused.message
     assert user.ask(wire.Detach()) == wire.Done()
+
+
+def test_a_request_under_way_is_awaited_and_not_begun_again() -> None:
+    world = World()
+    user = world.user("a")
+    user.number += 1
+    asked = wire.Once(user.number, wire.NeedSlab(SLAB_PAGES))
+    first = world.mmu.client_message(user.peer, asked, world.now)
+    user.come_back()
+    again = world.mmu.client_message(user.peer, asked, world.now)
+    assert any(isinstance(output, ToElement) for output in first)
+    assert not any(isinstance(output, ToElement) for output in again)
+
+
+def test_who_comes_back_takes_the_place_of_its_own_former_connection_only() -> None:
+    world = World()
+    one, other = world.user("a"), world.user("b")
+    world.restart()
+    one.come_back()
+    missed = [absent.client for absent in world.mmu._state.clients.absent()]
+    assert missed == [other.client]

@@ -187,7 +187,8 @@ def test_a_range_in_no_slab_and_an_agent_that_does_not_answer_are_told() -> None
     assert isinstance(one.ask(asker, wire.BreakMemory("b", slab.address, PAGE_BYTES)), wire.Failed)
     assert one.ask(asker, wire.BreakMemory("a", slab.address, PAGE_BYTES)) is None
     one.pass_time(GUARD_TIMEOUT + 1)
-    assert isinstance(one.replies[asker][-1], wire.Failed)
+    refused = one.replies[asker][1]
+    assert isinstance(refused, wire.Failed) and "did not answer in time" in refused.message
     job = next(message.job for message in one.to_agents if isinstance(message, wire.GuardRange))
     one.do(one.mmu.agent_message(wire.RangeGuarded(job), one.now))  # too late
     assert not [message for message in one.to_elements if isinstance(message, wire.FailMemory)]
@@ -482,3 +483,20 @@ def test_few_requests_are_remembered() -> None:
     for number in range(BROKEN_KEPT_MAX + 3):
         guarded(one, wire.BreakMemory("a", slab.address, PAGE_BYTES, bytes([number + 1])))
     assert len(one.written["broken memory"]) == BROKEN_KEPT_MAX
+
+
+def test_memory_is_broken_when_all_parts_of_it_are() -> None:
+    one = box()
+    peer, _ = one.attach("owner")
+    first, second = slab_of(one, peer), slab_of(one, peer)
+    start, end = min(first.address, second.address), max(first.address, second.address) + 2 * MIB
+    asker = one.client()
+    one.ask(asker, wire.BreakMemory("a", start, end - start))
+    for guard in [message for message in one.to_agents if isinstance(message, wire.GuardRange)]:
+        one.do(one.mmu.agent_message(wire.RangeGuarded(guard.job), one.now))
+    orders = [message for message in one.to_elements if isinstance(message, wire.FailMemory)]
+    assert len(orders) >= 2
+    for order in orders:
+        assert one.replies[asker] == []
+        one.do(one.mmu.element_message(0, wire.FailureMade(order.job)))
+    assert len(one.replies[asker]) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from bequest.limits import CONTACT_DEADLINE, CONTACTS_MAX, FAILURES_KEPT_MAX
+from bequest.limits import CONTACT_DEADLINE, CONTACTS_MAX, FAILURES_KEPT_MAX, NOTICE_QUEUE_MAX
 from bequest.protocol.notice_desk import NoticeDesk
 from bequest.protocol.outputs import KeepContacts, KeepHandler, Output, Push, Reply, ToMmu
 from bequest.protocol.refusal import Refusal
@@ -344,3 +344,13 @@ def test_one_of_the_contacts_name_in_another_group_hears_nothing() -> None:
     assert not [out for out in outputs if isinstance(out, Push) and out.peer == 13]
     (call,) = [out.message for out in outputs if isinstance(out, ToMmu)]
     assert isinstance(call, wire.CallContacts) and call.group == 1  # perhaps there is one elsewhere
+
+
+def test_what_waits_for_a_subscriber_is_bounded() -> None:
+    one = NoticeDesk()
+    one.expect(FRIEND, "friend", 1)
+    one.restore(FRIEND, [], handles=False)
+    for pid in range(NOTICE_QUEUE_MAX + 5):
+        one.tell_group(wire.TellGroup(1, wire.NoticeSuspected("slow", pid, 9, 1.0)))
+    _, *waited = one.subscribe(FRIEND, 12, 0)
+    assert len(waited) == NOTICE_QUEUE_MAX

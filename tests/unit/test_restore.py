@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bequest.protocol.rack_state import ElementInfo
-from bequest.sim.fake_shard import MMU, PAGE
+from bequest.sim.fake_shard import MMU, PAGE, FakeShard
 from bequest.wire import messages as wire
 from rack_in_a_box import GIB
 from restored_world import NONCE, SLAB_PAGES, User, World
@@ -499,3 +499,17 @@ def test_a_slab_that_was_half_taken_is_its_homes_again() -> None:
     world.restart()
     assert giver.shard.holdings(giver.id)[2] == before
     assert giver.shard.holdings(MMU)[1] == 4, "what the copy stands for is still away"
+
+
+def test_tables_are_made_to_agree_before_anything_is_built_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real table, unlike this one, may have steps that a Rack MMU or a process was killed in."""
+    called: list[str] = []
+    for name in ("recover", "settle"):
+        monkeypatch.setattr(FakeShard, name, lambda *_, name=name: called.append(name) or 0)
+    world = World()
+    user = world.user("a")
+    assert user.attached is not None
+    world.exit(user.attached)
+    called.clear()
+    world.restart()
+    assert called[:2] == ["recover", "settle"]

@@ -175,3 +175,37 @@ def test_a_fence_that_an_earlier_run_had_asked_for_in_vain_is_lifted() -> None:
     scene.box.agent(wire.ProcessFenced(asked.job, "protected"))
     assert scene.shard.revocations == {scene.victim_is.pid: 1}
     assert not scene.box.written["doubts"]
+
+
+def test_nothing_is_taken_before_it_is_written_down_who_takes_it() -> None:
+    scene = Scene()
+    scene.box.exit(scene.victim_is)
+    outputs = scene.box.mmu.client_message(scene.thief, wire.Steal("victim"), scene.box.now)
+    assert scene.owners() == [scene.victim_is.pid] * 2
+    scene.box.do(outputs)
+    assert scene.owners() == [scene.thief_is.pid] * 2
+
+
+def test_the_agent_is_told_of_a_hint_that_its_process_has_died() -> None:
+    """It then waits a moment for proof, which is quicker than any fence."""
+    scene = Scene()
+    scene.hold_fences()
+    scene.box.agent(wire.ProcessLost(scene.victim_is.pid, scene.victim_is.incarnation))
+    scene.steal()
+    assert scene.box.fences[-1].hinted
+
+
+def test_doubts_about_all_thieves_of_a_victim_outlive_the_machine() -> None:
+    scene = Scene()
+    other, _ = scene.box.attach("other")
+    scene.hold_fences()
+    scene.steal(only=[scene.at(0)])
+    scene.box.agent(wire.ProcessFenced(scene.last_fence(), "protected"))
+    scene.box.agent(wire.FenceFailed(scene.last_fence(), "no rung holds"))
+    scene.steal(other, only=[scene.at(1)])
+    assert scene.owners() == [scene.thief_is.pid, scene.victim_is.pid]
+    before = len(scene.box.fences)
+    restart(scene.box)
+    scene.steal(come_back(scene.box, scene.thief_is))
+    fenced = [run for fence in scene.box.fences[before:] for run in fence.ranges]
+    assert (scene.at(0), 2 * PAGE) in fenced
