@@ -340,6 +340,14 @@ def test_ptrace_leaves_no_trace(victim: Victim) -> None:
     assert mask_of(victim) == before
 
 
+def test_a_signal_that_comes_while_it_is_traced_is_delivered(victim: Victim) -> None:
+    victim.call(victims.count_signals)
+    for number in range(1, 101):
+        victim.signal(signal.SIGUSR1)
+        trace(victim, ABSENT, 2 * MIB)
+        until(lambda number=number: victim.call(victims.signals_counted) == number, "the signal")
+
+
 def mask_of(victim: Victim) -> str:
     return next(
         line
