@@ -203,11 +203,11 @@ class DeathsAreTold(Attachments):
             library = self.libraries[victim]
             for process, since in self.since.items():
                 is_there = since < at and self.left[process] > max(at, world.healed_at) + IN_TIME
-                if not is_there or process is victim:
+                is_of_group = self.libraries[process].table is library.table
+                if not is_there or not is_of_group or process is victim:
                     continue
-                if self.libraries[process].table is library.table:
-                    is_told = key in self.heard.get(process, [])
-                    require(is_told, f"{process!r} was never told that {victim!r} {key} has died")
+                is_told = key in self.heard.get(process, [])
+                require(is_told, f"{process!r} was never told that {victim!r} {key} has died")
                 is_near = self.libraries[process].attached_at == library.attached_at
                 if process.was_cut_off:
                     continue  # what was on its way over that connection is lost, as it is told (`EventsDropped`)
