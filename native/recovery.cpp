@@ -130,8 +130,8 @@ bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to) {
     const Extent in_flight{extent.descriptor, extent.word.next(State::kInFlight, to.id)};
     table_.bear(extent);
     if (!table_.define(extent, nbytes, 0)) return inbox.abandon(*position, kMmuId), false;
-    inbox.seal(*position, in_flight, to.incarnation, {to.sender, 0},
-               to.tag);  // 0: not of this group, its name is not here
+    const Peer stranger{to.sender, 0};  // not of this group: its name is not here
+    inbox.seal(*position, in_flight, to.incarnation, stranger, to.tag);
     if (!table_.change(extent.descriptor, extent.word, in_flight.word)) {  // the commit point
         inbox.abandon(*position, kMmuId);
         return false;
@@ -141,12 +141,23 @@ bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to) {
     return true;
 }
 
+// Ours, as what is away is. A member may have written an address there that no extent can have.
+bool Steward::is_away(const PlacedExtent& placed) const {
+    const auto& [start, e] = placed;
+    const uint32_t slab = table_.extent(e.descriptor).slab;
+    if (!e.word.is(State::kOwned, kMmuId) || start % kPageBytes != 0 || !table_.has_slab(slab)) return false;
+    const SlabRecord& record = table_.slab_record(slab);
+    const uint64_t first = record.address, bytes = uint64_t{record.pages} * kPageBytes;
+    const uint64_t offset = start - first, length = e.word.pages() * kPageBytes;
+    return start >= first && offset <= bytes && length <= bytes - offset;
+}
+
 // The extent of exactly these pages, cut out of the away extent that holds them.
 std::optional<Extent> Steward::carve_away(uint64_t address, uint64_t pages) {
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
-        Extent e{i, table_.owner(i)};
-        const uint64_t start = table_.extent(i).address;
-        if (!e.word.is(State::kOwned, kMmuId) || address < start ||
+        const PlacedExtent placed = table_.placed({i, table_.owner(i)});
+        auto [start, e] = placed;
+        if (!is_away(placed) || address < start ||
             address + pages * kPageBytes > start + e.word.pages() * kPageBytes)
             continue;
         if (address > start) {
@@ -174,10 +185,9 @@ uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
     uint64_t freed = 0;
     const uint64_t end = address + pages * kPageBytes;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
-        Extent e{i, table_.owner(i)};
-        if (!e.word.is(State::kOwned, kMmuId)) continue;
-        const uint64_t start = table_.extent(i).address;
-        const uint64_t stop = start + e.word.pages() * kPageBytes;
+        const PlacedExtent placed = table_.placed({i, table_.owner(i)});
+        if (!is_away(placed)) continue;
+        const uint64_t start = placed.address, stop = start + placed.extent.word.pages() * kPageBytes;
         const uint64_t low = std::max(start, address), high = std::min(stop, end);
         if (low >= high) continue;
         auto part = carve_away(low, (high - low) / kPageBytes);
@@ -214,7 +224,8 @@ uint32_t Steward::recover() {
         const uint32_t slab = table_.extent(i).slab;
         if (table_.has_slab(slab))
             has_extents[slab] = true;
-        else if (word.id() == kMmuId)
+        else if (word.id() == kMmuId &&
+                 table_.may_change(word, State::kEmpty))  // a member may write any word
             ended += table_.change(i, word, word.next(State::kEmpty, kNobody));
     }
     for (uint32_t index = 0; index < table_.slab_limit(); index++) {

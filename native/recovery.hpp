@@ -97,6 +97,7 @@ private:
     std::vector<AddressRange> reach_of(const std::vector<AddressRange>& only, uint32_t victim) const;
     void help_along(uint32_t victim);
     bool deliver(Extent from, uint64_t nbytes, const Addressee& to);
+    bool is_away(const PlacedExtent& placed) const;
     std::optional<Extent> carve_away(uint64_t address, uint64_t pages);
     OwnerWord as_settled(uint32_t descriptor) const;
 

@@ -71,9 +71,10 @@ uint32_t Table::slab_limit() const {
     return used < kMaxSlabs ? used : kMaxSlabs;
 }
 
+// Whatever stands there: who has which id is for the Rack MMU's books to say, and a member may write
+// anything.
 void Table::admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char* name) {
     Slot& s = slot(id);
-    assert(life(id) == Life::kEmpty);
     s.os_pid = os_pid;
     std::strncpy(s.name, name, kNameBytesMax);
     s.name[kNameBytesMax] = 0;
@@ -98,6 +99,8 @@ void Table::vacate(uint32_t id) {
     }
     slot(id).life.store(life_word(Life::kEmpty, incarnation(id)));
 }
+
+bool Table::may_change(OwnerWord from, State to) const { return legal(from, from.next(to, from.id())); }
 
 bool Table::change(uint32_t descriptor, OwnerWord from, OwnerWord to) const {
     assert(legal(from, to) && "a transition that the table does not know");

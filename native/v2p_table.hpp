@@ -68,6 +68,7 @@ public:
 
     // --- ownership ---------------------------------------------------------------------------
     // The one way in which an owner word changes. Asserts that the transition is a legal one.
+    bool may_change(OwnerWord from, State to) const;  // else `change` takes it for a mistake of ours
     bool change(uint32_t descriptor, OwnerWord from, OwnerWord to) const;
     bool change(Extent& extent, State state, uint32_t id) const;  // same pages; updates extent.word
 

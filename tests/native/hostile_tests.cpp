@@ -29,7 +29,7 @@ void scribble(World& w, std::mt19937_64& random) {
     const auto id = static_cast<uint32_t>(1 + random() % 3);
     const auto extent = static_cast<uint32_t>(random() % (2 * kExtentsPerBlock));
     const uint32_t state = random() % 8, owner = random() % 4 == 0 ? kMmuId : id;
-    switch (random() % 12) {
+    switch (random() % 14) {
     case 0:
         w.table.slot(id).head.store(number());
         break;
@@ -52,6 +52,13 @@ void scribble(World& w, std::mt19937_64& random) {
         break;
     case 6:
         w.table.extent(extent).address = number();
+        break;
+    case 12:  // next to where an extent may be
+        w.table.extent(extent).address =
+            w.table.extent(extent).address + number() % 3 * kPageBytes + 1 - number() % 3;
+        break;
+    case 13:
+        w.table.slot(id).life.store(number());
         break;
     case 7:
         w.table.extent(extent).slab = small() % 4;
@@ -88,8 +95,10 @@ void do_everything(World& w) {
     mmu.deliver_into(kWindowBase + (1ull << kProcessSpaceBits) + kHugePageBytes, 2, 2, {2, 1, kMmuId, "tag"});
     mmu.free_away(kWindowBase + (1ull << kProcessSpaceBits) + kHugePageBytes, 4);
     mmu.settle(2);
+    mmu.recover();
     mmu.audit();
     w.table.vacate(1);
+    w.table.admit(3, 2, 7, "third");
 }
 
 std::string survives_nonsense() {
