@@ -8,6 +8,7 @@
 #if defined(__x86_64__)
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
@@ -18,10 +19,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <future>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -34,10 +39,10 @@ namespace bequest {
 namespace {
 
 constexpr int64_t kPause_ns = 20'000;
-constexpr int64_t kThreadTimeout_ns =
-    20'000'000;                                  // a thread that cannot be stopped within that is passed over
-constexpr int kSystemCallStop = SIGTRAP | 0x80;  // PTRACE_O_TRACESYSGOOD
-constexpr char kSystemCall[] = {'\x0f', '\x05'};  // the instruction
+constexpr int64_t kThreadTimeout_ns = 20'000'000;   // who cannot be stopped within that is passed over
+constexpr int64_t kCallTimeout_ns = 2'000'000'000;  // for all that a stopped thread is made to do
+constexpr int kSystemCallStop = SIGTRAP | 0x80;     // PTRACE_O_TRACESYSGOOD
+constexpr char kSystemCall[] = {'\x0f', '\x05'};    // the instruction
 
 [[noreturn]] void fail(const char* what, int error) {
     throw std::system_error(error, std::generic_category(), what);
@@ -156,6 +161,7 @@ private:
     }
 
     // Without a deadline: it has been made to do something short, and must not be left in the middle of it.
+    // Whoever asked for it does not wait as long (ptrace_close).
     int wait() const {
         int status;
         while (waitpid(tid_, &status, __WALL) != tid_)
@@ -241,49 +247,74 @@ void close_range(Tracee& tracee, uint64_t instruction, const PageRun& range) {
     if (result < 0) fail("mprotect in the process's name", static_cast<int>(-result));
 }
 
-void close_ranges(Tracee& tracee, pid_t os_pid, std::span<const PageRun> ranges) {
+// What is wanted of a process, kept by the thread that does it, and by whoever waits for that.
+struct Closing {
+    pid_t os_pid;
+    int pidfd;  // our own
+    std::vector<PageRun> ranges;
+    std::promise<void> done;
+    std::atomic<bool> given_up{false};
+
+    ~Closing() { ::close(pidfd); }
+};
+
+void close_ranges(Tracee& tracee, const Closing& closing) {
     tracee.borrow();
-    const uint64_t instruction = tracee.find_system_call(os_pid);
-    for (const PageRun& range : ranges) {
+    const uint64_t instruction = tracee.find_system_call(closing.os_pid);
+    for (const PageRun& range : closing.ranges) {
+        if (closing.given_up) fail("closing memory in the process's name", ETIMEDOUT);
         try {
             close_range(tracee, instruction, range);
         } catch (const std::system_error& trouble) {
             if (trouble.code().value() != ENOMEM) throw;  // else there is a gap: one by one what is mapped
-            for (const PageRun& mapped : mappings_within(os_pid, range))
+            for (const PageRun& mapped : mappings_within(closing.os_pid, range))
                 close_range(tracee, instruction, mapped);
         }
     }
 }
 
-void trace(pid_t os_pid, int pidfd, std::span<const PageRun> ranges, int64_t timeout_ns) {
-    Tracee tracee = stop_any_thread(os_pid, pidfd, monotonic_ns() + timeout_ns);
+void trace(const Closing& closing, int64_t timeout_ns) {
+    Tracee tracee = stop_any_thread(closing.os_pid, closing.pidfd, monotonic_ns() + timeout_ns);
     try {
-        close_ranges(tracee, os_pid, ranges);
+        close_ranges(tracee, closing);
     } catch (...) {
         tracee.release();
         throw;
     }
     try {
         tracee.release();
-    } catch (const std::system_error&
-                 trouble) {  // what it did was done; another thread's fault has ended it since
+    } catch (const std::system_error& trouble) {  // it was done; another thread's fault has ended it since
         if (trouble.code().value() != ESRCH) throw;
     }
 }
 
 }  // namespace
 
+// A thread that waits for the lock of its address space, which another may hold for ever, does not finish
+// what it was made to do. It cannot be left alone then, for it has registers that are not its own; so the
+// tracer goes on waiting, and we do not.
 void ptrace_close(pid_t os_pid, int pidfd, std::span<const PageRun> ranges, int64_t timeout_ns) {
-    std::exception_ptr trouble;
-    std::thread tracer([&] {
+    const int own_pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
+    if (own_pidfd < 0) fail("tracing a process", errno);
+    const auto closing =
+        std::make_shared<Closing>(os_pid, own_pidfd, std::vector(ranges.begin(), ranges.end()));
+    std::future<void> done = closing->done.get_future();
+    std::thread tracer([closing, timeout_ns] {
         try {
-            trace(os_pid, pidfd, ranges, timeout_ns);
+            trace(*closing, timeout_ns);
+            closing->done.set_value();
         } catch (...) {
-            trouble = std::current_exception();
+            closing->done.set_exception(std::current_exception());
         }
     });
-    tracer.join();
-    if (trouble) std::rethrow_exception(trouble);
+    if (done.wait_for(std::chrono::nanoseconds(timeout_ns + kCallTimeout_ns)) ==
+        std::future_status::timeout) {
+        tracer.detach();
+        closing->given_up = true;
+        fail("having a thread of the process close its memory", ETIMEDOUT);
+    }
+    tracer.join();  // the process is traced until it has ended
+    done.get();
 }
 
 }  // namespace bequest
