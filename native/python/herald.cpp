@@ -23,7 +23,8 @@ struct Request {
 };
 Request requests[32];
 Shared<uint32_t> bell{0};
-std::atomic<pid_t> herald_of{0};  // the process in which it runs: a forked child has none
+std::atomic<pid_t> herald_of{
+    0};  // the process in which it runs: a forked child has none. -pid: it is started
 
 bool move(Request& request, uint32_t from, uint32_t to) {
     return request.state.compare_exchange_strong(from, to);
@@ -48,12 +49,17 @@ void* herald(void*) {
     return nullptr;
 }
 
+// In the child of a fork: what other threads of the parent had asked for is nobody's business here.
+void forget_errands() {
+    for (Request& request : requests) request.state.store(kFree);
+}
+
+// Another thread may be at it: then its herald serves us too, and if it fails, nobody comes.
 bool start() {
     const pid_t here = getpid();
     pid_t before = herald_of.load();
-    if (before == here) return true;
-    if (!herald_of.compare_exchange_strong(before, here)) return true;  // another thread is at it
-    for (Request& request : requests) request.state.store(kFree);
+    if (before == here || before == -here) return true;
+    if (!herald_of.compare_exchange_strong(before, -here)) return true;
     sigset_t all, old;
     sigfillset(&all);
     pthread_attr_t attributes;
@@ -65,23 +71,35 @@ bool start() {
     const bool started = pthread_create(&thread, &attributes, herald, nullptr) == 0;
     pthread_sigmask(SIG_SETMASK, &old, nullptr);
     pthread_attr_destroy(&attributes);
-    if (!started) herald_of.store(0);
+    herald_of.store(started ? here : 0);
     return started;
 }
 
-void wait_for(Request& request) {
+bool has_herald() { return herald_of.load() == getpid(); }
+
+// False if nobody will ever do it.
+bool wait_for(Request& request) {
     const int64_t deadline = monotonic_ns() + kPatienceNs;
     for (;;) {
         const uint32_t state = request.state.load();
-        if (state == kDone) return request.state.store(kFree);
+        if (state == kDone) request.state.store(kFree);
+        if (state == kDone || state == kFree) return true;
         const int64_t left = deadline - monotonic_ns();
-        if (state == kWaiting && left <= 0 && move(request, kWaiting, kAbandoned)) return;
+        if (state == kWaiting && left <= 0) {
+            if (!has_herald() && move(request, kWaiting, kFree)) return false;
+            if (move(request, kWaiting, kAbandoned)) return true;
+        }
         if (state == kWaiting || state == kRunning)
             sleep_on(request.state, state, left > 0 ? left : kPatienceNs);
     }
 }
 
 }  // namespace
+
+void prepare_herald() {
+    static const int at_fork = pthread_atfork(nullptr, nullptr, forget_errands);
+    (void)at_fork;
+}
 
 bool send_herald(const Errand& errand, RunErrand run) {
     if (!start()) return false;
@@ -92,8 +110,7 @@ bool send_herald(const Errand& errand, RunErrand run) {
         request.state.store(kWaiting);
         bell.fetch_add(1);
         wake(bell, 1);
-        wait_for(request);
-        return true;
+        return wait_for(request);
     }
     return false;
 }

@@ -23,6 +23,8 @@ struct Errand {
 // Under the GIL. `waits`: the asker is in the handler and stays there until this returns.
 using RunErrand = void (*)(const Errand& errand, bool waits);
 
+void prepare_herald();  // not in the handler
+
 // In the handler. False if the herald cannot be asked.
 bool send_herald(const Errand& errand, RunErrand run);
 
