@@ -22,8 +22,6 @@ constexpr uint64_t kSetApartBytesMin = 8 * kPageBytes;
 constexpr uint64_t kSetApartShare = 4;            // a quarter of the mappings at most are spent on speed
 constexpr uint64_t kMappingsLeftToOthers = 2048;  // for the interpreter, its threads and libraries
 
-void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
-
 [[noreturn]] void fail(const char* what) {
     const int error = errno;
     if (error == ENOMEM) {
@@ -60,7 +58,7 @@ uint64_t read_number(const char* path, uint64_t otherwise) {
 
 }  // namespace
 
-AddressSpace::AddressSpace() : owner_(getpid()) {
+AddressSpace::AddressSpace(Tenants* tenants) : tenants_(tenants), owner_(getpid()) {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
     void* window = mmap(pointer(kWindowBase), kWindowBytes, PROT_NONE, flags, -1, 0);
     if (window != pointer(kWindowBase)) {
@@ -87,6 +85,7 @@ void AddressSpace::forget_everything() {
     mapped_.clear();
     open_.clear();
     lost_.clear();
+    remembered_.clear();
     set_apart_.clear();
 }
 
@@ -103,10 +102,7 @@ void AddressSpace::reserve_room(uint64_t mappings) const {
 
 // What was lost may have been tampered with, and is mapped anew.
 bool AddressSpace::is_mapped(uint32_t slab, uint64_t address, uint64_t nbytes) const {
-    if (!lost_.empty()) {
-        const auto after = lost_.lower_bound(address + nbytes);
-        if (after != lost_.begin() && std::prev(after)->second > address) return false;
-    }
+    if (!lost_.empty() && overlaps(lost_, address, address + nbytes)) return false;
     auto it = mapped_.upper_bound(address);
     if (it == mapped_.begin()) return false;
     --it;
@@ -130,6 +126,7 @@ void AddressSpace::map(uint32_t slab, uint64_t base, uint64_t slab_bytes, const 
     }
     if (gap < end) gaps.emplace_back(gap, end);
     for (const auto& [start, stop] : gaps) map_piece(start, stop, slab, base, opened);
+    remove(lost_, need, need + need_bytes);  // what is remembered stays so
 }
 
 namespace {
@@ -285,14 +282,9 @@ void AddressSpace::remove(Runs& runs, uint64_t start, uint64_t end) {
     }
 }
 
-uint64_t AddressSpace::open_bytes() const {
-    uint64_t bytes = 0;
-    for (const auto& [start, end] : open_) bytes += end - start;
-    return bytes;
-}
-
 // --- losses ------------------------------------------------------------------------------------
 
+// What is remembered counts only as far as it is not open.
 Believed AddressSpace::believed(uint64_t address) const {
     const auto find = [&](const Runs& runs, Belief belief) -> Believed {
         auto it = runs.upper_bound(address);
@@ -300,40 +292,53 @@ Believed AddressSpace::believed(uint64_t address) const {
         --it;
         return {belief, it->first, it->second};
     };
-    const Believed lost = find(lost_, Belief::kLost);
-    return lost.belief == Belief::kLost ? lost : find(open_, Belief::kOpen);
+    Believed found = find(lost_, Belief::kLost);
+    if (found.belief == Belief::kClosed) found = find(open_, Belief::kOpen);
+    if (found.belief != Belief::kClosed) return found;
+    found = find(remembered_, Belief::kLost);
+    const auto after = open_.upper_bound(address);
+    if (after != open_.end()) found.end = std::min(found.end, after->first);
+    if (after != open_.begin()) found.start = std::max(found.start, std::prev(after)->second);
+    return found;
 }
 
-// Back to the bare window.
-void AddressSpace::drop(uint64_t start, uint64_t end) {
+// Back to the bare window. First the kernel, which may refuse: then nothing has changed.
+void AddressSpace::forget_mapping(uint64_t start, uint64_t end) {
+    if (!map_bare(start, end)) fail("forgetting a mapping");
     carve_out(start, end);
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    if (mmap(pointer(start), end - start, PROT_NONE, flags, -1, 0) == MAP_FAILED)
-        fail("forgetting a mapping");
-    madvise(pointer(start), end - start, MADV_DONTFORK);
+}
+
+void AddressSpace::mark_lost(uint64_t start, uint64_t end) {
+    add(lost_, start, end);
+    add(remembered_, start, end);
 }
 
 void AddressSpace::lose(uint64_t address, uint64_t nbytes) {
     const WindowLock lock;
-    drop(address, address + nbytes);
-    add(lost_, address, address + nbytes);
+    forget_mapping(address, address + nbytes);
+    mark_lost(address, address + nbytes);
 }
 
 void AddressSpace::forget_lost(uint64_t address, uint64_t nbytes) {
     const WindowLock lock;
     remove(lost_, address, address + nbytes);
+    remove(remembered_, address, address + nbytes);
 }
 
-std::vector<ScratchRange> AddressSpace::retire_scratch() {
-    const WindowLock lock;
-    std::vector<ScratchRange> ranges = scratch_notes();
-    for (const ScratchRange& range : ranges) {
-        drop(range.start, range.end);
-        add(lost_, range.start, range.end);
+void AddressSpace::retire_scratch() {
+    std::vector<ScratchRange> ranges;
+    {
+        const WindowLock lock;
+        ranges = scratch_notes();
+        for (const ScratchRange& range : ranges) {
+            forget_mapping(range.start, range.end);
+            mark_lost(range.start, range.end);
+        }
+        forget_scratch();
+        end_rows();
     }
-    forget_scratch();
-    end_rows();
-    return ranges;
+    if (!tenants_) return;
+    for (const ScratchRange& range : ranges) tenants_->hear_of(range);
 }
 
 void AddressSpace::forget_all_but(const std::vector<Range>& kept) {
@@ -349,7 +354,7 @@ void AddressSpace::forget_all_but(const std::vector<Range>& kept) {
         }
         if (start < piece.end) dropped.push_back({start, piece.end});
     }
-    for (const Range& range : dropped) drop(range.start, range.end);
+    for (const Range& range : dropped) forget_mapping(range.start, range.end);
 }
 
 }  // namespace bequest

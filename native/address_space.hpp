@@ -12,8 +12,10 @@
 // regions of some 64 KiB. A range of that size that is flipped a second time therefore gets a mapping of
 // its own: an madvise that means nothing for shared memory but keeps the kernel from joining it.
 //
-// Pages that were open and are gone (stolen, failed) are *lost* until they are opened anew or nobody can name
-// them any more: there may be views of them, and who touches one is told (fault_barrier).
+// Pages that were open and are gone (stolen, failed) are *lost* until they are mapped anew or nobody can name
+// them any more: there may be views of them, and who touches one is told (fault_barrier). They may come back
+// and go again while such views live. So what was lost is *remembered* besides, until nobody can name it:
+// when it is closed, it counts as lost again.
 //
 // One object per operating-system process, shared by all its attachments to one rack. Not thread-safe: the
 // binding calls it with the GIL held. The fault handler reads it on any thread, so changes are made under the
@@ -22,8 +24,10 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <stdexcept>
 #include <utility>
@@ -59,9 +63,19 @@ struct OpenedSlab {
     std::vector<std::pair<uint64_t, uint64_t>> failed = {};
 };
 
+// Those who have regions and views in it: the layer above.
+class Tenants {
+public:
+    virtual void hear_of(const ScratchRange& bad) = 0;  // their memory there is of no use any more
+    virtual size_t views_of(uint64_t start, uint64_t end) const = 0;
+
+protected:
+    ~Tenants() = default;
+};
+
 class AddressSpace {
 public:
-    AddressSpace();
+    explicit AddressSpace(Tenants* tenants = nullptr);  // who outlive it
     ~AddressSpace();
     AddressSpace(const AddressSpace&) = delete;
 
@@ -74,13 +88,26 @@ public:
     bool open(uint64_t address, uint64_t nbytes);
     void close(uint64_t address, uint64_t nbytes);
     bool is_open(uint64_t address, uint64_t nbytes) const;
+    template <class Act>
+    void for_each_open(uint64_t start, uint64_t end,
+                       const Act& act) const {  // each run, as far as in [start, end)
+        auto run = open_.upper_bound(start);
+        if (run != open_.begin() && std::prev(run)->second > start) --run;
+        for (; run != open_.end() && run->first < end; ++run)
+            act(std::max(start, run->first), std::min(end, run->second));
+    }
 
     // --- losses --------------------------------------------------------------------------------
     Believed believed(uint64_t address) const;     // for the fault handler, which holds the window lock
     void lose(uint64_t address, uint64_t nbytes);  // what is mapped there is forgotten
     void forget_lost(uint64_t address, uint64_t nbytes);  // nobody can name it any more
-    // Makes scratch memory vanish; what had it is lost. Tells what it was.
-    std::vector<ScratchRange> retire_scratch();
+    bool was_lost(uint64_t start, uint64_t end) const {   // some of it, and it can still be named
+        return !remembered_.empty() && overlaps(remembered_, start, end);
+    }
+    bool has_old_views(uint64_t start, uint64_t end) const {
+        return was_lost(start, end) && tenants_ && tenants_->views_of(start, end) > 0;
+    }
+    void retire_scratch();  // makes scratch memory vanish; what had it is lost, and the tenants hear of it
     // Forgets every mapping outside of these ranges, which ascend: what others did to it goes with it.
     struct Range {
         uint64_t start, end;
@@ -94,7 +121,6 @@ public:
         return 2 * (open_.size() + mapped_.size() + set_apart_.size() + lost_.size()) + 1;
     }
     uint64_t mappings_limit() const { return mappings_limit_; }
-    uint64_t open_bytes() const;
 
 private:
     struct Piece {
@@ -111,7 +137,7 @@ private:
     bool touches_an_open_range(uint64_t address, uint64_t nbytes) const;
     bool is_all_mapped(uint64_t start, uint64_t end) const;
     void carve_out(uint64_t start, uint64_t end);
-    void drop(uint64_t start, uint64_t end);
+    void forget_mapping(uint64_t start, uint64_t end);
     void map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64_t slab_base, const OpenedSlab& opened);
     void set_apart_if_flipped_again(uint64_t address, uint64_t nbytes);
     void join_again(uint64_t start, uint64_t end);
@@ -119,12 +145,18 @@ private:
     using Runs = std::map<uint64_t, uint64_t>;  // start -> end; disjoint, never adjacent
     static void add(Runs& runs, uint64_t start, uint64_t end);
     static void remove(Runs& runs, uint64_t start, uint64_t end);
+    static bool overlaps(const Runs& runs, uint64_t start, uint64_t end) {
+        const auto after = runs.lower_bound(end);
+        return after != runs.begin() && std::prev(after)->second > start;
+    }
     void mark_open(uint64_t start, uint64_t end);
+    void mark_lost(uint64_t start, uint64_t end);
 
     std::map<uint64_t, Piece> mapped_;  // by start address; disjoint
-    Runs open_, lost_;
+    Runs open_, lost_, remembered_;
     std::map<uint64_t, Apart> set_apart_;  // by start address; disjoint
     std::array<uint64_t, 256> flipped_{};  // ranges seen lately, by hash
+    Tenants* tenants_;
     uint64_t mappings_limit_;
     pid_t owner_;  // a forked child has no window: MADV_DONTFORK
 };

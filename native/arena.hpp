@@ -6,7 +6,9 @@
 // steady alloc/free of one size never splits or merges; neighbours are merged only when nothing fits.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "v2p_table.hpp"
@@ -23,7 +25,10 @@ struct RunRequest {
 
 class Arena {
 public:
-    Arena(Table table, uint32_t id, DescriptorPool& pool) : table_(table), id_(id), pool_(pool) {}
+    using IsTaken =
+        std::function<bool(uint64_t start, uint64_t end)>;  // views of what was there before live on
+    Arena(Table table, uint32_t id, DescriptorPool& pool, IsTaken is_taken)
+        : table_(table), id_(id), pool_(pool), is_taken_(std::move(is_taken)) {}
 
     // A free run of at least that many pages, removed from the index.
     std::optional<Extent> pick(const RunRequest& request);
@@ -43,6 +48,7 @@ private:
     Table table_;
     uint32_t id_;
     DescriptorPool& pool_;
+    IsTaken is_taken_;
     Bins bins_[2];  // small pages, huge pages
     uint64_t free_pages_[2] = {0, 0};
     bool unmerged_[2] = {false, false};  // something was freed since the last coalesce

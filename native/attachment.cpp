@@ -28,17 +28,20 @@ Attachment::Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> s
       space_(std::move(space)),
       open_slab_(std::move(open_slab)),
       pool_(table, id),
-      arena_(table, id, pool_) {}
+      arena_(table, id, pool_, [space = space_.get()](uint64_t start, uint64_t end) {
+          return space->has_old_views(start, end);
+      }) {}
 
 uint64_t Attachment::nbytes(const Extent& e) const { return table_.nbytes(e); }
 
-void Attachment::ensure_mapped(const Extent& e) {
+// True if it was not: then others have had the GIL meanwhile.
+bool Attachment::ensure_mapped(const Extent& e) {
     if (has_scratch()) space_->retire_scratch();
-    ensure_mapped(table_.extent(e.descriptor).slab, address(e), e.word.pages() * kPageBytes);
+    return ensure_mapped(table_.extent(e.descriptor).slab, address(e), e.word.pages() * kPageBytes);
 }
 
-void Attachment::ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes) {
-    if (space_->is_mapped(slab, start, bytes)) return;
+bool Attachment::ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes) {
+    if (space_->is_mapped(slab, start, bytes)) return false;
     const OpenedSlab opened = open_slab_(slab);
     try {
         const SlabRecord& record = table_.slab_record(slab);
@@ -49,6 +52,7 @@ void Attachment::ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes) {
         throw;
     }
     ::close(opened.fd);
+    return true;
 }
 
 void Attachment::open_pages(const Extent& e) {
@@ -88,6 +92,21 @@ void Attachment::reopen(const Extent& e) {
     if (!still_ours(e)) space_->close(start, bytes);
 }
 
+// What cannot be opened again counts as lost, so that who touches it is told and not killed.
+std::exception_ptr Attachment::reopen_all(const std::vector<Extent>& extents, size_t from, size_t to) {
+    std::exception_ptr trouble;
+    for (size_t i = from; i < to; i++) {
+        const PlacedExtent placed = table_.placed(extents[i]);
+        try {
+            reopen(extents[i]);
+        } catch (...) {
+            trouble = std::current_exception();
+            if (still_ours(extents[i])) space_->lose(placed.address, placed.extent.word.pages() * kPageBytes);
+        }
+    }
+    return trouble;
+}
+
 // Ours before its pages are opened: until then the MMU may have taken the run and made its descriptor
 // another's, and opening pages by it would open another's memory.
 std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags) {
@@ -122,8 +141,10 @@ void Attachment::put_home(Extent e) {
 
 bool Attachment::free(Extent e) {
     if (!still_ours(e)) return false;
-    const bool at_home = home_of(address(e)) == id_;
-    if (!at_home) close_pages(e);
+    const uint64_t start = address(e);
+    const bool at_home = home_of(start) == id_;
+    // At home they stay open, ready for the next alloc, unless somebody may have a view of them.
+    if (!at_home || space_->was_lost(start, start + e.word.pages() * kPageBytes)) close_pages(e);
     if (!table_.free(id_, e)) return false;
     if (at_home) arena_.put(e);
     count(table_.slot(id_).frees);
@@ -218,8 +239,7 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
         inbox.seal(*position, in_flight, to.incarnation, {id_, incarnation_}, tag);
         cells.push_back(*position);
     }
-    for (size_t i = cells.size(); i < closed; i++) reopen(extents[i]);
-    if (cells.empty()) return {GrantStatus::kFull, 0};
+    if (cells.empty()) return {GrantStatus::kFull, 0, reopen_all(extents, 0, closed)};
     BEQUEST_STEP("pages closed");
 
     size_t committed = 0;
@@ -228,16 +248,21 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
         pages += extents[committed++].word.pages();  // each its own commit point
     const bool lost = committed < cells.size();
     for (size_t i = committed; i < cells.size(); i++) inbox.abandon(cells[i], id_);
-    for (size_t i = committed + 1; i < cells.size(); i++) reopen(extents[i]);
-    if (!table_.is_live(to.id, to.incarnation))
-        return {GrantStatus::kDead, take_back(inbox, extents, committed, cells)};
+    // Pages are opened again when no cell is in our hands any more: it may take long, and it may fail.
+    if (!table_.is_live(to.id, to.incarnation)) {
+        const size_t kept = take_back(inbox, extents, committed, cells);
+        const std::exception_ptr trouble = reopen_all(extents, kept, committed);
+        const std::exception_ptr more = reopen_all(extents, committed + lost, closed);
+        return {GrantStatus::kDead, kept, trouble ? trouble : more};
+    }
     for (size_t i = 0; i < committed; i++) inbox.publish(cells[i], id_);
     if (committed > 0) ring_doorbell(table_.slot(to.id), static_cast<uint32_t>(committed));
     Slot& mine = table_.slot(id_);
     count(mine.grants, committed);
     count(mine.granted_pages, pages);
-    if (lost) return {GrantStatus::kLost, committed};
-    return {committed == extents.size() ? GrantStatus::kDone : GrantStatus::kFull, committed};
+    const std::exception_ptr trouble = reopen_all(extents, committed + lost, closed);
+    if (lost) return {GrantStatus::kLost, committed, trouble};
+    return {committed == extents.size() ? GrantStatus::kDone : GrantStatus::kFull, committed, trouble};
 }
 
 // The receiver may have died between our first look and the commit, too late for the daemon to see what was
@@ -247,10 +272,8 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
 size_t Attachment::take_back(const Inbox& inbox, std::vector<Extent>& extents, size_t committed,
                              const std::vector<uint64_t>& cells) {
     size_t kept = committed;
-    for (; kept > 0 && table_.change(extents[kept - 1], State::kOwned, id_); kept--) {
+    for (; kept > 0 && table_.change(extents[kept - 1], State::kOwned, id_); kept--)
         inbox.abandon(cells[kept - 1], id_);
-        reopen(extents[kept - 1]);
-    }
     for (size_t i = 0; i < kept; i++) {
         inbox.publish(cells[i], id_);
         if (table_.change(extents[i], State::kOwned, id_)) table_.free(id_, extents[i]);
@@ -299,6 +322,7 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, uint32_t incarnation
     std::vector<Accepted> accepted;
     std::vector<uint64_t> cells;
     std::vector<Extent> arrived;
+    std::vector<uint64_t> places;  // a descriptor may be another extent's later
     Delivery delivery;
     while (accepted.size() < limit) {
         const auto position = inbox.take(id_, delivery);
@@ -316,7 +340,9 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, uint32_t incarnation
                             delivery.sender,
                             {reinterpret_cast<const char*>(delivery.tag), delivery.tag_bytes}});
         cells.push_back(*position);
-        if (delivery.extent.descriptor != kNoDescriptor) arrived.push_back(delivery.extent);
+        const bool has_memory = delivery.extent.descriptor != kNoDescriptor;
+        places.push_back(has_memory ? address(delivery.extent) : 0);
+        if (has_memory) arrived.push_back(delivery.extent);
     }
     if (cells.empty()) {
         ring_space_bell(table_.slot(inbox_id));  // what nobody can use was cleared away
@@ -334,7 +360,7 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, uint32_t incarnation
         Accepted& a = accepted[i];
         const bool ours = a.extent.descriptor == kNoDescriptor ||
                           table_.change(a.extent, State::kOwned, id_);  // the commit point
-        if (!ours) close_pages(a.extent);
+        if (!ours) space_->close(places[i], a.extent.word.pages() * kPageBytes);
         inbox.finish(cells[i], id_);
         if (ours && kept != i) accepted[kept] = std::move(a);
         kept += ours;
@@ -368,7 +394,7 @@ void Attachment::map_ahead(uint32_t victim) {
     }
 }
 
-std::vector<Extent> Attachment::adopt(const Peer& victim, const IsHeld& is_held) {
+std::vector<PlacedExtent> Attachment::stolen_from(const Peer& victim, const IsHeld& is_held) const {
     std::vector<PlacedExtent> found;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         const Extent e{i, table_.owner(i)};
@@ -377,15 +403,30 @@ std::vector<Extent> Attachment::adopt(const Peer& victim, const IsHeld& is_held)
             found.push_back(table_.placed(e));
     }
     std::sort(found.begin(), found.end());
+    return found;
+}
+
+// Other threads of ours may be at the same estate whenever the GIL is let go of, as it is while a slab's file
+// is asked for. So what is opened was looked up after the last of these calls; what fails to commit then has
+// been taken from us by another process, and its pages are no thread's here.
+std::vector<Extent> Attachment::adopt(const Peer& victim, const IsHeld& is_held) {
+    std::vector<PlacedExtent> found;
     std::vector<Extent> extents, adopted;
+    bool others_ran = true;
+    for (int tries = 0; others_ran; tries++) {
+        if (tries == kMappingTriesMax)
+            throw std::system_error(ESTALE, std::generic_category(), "mapping memory that changes under us");
+        others_ran = false;
+        found = stolen_from(victim, is_held);
+        for (const PlacedExtent& placed : found) others_ran |= ensure_mapped(placed.extent);
+    }
     for (const PlacedExtent& placed : found) extents.push_back(placed.extent);
     open_all(extents, neighbours_joined(extents, extents.size()));
-    for (Extent& e : extents) {
-        if (table_.change(e, State::kOwned, id_)) {  // the commit point: the mark is void
-            adopted.push_back(e);
-        } else {
-            close_pages(e);
-        }
+    for (size_t i = 0; i < extents.size(); i++) {
+        if (table_.change(extents[i], State::kOwned, id_))  // the commit point: the mark is void
+            adopted.push_back(extents[i]);
+        else if (!table_.owner(extents[i].descriptor).is(State::kOwned, id_))
+            space_->close(found[i].address, extents[i].word.pages() * kPageBytes);
     }
     return adopted;
 }

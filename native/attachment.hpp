@@ -17,6 +17,7 @@
 // not mapped yet: it asks the memory element for its file and returns a descriptor for us to close.
 #pragma once
 
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -35,7 +36,8 @@ struct Accepted {
 enum class GrantStatus { kDone, kFull, kDead, kLost };
 struct GrantResult {
     GrantStatus status;
-    size_t granted;  // that many, from the front, have changed hands
+    size_t granted;                   // that many, from the front, have changed hands
+    std::exception_ptr trouble = {};  // what has kept us from opening again what stays ours
 };
 
 class Attachment {
@@ -84,14 +86,16 @@ private:
     using Range = AddressSpace::Range;
     std::vector<Range> neighbours_joined(const std::vector<Extent>& extents, size_t count) const;
     void put_home(Extent extent);  // of an extent that has never left
-    void ensure_mapped(const Extent& extent);
-    void ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes);
+    bool ensure_mapped(const Extent& extent);
+    bool ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes);
     void open_mapped(const std::vector<Extent>& extents, const std::vector<Range>& ranges);
     size_t take_back(const Inbox& inbox, std::vector<Extent>& extents, size_t committed,
                      const std::vector<uint64_t>& cells);
     std::vector<Accepted> accept(uint32_t inbox, uint32_t incarnation, size_t limit);
     bool is_for_us(const Delivery& delivery, const Peer& addressee);
     void reopen(const Extent& extent);
+    std::exception_ptr reopen_all(const std::vector<Extent>& extents, size_t from, size_t to);
+    std::vector<PlacedExtent> stolen_from(const Peer& victim, const IsHeld& is_held) const;
     size_t count_ours(const std::vector<Extent>& extents) const;
     void open_all(const std::vector<Extent>& extents, const std::vector<Range>& ranges);
 

@@ -9,10 +9,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <ctime>
 #include <system_error>
 
 #include "address_space.hpp"
+#include "doorbell.hpp"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -50,6 +50,7 @@ std::atomic<uint32_t> passed_on_times{0};
 struct Record {
     pthread_t thread;
     bool used = false;
+    bool adopted = false;  // from another thread: no row of its own
     Fault fault;
     int64_t told_ns;
     uint32_t length;
@@ -58,8 +59,6 @@ struct Record {
     Windows windows;
 };
 Record records[kRecordsMax];
-
-void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
 
 // False if this thread has it already.
 bool lock_window() {
@@ -77,7 +76,7 @@ void unlock_in_child() { unlock_window(); }  // a handler of another thread may 
 
 Record* record_of(pthread_t thread) {
     for (Record& record : records)
-        if (record.used && record.thread == thread) return &record;
+        if (record.used && !record.adopted && record.thread == thread) return &record;
     return nullptr;
 }
 
@@ -94,12 +93,6 @@ Record& new_record(pthread_t thread) {
     oldest->thread = thread;
     oldest->used = true;
     return *oldest;
-}
-
-int64_t now_ns() {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1'000'000'000ll + now.tv_nsec;
 }
 
 // Would a store to this page succeed? Asked of the kernel, which answers with an error where the store would
@@ -161,7 +154,7 @@ Verdict judge(const AddressSpace& space, Fault& fault) {
     fault.kind = kind_of(fault, page);
     if (!is_first && note_of(page)) widen(record->windows);  // it has come back to a window that was closed
     if (!cover(*record, page, believed, fault.kind)) return Verdict::kNotOurs;
-    const int64_t now = now_ns();
+    const int64_t now = monotonic_ns();
     if (!is_first && now - record->told_ns < kToldAgainNs) return Verdict::kLostAndTold;
     if (is_first || now - record->told_ns > kStaleNs) record->fault = fault;
     record->told_ns = now;
@@ -174,7 +167,7 @@ Verdict look_at(int signal, const siginfo_t* info, Fault& fault) {
     const auto address = reinterpret_cast<uint64_t>(info->si_addr);
     if (!is_memory_fault(info) || !in_window(address) || guardian.load() != getpid() || !lock_window())
         return Verdict::kNotOurs;
-    fault = {address, FaultKind::kFailed, signal, info->si_code};
+    fault = {address, FaultKind::kFailed, signal, info->si_code, pthread_self()};
     const AddressSpace* space = guarded.load();
     const Verdict verdict = space ? judge(*space, fault) : Verdict::kNotOurs;
     unlock_window();
@@ -270,8 +263,20 @@ void guard_window(const AddressSpace* space) {
 void tell_faults_to(TellLanguage tell) { tell_language.store(tell); }
 
 void stand_first_in_line() {
+    if (guardian.load() != getpid()) return;
     const WindowLock lock;
     for (int signal : kSignals) install(signal);
+}
+
+// Whoever opens pages for a new owner does so after this, and then opens these as well. If the kernel
+// refuses, they stay as the fence has left them.
+void close_stale(uint64_t address, uint64_t nbytes, bool (*is_stale)(void* what), void* what) {
+    const WindowLock lock;
+    const AddressSpace* space = guarded.load();
+    if (!space || guardian.load() != getpid()) return;
+    space->for_each_open(address, address + nbytes, [&](uint64_t start, uint64_t end) {
+        if (is_stale(what)) mprotect(pointer(start), end - start, PROT_NONE);
+    });
 }
 
 void pass_raw_signals(bool raw) {
@@ -281,18 +286,22 @@ void pass_raw_signals(bool raw) {
 
 bool take_fault(Fault& fault) {
     const WindowLock lock;
-    Record* record = record_of(pthread_self());
-    if (!record || record->told_ns == 0) return false;
-    fault = record->fault;
-    record->used = false;
-    return true;
+    for (Record& record : records) {
+        if (!record.used || record.thread != pthread_self() || record.told_ns == 0) continue;
+        fault = record.fault;
+        record.used = false;
+        return true;
+    }
+    return false;
 }
 
 void adopt_fault(const Fault& fault) {
     const WindowLock lock;
+    if (Record* stray = record_of(fault.thread)) stray->used = false;
     Record& record = new_record(pthread_self());
+    record.adopted = true;
     record.fault = fault;
-    record.told_ns = now_ns();
+    record.told_ns = monotonic_ns();
 }
 
 void end_rows() {

@@ -38,6 +38,7 @@ struct Fault {
     FaultKind kind = FaultKind::kFailed;
     int signal = 0;
     int code = 0;  // si_code
+    pthread_t thread = {};
 };
 
 // Held while the address space of this process changes, and by the handler while it looks at it.
@@ -59,18 +60,23 @@ using TellLanguage = void (*)(const Fault& fault);
 void guard_window(const AddressSpace* space);
 void tell_faults_to(TellLanguage tell);
 
-// Whoever has installed a handler after us gets the faults that are not ours, instead of all of them.
+// Whoever has installed a handler after us gets the faults that are not ours, instead of all of them. Asked
+// for whenever a view is made, and now and then (lookout.hpp).
 void stand_first_in_line();
+
+// Keeps this process from pages that it believes to be open, if `is_stale` says that they are somebody
+// else's, asked under the window lock. What it believes does not change: who touches them faults as at any
+// other fence. On any thread.
+void close_stale(uint64_t address, uint64_t nbytes, bool (*is_stale)(void* what), void* what);
 
 // The paper's raw signal (section 3.2): no exception; SIGBUS goes to whoever has a handler for it, and kills
 // who has none. When that handler runs, there is scratch memory under the address, and it may return.
 void pass_raw_signals(bool raw);
 
-// The oldest fault of this row of the calling thread that nobody has taken. False if there is none.
+// The first fault of a row of the calling thread that nobody has taken. False if there is none.
 bool take_fault(Fault& fault);
-// The same without taking it, and for whoever speaks for a thread that cannot: making it the calling
-// thread's.
-bool peek_fault(Fault& fault);
+// Makes it the calling thread's, who speaks for one that cannot. The next one of that thread begins a new
+// row.
 void adopt_fault(const Fault& fault);
 
 // All windows of scratch memory have been mapped over: the rows of faults are over.

@@ -14,14 +14,28 @@ Range range_of(const PlacedExtent& piece) {
     return {piece.address, piece.address + piece.extent.word.pages() * kPageBytes};
 }
 
+// A predicate that throws leaves those as they are that it has not said yes to.
+template <class IsGone>
+void erase_each(std::vector<PlacedExtent>& pieces, const IsGone& is_gone) {
+    for (size_t i = 0; i < pieces.size();) {
+        if (is_gone(pieces[i]))
+            pieces.erase(pieces.begin() + static_cast<std::ptrdiff_t>(i));
+        else
+            i++;
+    }
+}
+
 }  // namespace
 
-// Pieces of which a page is bad are kept, too: somebody may be in the middle of touching the others.
+// The counts come first and are remembered last: what is taken meanwhile is looked at next time, and so is
+// all of it if something here throws. Pieces of which a page is bad are kept, too: somebody may be in the
+// middle of touching the others.
 void reconcile(const std::vector<std::shared_ptr<Member>>& members) {
     if (members.empty()) return;
     std::vector<Range> kept;
+    std::vector<uint32_t> seen;
     for (const auto& member : members) {
-        member->seen_revocations = member->slot().revocations.load();
+        seen.push_back(member->slot().revocations.load());
         for (Holding* holding : member->holdings) {
             holding->drop_stolen();
             for (const PlacedExtent& piece : holding->pieces()) kept.push_back(range_of(piece));
@@ -30,6 +44,7 @@ void reconcile(const std::vector<std::shared_ptr<Member>>& members) {
     }
     std::sort(kept.begin(), kept.end(), [](const auto& a, const auto& b) { return a.start < b.start; });
     members.front()->attachment.space().forget_all_but(kept);
+    for (size_t i = 0; i < members.size(); i++) members[i]->seen_revocations = seen[i];
 }
 
 void Member::account_for(uint64_t start, uint64_t end, FaultKind kind) {
@@ -43,8 +58,19 @@ void Member::account_for(uint64_t start, uint64_t end, FaultKind kind) {
 
 Holding* Member::holding_at(uint64_t address) const {
     for (Holding* holding : holdings)
-        if (holding->piece_at(address) || holding->loss_at(address)) return holding;
+        if (holding->piece_at(address)) return holding;
+    for (Holding* holding : holdings)
+        if (holding->loss_at(address)) return holding;
     return nullptr;
+}
+
+size_t Member::views_of(uint64_t start, uint64_t end) const {
+    size_t views = 0;
+    for (const Holding* holding : holdings)
+        if (start < holding->address() + holding->nbytes() && holding->address() < end)
+            views += holding->borrows_of(
+                {std::max(start, holding->address()) - holding->address(), end - holding->address()});
+    return views;
 }
 
 Holding::Holding(std::shared_ptr<Member> member, const Extent& extent)
@@ -236,23 +262,23 @@ bool Holding::drop_if_stolen(const PlacedExtent& piece) {
         cause += " by '" + std::string(thief.name, strnlen(thief.name, kNameBytesMax)) + "'";
     }
     const Span span = span_of(piece);
-    losses_.push_back({span, true, cause});
     attachment.space().lose(piece.address, span.end - span.start);
+    losses_.push_back({span, true, cause});
     fate = cause;
     return true;
 }
 
 void Holding::drop_stolen() {
     const auto is_stolen = [this](const PlacedExtent& piece) { return drop_if_stolen(piece); };
-    std::erase_if(pieces_, is_stolen);
-    std::erase_if(bad_, is_stolen);
+    erase_each(pieces_, is_stolen);
+    erase_each(bad_, is_stolen);
 }
 
 // A piece of which a page is bad is bad as a whole, and stays ours until it is freed. Its other pages stay
 // open to who has views of them.
 void Holding::drop_bad(const Span& bad, FaultKind kind) {
     const bool fenced = kind == FaultKind::kFenced;
-    std::erase_if(pieces_, [&](const PlacedExtent& piece) {
+    erase_each(pieces_, [&](const PlacedExtent& piece) {
         if (!span_of(piece).overlaps(bad)) return false;
         if (drop_if_stolen(piece)) return true;
         fate = fenced ? "was fenced off for a theft" : "has failed";
@@ -264,7 +290,7 @@ void Holding::drop_bad(const Span& bad, FaultKind kind) {
 
 uint64_t Holding::free_bad(const Span& span) {
     uint64_t bytes = 0;
-    std::erase_if(bad_, [&](const PlacedExtent& piece) {
+    erase_each(bad_, [&](const PlacedExtent& piece) {
         const Span s = span_of(piece);
         if (!s.overlaps(span)) return false;
         Attachment& attachment = member_->attachment;

@@ -32,7 +32,8 @@ struct Member {
     bool was_robbed() const { return slot().revocations.load(std::memory_order_relaxed) != seen_revocations; }
     // These pages are bad: what holds them has lost them.
     void account_for(uint64_t start, uint64_t end, FaultKind kind);
-    Holding* holding_at(uint64_t address) const;  // that has them, or has lost them
+    Holding* holding_at(uint64_t address) const;  // that has it, else one that has lost it
+    size_t views_of(uint64_t start, uint64_t end) const;
 
     Attachment attachment;
     uint32_t seen_revocations;

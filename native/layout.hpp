@@ -36,6 +36,7 @@ inline uint32_t home_of(uint64_t address) {
     return static_cast<uint32_t>((address - kWindowBase) >> kProcessSpaceBits);
 }
 inline bool in_window(uint64_t address) { return address - kWindowBase < kWindowBytes; }
+inline void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
 
 // --- capacities of one table (one group) ----------------------------------------------------
 #ifdef BEQUEST_STEP_HOOK  // the tests' table: small enough to run into every limit, and to be explored

@@ -22,6 +22,7 @@ constexpr size_t kStackBytes = 64 << 10;
 constexpr uint32_t kRuns = 1, kEnded = 2;  // phases of a keeper's thread
 constexpr int64_t kForEver_ns = INT64_MAX / 2, kNudge_ns = 1'000'000, kFallbackLook_ns = 20'000'000;
 constexpr size_t kWaitsMax = FUTEX_WAITV_MAX;  // 128, one of them for news of the squad itself
+std::atomic<bool> has_waitv{true};             // Linux 5.16
 
 [[noreturn]] void fail(const char* what, int error) {
     throw std::system_error(error, std::generic_category(), what);
@@ -45,11 +46,29 @@ pthread_t start_thread(const char* name, void* (*run)(void*), void* argument) {
     return thread;
 }
 
+futex_waitv as_wait(Shared<uint32_t>& word, uint32_t value) {
+    return {value, reinterpret_cast<uint64_t>(&word), FUTEX_32, 0};
+}
+
+// Until one of the words has another value, or for no reason. Before Linux 5.16, and where a sandbox does not
+// know the call, the last one is slept on for a moment.
+void wait_for_any(const futex_waitv* waits, size_t count, int64_t timeout_ns) {
+    const int64_t until = monotonic_ns() + timeout_ns;
+    const timespec deadline{until / 1'000'000'000, until % 1'000'000'000};
+    if (has_waitv && syscall(SYS_futex_waitv, waits, count, 0, &deadline, CLOCK_MONOTONIC) < 0 &&
+        (errno == ENOSYS || errno == EPERM))
+        has_waitv = false;
+    if (has_waitv) return;
+    auto& word = *reinterpret_cast<Shared<uint32_t>*>(waits[count - 1].uaddr);
+    sleep_on(word, static_cast<uint32_t>(waits[count - 1].val), std::min(timeout_ns, kFallbackLook_ns));
+}
+
 }  // namespace
 
 // --- one's own lifeline ------------------------------------------------------------------------------------
 
-LifelineKeeper::LifelineKeeper(Slot& slot) : slot_(slot), owner_(getpid()) {
+LifelineKeeper::LifelineKeeper(Table table, uint32_t id)
+    : slot_(table.slot(id)), lookout_(table, id), owner_(getpid()) {
     static_assert(sizeof(Node) == sizeof(Lifeline), "one futex_offset serves all words");
     thread_ = start_thread("bequest-life", run, this);
     while (phase_.load() != kRuns) sleep_on(phase_, 0, kNudge_ns);
@@ -94,7 +113,10 @@ void LifelineKeeper::drop_lines() {
 void LifelineKeeper::beat() {
     const uint32_t watched = slot_.watched.load();
     if (watched != 0) slot_.beats.store(next_beat());
-    sleep_on(slot_.watched, watched, watched != 0 ? kBeatInterval_ns : kForEver_ns);
+    lookout_.look();
+    const futex_waitv waits[] = {as_wait(slot_.revocations, lookout_.seen()),
+                                 as_wait(slot_.watched, watched)};
+    wait_for_any(waits, std::size(waits), watched != 0 ? kBeatInterval_ns : kLookInterval_ns);
 }
 
 uint32_t LifelineKeeper::next_beat() const {
@@ -158,7 +180,7 @@ private:
                 const std::lock_guard guard(squad.watch_.lock_);
                 squad.look(waits);
             }
-            squad.wait(waits);
+            wait_for_any(waits.data(), waits.size(), kForEver_ns);
         }
         return nullptr;
     }
@@ -186,26 +208,12 @@ private:
         });
     }
 
-    static futex_waitv as_wait(Shared<uint32_t>& word, uint32_t value) {
-        return {value, reinterpret_cast<uint64_t>(&word), FUTEX_32, 0};
-    }
-
     void report(uint64_t key, LineEvent event) {
         watch_.told_.emplace_back(key, event);
         const uint64_t one = 1;
         [[maybe_unused]] const ssize_t written = write(watch_.eventfd_, &one, sizeof one);
     }
 
-    void wait(const std::vector<futex_waitv>& waits) {
-        if (has_waitv && syscall(SYS_futex_waitv, waits.data(), waits.size(), 0, nullptr, 0) < 0 &&
-            errno == ENOSYS)
-            has_waitv = false;
-        if (has_waitv) return;
-        auto& word = *reinterpret_cast<Shared<uint32_t>*>(waits.back().uaddr);
-        sleep_on(word, static_cast<uint32_t>(waits.back().val), kFallbackLook_ns);
-    }
-
-    static inline std::atomic<bool> has_waitv{true};  // Linux 5.16; before: one line a thread
     DeathWatch& watch_;
     std::vector<Line> lines_;
     Shared<uint32_t> news_{0};

@@ -10,7 +10,8 @@
 //
 // While somebody watches (`Slot.watched`), the thread counts `Slot.beats` up every 10 ms: a stopped process
 // is silent. One that waits for ever in a deadlock is not, for this thread has no part in it. So the process
-// may say by when it will have got on; when that time has passed, the thread marks the count instead.
+// may say by when it will have got on; when that time has passed, the thread marks the count instead. It also
+// closes what was stolen (lookout.hpp).
 //
 // A `DeathWatch` waits on many lifelines at once. The kernel wakes one waiter on a word, who wakes the
 // others.
@@ -26,7 +27,7 @@
 #include <utility>
 #include <vector>
 
-#include "layout.hpp"
+#include "lookout.hpp"
 
 namespace bequest {
 
@@ -36,7 +37,7 @@ constexpr uint32_t kStuck = 1u << 31;  // in `Slot.beats`: it has not got on by 
 // Keeps the words of one slot, whose table must stay mapped meanwhile.
 class LifelineKeeper {
 public:
-    explicit LifelineKeeper(Slot& slot);  // throws std::system_error
+    LifelineKeeper(Table table, uint32_t id);  // throws std::system_error
     ~LifelineKeeper() { leave(); }
     LifelineKeeper(const LifelineKeeper&) = delete;
 
@@ -61,6 +62,7 @@ private:
     uint32_t next_beat() const;
 
     Slot& slot_;
+    Lookout lookout_;
     pid_t owner_;
     uint32_t held_ = 0;  // what the words say while it is well
     pthread_t thread_;

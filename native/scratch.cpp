@@ -23,8 +23,6 @@ std::atomic<int> scratch_file{-1};
 ScratchRange notes[kNotesMax];  // sorted, disjoint
 std::atomic<size_t> note_count{0};
 
-void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
-
 bool map_shared(uint64_t start, uint64_t end) {
     for (uint64_t at = start; at < end;) {
         // An offset that follows from the address: neighbouring windows are one mapping of the kernel's.
@@ -41,9 +39,7 @@ bool map_shared(uint64_t start, uint64_t end) {
 
 // Nobody can use it until it is covered again.
 void close_window(uint64_t start, uint64_t end) {
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    if (start == end || mmap(pointer(start), end - start, PROT_NONE, flags, -1, 0) == MAP_FAILED) return;
-    madvise(pointer(start), end - start, MADV_DONTFORK);
+    if (start != end) map_bare(start, end);
 }
 
 void erase_note(size_t index) {
@@ -88,6 +84,13 @@ void note(ScratchRange range) {
 }
 
 }  // namespace
+
+bool map_bare(uint64_t start, uint64_t end) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap(pointer(start), end - start, PROT_NONE, flags, -1, 0) == MAP_FAILED) return false;
+    madvise(pointer(start), end - start, MADV_DONTFORK);
+    return true;
+}
 
 void make_scratch_file() {
     if (scratch_file.load() >= 0) return;

@@ -35,6 +35,8 @@ struct Windows {                      // of one thread
     uint32_t next, limit;  // a ring
 };
 
+bool map_bare(uint64_t start, uint64_t end);  // as the window was in the beginning: closed, and nothing there
+
 void make_scratch_file();  // not in the handler
 // Lays scratch memory over the pages. False if the kernel refuses, with errno.
 bool open_window(Windows& windows, uint64_t start, uint64_t end, FaultKind kind);

@@ -139,6 +139,7 @@ std::vector<PlacedExtent> Steward::steal(const std::vector<Extent>& wanted, uint
         if (table_.change(e, State::kOwned, thief)) stolen.push_back(table_.placed(e));
     }
     if (!stolen.empty()) revocations.fetch_add(1);  // who has looked at its words meanwhile looks again
+    wake(revocations, INT_MAX);
     help_along(victim);
     return stolen;
 }

@@ -151,8 +151,7 @@ void take_stock() {
     seats().for_each([&](const std::shared_ptr<Member>& member) { members.push_back(member); });
     if (members.empty()) return;
     bool robbed = false;
-    for (const ScratchRange& bad : members.front()->attachment.space().retire_scratch())
-        for (const auto& member : members) member->account_for(bad.start, bad.end, bad.kind);
+    members.front()->attachment.space().retire_scratch();
     for (const auto& member : members) robbed |= member->was_robbed();
     if (robbed) reconcile(members);
     stand_first_in_line();
@@ -176,6 +175,7 @@ void catch_faults() {
         revoked_type = nb::object(errors.attr("MemoryRevoked")).release().ptr();
         prepare_tripwires(revoked_type, failure_type);
     }
+    prepare_herald();
     tell_faults_to(tell);
     stand_first_in_line();
 }

@@ -77,9 +77,9 @@ void bind_fences(nb::module_& m) {
         "os_pid"_a);
 }
 
-Slot& slot_of(TableFile& table, uint32_t id) {
+uint32_t checked(uint32_t id) {
     if (id == 0 || id > kMaxProcessId) raise_error("ValueError", "%u is no process id", id);
-    return table.table().slot(id);
+    return id;
 }
 
 // Own and watched lifelines keep the tables mapped that they lie in.
@@ -97,7 +97,7 @@ public:
     }
     void add(uint64_t key, const nb::object& table, uint32_t id) {
         if (tables_.contains(key)) raise_error("ValueError", "key %lu is watched already", key);
-        usable().add(key, slot_of(*nb::cast<TableFile*>(table), id));
+        usable().add(key, nb::cast<TableFile*>(table)->table().slot(checked(id)));
         tables_[key] = table;
     }
     void remove(uint64_t key) {
@@ -126,12 +126,13 @@ void bind_lifelines(nb::module_& m) {
     m.attr("LIFELINE_OF_MONITOR") = static_cast<uint32_t>(kLifelineOfMonitor);
     m.attr("LIFELINE_OF_STANDBYS") = static_cast<uint32_t>(kLifelineOfStandbys);
     m.attr("BEAT_INTERVAL") = kBeatInterval_ns / 1e9;
+    m.attr("LOOK_INTERVAL") = kLookInterval_ns / 1e9;
     nb::class_<OwnLifeline>(m, "Lifeline")
         .def(
             "__init__",
             [](OwnLifeline* self, const nb::object& table, uint32_t id) {
-                Slot& slot = slot_of(*nb::cast<TableFile*>(table), id);
-                new (self) OwnLifeline{table, std::make_unique<LifelineKeeper>(slot)};
+                const Table its_table = nb::cast<TableFile*>(table)->table();
+                new (self) OwnLifeline{table, std::make_unique<LifelineKeeper>(its_table, checked(id))};
             },
             "table"_a, "id"_a)
         .def("leave", [](OwnLifeline& self) { self.keeper->leave(); })

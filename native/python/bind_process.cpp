@@ -41,8 +41,7 @@ nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uin
         member.attachment.alloc({pages, huge, element}, nbytes, stealable ? 0 : kNotStealable);
     if (!extent) return nb::none();
     nb::object owner = nb::borrow(self);
-    return wrap_region(owner, process.region_type,
-                       {owner, hold(process.member, *extent), {0, nbytes}, {}, {}});
+    return wrap_region(process.region_type, {owner, hold(process.member, *extent), {0, nbytes}, {}, {}});
 }
 
 // A name stays in its slot after its bearer has gone, until the slot has another one.
@@ -65,7 +64,7 @@ nb::list as_regions(const nb::object& owner, ProcessBase& process, std::vector<A
         Accepted& a = accepted[i];
         const uint64_t bytes = holdings[i]->nbytes();
         regions.append(wrap_region(
-            owner, process.region_type,
+            process.region_type,
             {owner, std::move(holdings[i]), {0, bytes}, std::move(a.tag), name_of(table, a.sender)}));
     }
     return regions;
@@ -104,8 +103,7 @@ nb::list adopt(nb::handle_t<ProcessBase> self, uint32_t victim, uint32_t incarna
     nb::list regions;
     for (std::shared_ptr<Holding>& holding : holdings) {
         const uint64_t bytes = holding->nbytes();
-        regions.append(
-            wrap_region(owner, process.region_type, {owner, std::move(holding), {0, bytes}, {}, from}));
+        regions.append(wrap_region(process.region_type, {owner, std::move(holding), {0, bytes}, {}, from}));
     }
     return regions;
 }
@@ -225,6 +223,7 @@ GrantResult grant_regions(Member& member, const std::vector<RegionBase*>& region
     for (size_t i = 0; i < result.granted; i++) regions[i]->holding->fate = "was granted to '" + name + "'";
     put_back(result.granted);
     if (result.status == GrantStatus::kLost) regions[result.granted]->require_unstolen();
+    if (result.trouble) std::rethrow_exception(result.trouble);
     return result;
 }
 
@@ -271,11 +270,15 @@ nb::object surrender(ProcessBase& process, RegionBase& region) {
     return nb::make_tuple(extent->descriptor, extent->word.bits);
 }
 
-// The grant failed: the MMU has given the extent back, under a word of its own.
-void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor) {
+// The grant failed. Either the MMU has never had the extent, or it has given it back, by the word that
+// Steward::restore makes. Any other word is another extent's, or this one's with a later life of its own.
+void take_back(ProcessBase& process, RegionBase& region, uint32_t descriptor, uint64_t word) {
     Attachment& attachment = process.usable().attachment;
+    if (descriptor >= kMaxExtents) raise_error("ValueError", "there is no descriptor %u", descriptor);
+    const OwnerWord before{word};
+    const OwnerWord restored = before.next(State::kOwned, kMmuId).next(State::kOwned, attachment.id());
     const Extent extent{descriptor, attachment.table().owner(descriptor)};
-    if (!extent.word.is(State::kOwned, attachment.id())) return;
+    if (!(extent.word == before) && !(extent.word == restored)) return;
     attachment.open_pages(extent);
     region.holding->put_in(extent, region.span.start);
 }
@@ -290,8 +293,7 @@ nb::object region_at(nb::handle_t<ProcessBase> self, uint64_t place, uint64_t ad
         for (const Span& owned : holding->remaining(wanted)) {
             if (place - start < owned.start || place - start >= owned.end) continue;
             nb::object owner = nb::borrow(self);
-            return wrap_region(owner, process.region_type,
-                               {owner, holding->shared_from_this(), owned, {}, {}});
+            return wrap_region(process.region_type, {owner, holding->shared_from_this(), owned, {}, {}});
         }
     }
     return nb::none();
@@ -376,23 +378,11 @@ void bind_process(nb::module_& m) {
                 return Inbox(p.usable().attachment.table(), inbox).depth();
             },
             "inbox"_a)
-        .def(
-            "_ready",
-            [](ProcessBase& p, uint32_t inbox) {
-                return Inbox(p.usable().attachment.table(), inbox).ready();
-            },
-            "inbox"_a)
         .def("_wait_ready", &wait_ready, "inbox"_a, "timeout_ns"_a)
         .def("_surrender", &surrender, "region"_a)
-        .def("_take_back", &take_back, "region"_a, "descriptor"_a)
+        .def("_take_back", &take_back, "region"_a, "descriptor"_a, "word"_a)
         .def("_find", &find, "name"_a)
         .def("_region_at", &region_at, "place"_a, "address"_a, "nbytes"_a)
-        .def(
-            "_is_live",
-            [](ProcessBase& p, uint32_t id, uint32_t incarnation) {
-                return p.usable().attachment.table().is_live(id, incarnation);
-            },
-            "id"_a, "incarnation"_a)
         .def("_leave", &leave, "forked"_a);
 }
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "python.hpp"
+#include "seats.hpp"
 
 namespace bequest {
 
@@ -19,11 +19,12 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
         const uint64_t bytes = region.span.end - region.span.start;
         void* data =
             bytes == 0 ? nothing : reinterpret_cast<void*>(region.holding->address() + region.span.start);
+        stand_first_in_line();  // whoever came after us would get the faults of this view
         if (PyBuffer_FillInfo(view, self, data, static_cast<Py_ssize_t>(bytes), 0, flags) != 0) return -1;
         region.holding->borrow(region.span);
         return 0;
-    } catch (nb::python_error& e) {
-        e.restore();
+    } catch (...) {  // nothing may pass through the C code that asks
+        set_python_error(std::current_exception());
         view->obj = nullptr;
         return -1;
     }
@@ -52,13 +53,13 @@ void drop(Holding* holding) {
                                   "grant it, free it, or use it in a with statement",
                                   static_cast<size_t>(holding->nbytes())) != 0)
             PyErr_WriteUnraisable(nullptr);
-        PyErr_Restore(type, value, trace);
         try {
             holding->free_all();
-        } catch (const std::exception& e) {
-            PyErr_SetString(PyExc_OSError, e.what());
+        } catch (...) {
+            set_python_error(std::current_exception());
             PyErr_WriteUnraisable(nullptr);
         }
+        PyErr_Restore(type, value, trace);
     }
     delete holding;
 }
@@ -71,7 +72,7 @@ nb::object part(nb::handle_t<RegionBase> self, uint64_t start, uint64_t end) {
                      whole.tag,
                      whole.sender};
     slice.require_owned();
-    return wrap_region(whole.process, self.type(), std::move(slice));
+    return wrap_region(self.type(), std::move(slice));
 }
 
 uint64_t free_remaining(RegionBase& region);
@@ -113,9 +114,8 @@ nb::list split(nb::handle_t<RegionBase> self, const std::vector<uint64_t>& offse
         if (!extent) raise_error("RackMemoryError", "the V2P table has no descriptor left for a split");
         auto holding = hold(region.holding->member(), *extent);
         const uint64_t bytes = holding->nbytes();
-        parts.append(
-            wrap_region(region.process, self.type(),
-                        {region.process, std::move(holding), {0, bytes}, region.tag, region.sender}));
+        parts.append(wrap_region(
+            self.type(), {region.process, std::move(holding), {0, bytes}, region.tag, region.sender}));
         start = stop;
     }
     region.holding->fate = "was split";
@@ -152,7 +152,7 @@ nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
     region.holding->fate = other.holding->fate = "was merged";
     auto holding = hold(region.holding->member(), *a);
     const uint64_t bytes = holding->nbytes();
-    return wrap_region(region.process, self.type(),
+    return wrap_region(self.type(),
                        {region.process, std::move(holding), {0, bytes}, region.tag, region.sender});
 }
 
@@ -190,9 +190,19 @@ void RegionBase::require_memory(const char* verb) const {
 }
 
 void RegionBase::require_unborrowed(const char* verb) const {
-    if (const size_t views = holding->borrows_of(span))
-        raise_error("BufferError", "%zu view%s of this region %s alive; release %s before it is %s", views,
-                    views == 1 ? "" : "s", views == 1 ? "is" : "are", views == 1 ? "it" : "them", verb);
+    const char* whose = "this region";
+    size_t views = holding->borrows_of(span);
+    const Span pages = holding->pages_of(span);
+    const uint64_t start = holding->address() + pages.start / kPageBytes * kPageBytes,
+                   end = holding->address() + pages.end;
+    if (views == 0 && holding->member()->attachment.space().was_lost(start, end)) {
+        views = seats().views_of(start, end);  // it was lost, and has come back
+        whose = "an earlier region at its addresses, which was lost,";
+    }
+    if (views > 0)
+        raise_error("BufferError", "%zu view%s of %s %s alive; release %s before it is %s", views,
+                    views == 1 ? "" : "s", whose, views == 1 ? "is" : "are", views == 1 ? "it" : "them",
+                    verb);
 }
 
 nb::object region_of(const Holding& holding) {
@@ -205,8 +215,7 @@ std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Exten
     return {extent.descriptor == kNoDescriptor ? new Holding(member) : new Holding(member, extent), drop};
 }
 
-nb::object wrap_region(const nb::object& process, nb::handle region_type, RegionBase&& region) {
-    (void)process;
+nb::object wrap_region(nb::handle region_type, RegionBase&& region) {
     nb::object object = nb::inst_alloc(region_type);
     auto* made = new (nb::inst_ptr<RegionBase>(object)) RegionBase(std::move(region));
     nb::inst_mark_ready(object);

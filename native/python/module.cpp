@@ -45,6 +45,18 @@ void translate(const std::exception_ptr& pointer, void*) {
 
 void translate_exceptions() { nb::register_exception_translator(translate); }
 
+void set_python_error(const std::exception_ptr& trouble) {
+    try {
+        translate(trouble, nullptr);
+    } catch (nb::python_error& e) {
+        e.restore();
+    } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+    } catch (const std::exception& e) {
+        PyErr_SetString(PyExc_RuntimeError, e.what());
+    }
+}
+
 }  // namespace bequest
 
 NB_MODULE(_core, m) {

@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <exception>
 #include <utility>
 
 #include "../holding.hpp"
@@ -16,6 +17,7 @@ namespace bequest {
 [[noreturn]] void raise_error(const char* name, const char* format, ...)
     __attribute__((format(printf, 2, 3)));
 void translate_exceptions();
+void set_python_error(const std::exception_ptr& trouble);  // as the translator would
 
 // A table mapped into this process, and its file.
 class TableFile {
@@ -83,7 +85,7 @@ struct RegionBase {
     void require_unborrowed(const char* verb) const;  // raises BufferError
 };
 
-nb::object wrap_region(const nb::object& process, nb::handle region_type, RegionBase&& region);
+nb::object wrap_region(nb::handle region_type, RegionBase&& region);
 std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Extent& extent);
 
 nb::object region_of(const Holding& holding);  // its handle, or None

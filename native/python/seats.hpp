@@ -9,7 +9,7 @@ namespace bequest {
 
 // One window per operating-system process, and one rack in it. Handles that outlive their attachment keep
 // the window, but not the rack from changing.
-class Seats {
+class Seats final : public Tenants {
 public:
     std::shared_ptr<AddressSpace> space(const std::string& rack) {
         auto space = owner_ == getpid() ? space_.lock() : nullptr;
@@ -24,7 +24,7 @@ public:
             space = nullptr;
         }
         if (!space) {
-            space = std::make_shared<AddressSpace>();
+            space = std::make_shared<AddressSpace>(this);
             space_ = space;
             rack_ = rack;
             owner_ = getpid();
@@ -48,6 +48,17 @@ public:
         for (const Holding* holding : member.holdings)
             for (const PlacedExtent& piece : holding->pieces()) extents.push_back(piece.extent);
         member.attachment.close_pages(extents);
+    }
+
+    void hear_of(const ScratchRange& bad) override {
+        for_each([&](const std::shared_ptr<Member>& member) {
+            member->account_for(bad.start, bad.end, bad.kind);
+        });
+    }
+    size_t views_of(uint64_t start, uint64_t end) const override {
+        size_t views = 0;
+        for_each([&](const std::shared_ptr<Member>& member) { views += member->views_of(start, end); });
+        return views;
     }
 
     // Without allocating anything: the fault handler asks.

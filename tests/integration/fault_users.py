@@ -7,9 +7,11 @@ import faulthandler
 import os
 import signal
 import threading
+import time
 
 import actors
 import bequest as bq
+from bequest import _core
 from losses import PAGE, cut_off
 
 
@@ -73,10 +75,24 @@ def send_itself(seat: actors.Seat, number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def touch_anew(seat: actors.Seat, key: str) -> str:
+    seat.kept[key, "view"] = memoryview(seat.kept[key])
+    return touch(seat, key)
+
+
+def wait_and_touch(seat: actors.Seat, key: str) -> str:
+    time.sleep(2 * _core.LOOK_INTERVAL)
+    return touch(seat, key)
+
+
+def handle_signals(seat: actors.Seat) -> None:
+    seat.kept["signals"] = []
+    signal.signal(signal.SIGBUS, lambda number, _: seat.kept["signals"].append(number))
+
+
 def want_raw_signals(seat: actors.Seat, with_handler: bool) -> None:
     if with_handler:
-        seat.kept["signals"] = []
-        signal.signal(signal.SIGBUS, lambda number, _: seat.kept["signals"].append(number))
+        handle_signals(seat)
     seat.me.raw_memory_signals(True)
 
 

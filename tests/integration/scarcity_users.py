@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 from typing import Any
@@ -152,3 +153,35 @@ def grant_many_at_once(seat: Seat, to: str, count: int) -> str:
         error.__traceback__ = None
         return str(error)
     return ""
+
+
+def lose_while_short_of_mappings(seat: Seat, key: str) -> list[str]:
+    """What views of a stolen region raise while the kernel has no more mappings, and when it has some again."""
+    hoard = _use_up_mappings()
+    first = _error_of_view(seat.kept[key])
+    for memory in hoard:
+        memory.close()
+    return [first, _error_of_view(seat.kept[key])]
+
+
+def _use_up_mappings() -> list[mmap.mmap]:
+    """All that the kernel has for this process."""
+    with open("/proc/sys/vm/max_map_count") as file:
+        pages = int(file.read())
+    hoard = [mmap.mmap(-1, pages * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)]
+    start = ctypes.addressof(ctypes.c_char.from_buffer(hoard[0]))
+    for page in range(1, pages, 2):
+        if _libc.mprotect(ctypes.c_void_p(start + page * PAGE), ctypes.c_size_t(PAGE), mmap.PROT_READ):
+            break
+    with contextlib.suppress(OSError):
+        while True:
+            hoard.append(mmap.mmap(-1, PAGE))  # shared: no two of them are joined
+    return hoard
+
+
+def _error_of_view(region: bq.Region) -> str:
+    try:
+        memoryview(region)
+    except Exception as error:
+        return type(error).__name__
+    return "nothing"

@@ -103,3 +103,25 @@ def test_the_raw_signal_reaches_a_handler(yard: Yard, rack: RackUnderTest) -> No
     user.do(users.lose, "region")
     assert user.do(users.touch, "region") == "nothing"
     assert user.do(users.handled_signals) == [signal.SIGBUS]
+
+
+def test_the_raw_signal_reaches_a_handler_that_came_later(yard: Yard, rack: RackUnderTest) -> None:
+    user = yard.actor("user", rack)
+    user.do(users.lose, "region")
+    user.do(users.want_raw_signals, False)
+    user.do(users.handle_signals)
+    assert user.do(users.touch, "region") == "nothing"
+    assert set(user.do(users.handled_signals)) == {signal.SIGBUS}
+
+
+@pytest.mark.parametrize("how", [users.touch_anew, users.wait_and_touch])
+def test_faulthandler_that_came_later_is_passed_by(
+    yard: Yard, rack: RackUnderTest, private_place: Path, how: object
+) -> None:
+    """At the next view, and for views that were there before, a moment later."""
+    user = yard.actor("user", rack)
+    log = private_place / "log"
+    user.do(users.lose, "region")
+    user.do(users.enable_faulthandler, str(log))
+    assert user.do(how, "region") == "MemoryFailure"
+    assert log.read_text() == ""

@@ -213,6 +213,22 @@ def test_a_thread_that_python_does_not_know_raises_in_the_main_thread(
     assert caught.value.region is failed[0]
 
 
+def test_each_fault_of_such_threads_is_told(me: bq.Process) -> None:
+    """Their ids are used again at once, and each has its exception."""
+    libc = ctypes.CDLL(None)
+    for _ in range(4):
+        region = me.alloc(4 * PAGE)
+        cut_off(me, region)
+        thread = ctypes.c_ulong()
+        with pytest.raises(bq.MemoryFailure) as caught:
+            address = ctypes.c_void_p(region.address)
+            assert libc.pthread_create(ctypes.byref(thread), None, libc.strlen, address) == 0
+            libc.pthread_join(thread, None)
+            for _ in range(1000):
+                sum(range(100))
+        assert caught.value.address == region.address
+
+
 def test_an_asyncio_program_goes_on(failed: tuple[bq.Region, memoryview]) -> None:
     _, view = failed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_stolen_memory_that_is_granted_back_is_as_good_as_new(yard: Yard, me: bq
     assert set(fresh) == {9}
     fresh[:] = 10
     assert set(fresh) == {10}
-    del fresh
+    del fresh, array
     again.grant("thief")
     thief.do(actors.accept, "again")
     assert thief.do(actors.values, "again") == [10]
@@ -169,7 +170,138 @@ def test_a_program_steals_from_itself(yard: Yard, me: bq.Process) -> None:
         memoryview(region)
     stolen.array()[:] = 9
     assert set(stolen.array()) == {9}
+    with pytest.raises(BufferError, match="earlier region"):
+        stolen.free()
+    del old
     stolen.free()
+
+
+def come_back(me: bq.Process, thief: actors.Actor, region: bq.Region) -> bq.Region:
+    """Stolen, and given back."""
+    rob(me, thief.do(actors.own_id), region)
+    thief.do(actors.adopt, "region", me.id, me.table.life(me.id)[1])
+    thief.do(actors.grant, "region", "me")
+    return me.accept(timeout=actors.DEADLINE)
+
+
+def test_old_views_of_what_has_come_back_borrow_it(yard: Yard, me: bq.Process) -> None:
+    """There is one memory at an address: a view of what was there before would reach into another process."""
+    thief = yard.actor("thief")
+    region = me.alloc(4 * PAGE)
+    old = region[PAGE : 2 * PAGE].array()
+    again = come_back(me, thief, region)
+    for use in (again.free, lambda: again.grant("thief"), lambda: again[PAGE:].grant("thief")):
+        with pytest.raises(BufferError, match="1 view of an earlier region"):
+            use()
+    again[2 * PAGE :].grant("thief")
+    del old
+    again[: 2 * PAGE].grant("thief")
+    assert not again.owned
+
+
+def test_old_views_outlive_what_has_come_back(yard: Yard, me: bq.Process) -> None:
+    thief = yard.actor("thief")
+    region = me.alloc(4 * PAGE)
+    old = region.array()
+    again = come_back(me, thief, region)
+    old[0] = 3
+    again._free_when_dropped()
+    del again
+    for _ in range(2):
+        with pytest.raises(bq.MemoryRevoked):
+            old[0] = 1
+
+
+def test_old_views_keep_their_addresses_from_being_allocated(yard: Yard, me: bq.Process) -> None:
+    thief = yard.actor("thief")
+    region = me.alloc(4 * PAGE)
+    address, old = region.address, region.array()
+    rob(me, thief.do(actors.own_id), region)
+    thief.do(actors.adopt, "region", me.id, me.table.life(me.id)[1])
+    thief.do(actors.free, "region")
+    others = [me.alloc(4 * PAGE) for _ in range(8)]
+    assert address not in [other.address for other in others]
+    with pytest.raises(bq.MemoryRevoked):
+        old[0] = 1
+    del old
+    for other in others:
+        other.free()
+
+
+def test_a_load_raises_soon_after_the_theft(yard: Yard, me: bq.Process, fence: int) -> None:
+    """Write protection lets loads through; nothing of the library is used meanwhile."""
+    thief = yard.actor("thief")
+    thief_id = thief.do(actors.own_id)
+    region, other = me.alloc(4 * MIB), me.alloc(PAGE)
+    array, untouched = region.array(), other.array()
+    array[:], untouched[:] = 5, 6
+    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    rob(me, thief_id, region)
+    ends = time.monotonic() + actors.DEADLINE
+    with pytest.raises(bq.MemoryRevoked, match="was stolen by 'thief'"):
+        while time.monotonic() < ends:
+            assert array[PAGE] == 5
+    assert set(untouched) == {6}
+    del untouched
+    other.free()
+
+
+def test_good_pages_of_a_region_that_failed_in_part_outlive_a_theft(
+    yard: Yard, me: bq.Process, fence: int
+) -> None:
+    region, other = me.alloc(4 * PAGE), me.alloc(4 * PAGE)
+    array = region.array()
+    array[:] = 5
+    _core.guard_missing(fence, os.getpid(), [(region.address, region.nbytes)])
+    punch_out(me, region, PAGE, PAGE)
+    with pytest.raises(bq.MemoryFailure):
+        array[PAGE] = 1
+    rob(me, yard.actor("thief").do(actors.own_id), other)
+    with pytest.raises(bq.MemoryRevoked):
+        other.array()
+    assert set(array[:PAGE]) == {5}
+    with pytest.raises(bq.MemoryFailure):
+        array[PAGE] = 1
+    del array
+    region.free()
+
+
+def test_two_threads_adopt_the_same_estate(
+    yard: Yard, me: bq.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them has the GIL while the other waits for a slab's file."""
+    victim = yard.actor("victim")
+    victim_id = victim.do(actors.own_id)
+    victim.do(actors.alloc, "region", 4 * PAGE, 5)
+    table = me.table
+    wanted = [(descriptor, word) for descriptor, word, _, _ in table.stealable(victim_id)]
+    table.steal(wanted, victim_id, me.id)
+    faster: list[bq.Region] = []
+    element_of = me._links._element_of
+
+    def waits(slab: int) -> object:
+        monkeypatch.setattr(me._links, "_element_of", element_of)
+        faster.extend(me._adopt(victim_id, table.life(victim_id)[1]))
+        return element_of(slab)
+
+    monkeypatch.setattr(me._links, "_element_of", waits)
+    assert me._adopt(victim_id, table.life(victim_id)[1]) == []
+    [region] = faster
+    assert set(region.array()) == {5}
+    region.free()
+
+
+def test_what_is_taken_back_is_what_was_surrendered(me: bq.Process) -> None:
+    region = me.alloc(4 * PAGE)
+    address = region.address
+    descriptor, word = me._surrender(region)
+    assert me.table.withdraw(descriptor, word)
+    assert me.table.free_away(address, 4) == 4
+    another = me.alloc(4 * PAGE)
+    assert another.address == address
+    me._take_back(region, descriptor, word)
+    assert region.remaining == []
+    another.free()
 
 
 def test_memory_that_was_punched_out_under_a_guard_has_failed(me: bq.Process, fence: int) -> None:

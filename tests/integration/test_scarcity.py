@@ -193,3 +193,14 @@ def test_mappings_run_out_in_the_middle_of_a_batch(yard: Yard) -> None:
     except (EOFError, ConnectionResetError):
         left = f"touching its own memory ended the giver: {giver.wait()}"
     assert left == list(range(2 * limit))
+
+
+def test_a_theft_is_found_out_when_there_are_mappings_again(yard: Yard) -> None:
+    """What was stolen is forgotten by mapping over it, which the kernel may refuse."""
+    yard.rack()
+    thief, victim = yard.attach("thief"), yard.actor("victim")
+    victim.do(actors.alloc, "region", 4 * PAGE, 1)
+    victim_id = victim.do(actors.own_id)
+    wanted = [(descriptor, word) for descriptor, word, _, _ in thief.table.stealable(victim_id)]
+    assert len(thief.table.steal(wanted, victim_id, thief.id)) == 1
+    assert victim.do(users.lose_while_short_of_mappings, "region") == ["TooManyMappings", "MemoryRevoked"]

@@ -20,7 +20,7 @@ void look_at_page_table(const AddressSpace* space) {
 }  // namespace
 }  // namespace tests
 
-AddressSpace::AddressSpace() : mappings_limit_(UINT64_MAX), owner_(0) {}
+AddressSpace::AddressSpace(Tenants* tenants) : tenants_(tenants), mappings_limit_(UINT64_MAX), owner_(0) {}
 AddressSpace::~AddressSpace() = default;
 
 bool AddressSpace::is_mapped(uint32_t, uint64_t, uint64_t) const { return true; }
@@ -61,7 +61,7 @@ void AddressSpace::lose(uint64_t address, uint64_t nbytes) { close(address, nbyt
 
 void AddressSpace::forget_lost(uint64_t, uint64_t) {}
 
-std::vector<ScratchRange> AddressSpace::retire_scratch() { return {}; }
+void AddressSpace::retire_scratch() {}
 
 void AddressSpace::forget_all_but(const std::vector<Range>& kept) {
     std::erase_if(open_, [&](const auto& page) {
@@ -70,7 +70,5 @@ void AddressSpace::forget_all_but(const std::vector<Range>& kept) {
         return true;
     });
 }
-
-uint64_t AddressSpace::open_bytes() const { return open_.size() * kPageBytes; }
 
 }  // namespace bequest

@@ -342,7 +342,7 @@ class Group(RuleBasedStateMachine):
         assert not self.table.withdraw(descriptor, word)
         if fate == "restored" or to not in self.processes or len(self.waiting[to]) >= _core.INBOX_CELLS:
             self.table.restore(descriptor, word)
-            self.processes[id]._take_back(handle.region, descriptor)
+            self.processes[id]._take_back(handle.region, descriptor, word)
             self.read(handle)
             return
         first, *rest = handle.pages

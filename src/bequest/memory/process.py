@@ -320,7 +320,7 @@ class Process(Names):
             copied = expect(reply, wire.CrossGranted).copied_bytes
         except BaseException:
             self._peers.pop(to, None)
-            self._take_back(region, descriptor)  # unless it has gone by now
+            self._take_back(region, descriptor, word)  # unless it has gone by now
             raise
         region._set_fate(f"was granted to {to!r}")
         return copied

@@ -1,0 +1,67 @@
+#include "lookout.hpp"
+
+#include "doorbell.hpp"
+#include "fault_barrier.hpp"
+
+namespace bequest {
+
+namespace {
+
+constexpr int kTriesMax = 8;  // for an extent that goes from hand to hand
+
+struct Sight {
+    Table table;
+    Extent extent;
+    bool moved = false;
+};
+
+bool still_stands(void* what) {
+    Sight& sight = *static_cast<Sight*>(what);
+    sight.moved = !(sight.table.owner(sight.extent.descriptor) == sight.extent.word);
+    return !sight.moved;
+}
+
+}  // namespace
+
+Lookout::Lookout(Table table, uint32_t id)
+    : table_(table), id_(id), seen_(table.slot(id).revocations.load()) {}
+
+void Lookout::look() {
+    const uint32_t revocations = table_.slot(id_).revocations.load();
+    if (revocations != seen_) close_what_was_stolen();
+    seen_ = revocations;
+    const int64_t now = monotonic_ns();
+    if (now - looked_ns_ < kLookInterval_ns) return;
+    looked_ns_ = now;
+    stand_first_in_line();
+}
+
+bool Lookout::is_of_this_program(uint32_t id) const {
+    return id == id_ || table_.slot(id).os_pid == table_.slot(id_).os_pid;
+}
+
+// Pages are opened before the word is changed when something is accepted: from our own inbox, a mailbox, or
+// as an heir from that of somebody dead. And what the Rack MMU has is away: another group may have the
+// address.
+bool Lookout::is_anothers(OwnerWord word) const {
+    const uint32_t id = word.id();
+    if (id == kNobody || id > kMaxProcessId || is_of_this_program(id)) return false;
+    if (word.state() == State::kOwned) return true;
+    return (word.state() == State::kInFlight || word.state() == State::kFree) &&
+           table_.life(id) == Life::kLive;
+}
+
+void Lookout::close_what_was_stolen() {
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        for (int tries = 0; tries < kTriesMax; tries++) {
+            Sight sight{table_, {i, table_.owner(i)}};
+            if (!is_anothers(sight.extent.word)) break;
+            const PlacedExtent placed =
+                table_.placed(sight.extent);  // whose it is, `still_stands` looks again
+            close_stale(placed.address, sight.extent.word.pages() * kPageBytes, still_stands, &sight);
+            if (!sight.moved) break;
+        }
+    }
+}
+
+}  // namespace bequest

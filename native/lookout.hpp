@@ -1,0 +1,38 @@
+// What the small thread of an attached process (liveness.hpp) sees to beside its lifeline.
+//
+// Theory of operation. A fence by write protection lets loads through: a view of stolen memory would show
+// what its new owner writes, until the library happens to look at its words. So whoever steals rings
+// (`Slot.revocations` is a futex), and this thread closes what is somebody else's by now, as a fence by
+// ptrace does from outside: whoever touches it faults and is told. It needs neither the GIL nor the holdings,
+// only the table and the window lock, and changes nothing that the library believes; that is put right by
+// `reconcile`.
+//
+// What holds: a load that runs after the thread has been here raises. It comes as soon as the scheduler lets
+// it; a load before that may have shown the new owner's bytes, and nothing says so.
+//
+// Handlers of signals that were installed after ours are noticed here as well.
+#pragma once
+
+#include "v2p_table.hpp"
+
+namespace bequest {
+
+constexpr int64_t kLookInterval_ns = 250'000'000;
+
+class Lookout {
+public:
+    Lookout(Table table, uint32_t id);
+    void look();
+    uint32_t seen() const { return seen_; }  // `Slot.revocations`, when it was here
+
+private:
+    void close_what_was_stolen();
+    bool is_anothers(OwnerWord word) const;
+    bool is_of_this_program(uint32_t id) const;
+
+    Table table_;
+    uint32_t id_, seen_;
+    int64_t looked_ns_ = 0;
+};
+
+}  // namespace bequest
