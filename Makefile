@@ -91,7 +91,7 @@ test-user: $(VENV)/.installed
 
 soak: $(VENV)/.installed ## steals, deaths and failures by the thousand, for about half an hour; BEQUEST_SOAK=0.1 for a tenth of it
 	$(SAY) "soak: pytest -m soak"
-	@BEQUEST_SOAK=$${BEQUEST_SOAK:-1} $(BIN)/python -m pytest -m soak $(ARGS)
+	@BEQUEST_SOAK=$${BEQUEST_SOAK:-1} $(BIN)/python -m pytest -m soak -o faulthandler_timeout=0 $(ARGS)
 
 sanitize: $(VENV)/.made ## the native core and its tests under ASan + UBSan, then under TSan
 	$(SAY) "sanitize: AddressSanitizer and UndefinedBehaviorSanitizer"
