@@ -60,6 +60,9 @@ struct Record {
 };
 Record records[kRecordsMax];
 
+// What the hardware has lost: the address of a page, and in its low bits the binary logarithm of how much.
+std::atomic<uint64_t> hardware_errors[16];
+
 // False if this thread has it already.
 bool lock_window() {
     const pthread_t me = pthread_self();
@@ -140,6 +143,17 @@ FaultKind kind_of(const Fault& fault, uint64_t page) {
     return fault.signal == SIGSEGV || is_readable(page) ? FaultKind::kFenced : FaultKind::kFailed;
 }
 
+bool is_hardware_error(const Fault& fault) { return fault.signal == SIGBUS && fault.code == BUS_MCEERR_AR; }
+
+void note_hardware_error(const siginfo_t* info) {
+    const auto bits = static_cast<uint64_t>(std::clamp<int>(info->si_addr_lsb, 12, 21));
+    const uint64_t note = reinterpret_cast<uint64_t>(info->si_addr) >> bits << bits | bits;
+    for (auto& place : hardware_errors) {
+        uint64_t empty = 0;
+        if (place.compare_exchange_strong(empty, note) || empty == note) return;
+    }
+}
+
 // The first fault of a row is what the program did; those that follow are the same C code going on.
 Verdict judge(const AddressSpace& space, Fault& fault) {
     const Believed believed = space.believed(fault.address);
@@ -150,8 +164,9 @@ Verdict judge(const AddressSpace& space, Fault& fault) {
     const bool is_first = record->told_ns == 0;
     if (!may_try_again(*record, fault.address)) return Verdict::kNotOurs;
     // Another thread was opening the page: the access will succeed.
-    if (believed.belief == Belief::kOpen && !note_of(page) && is_good(page)) return Verdict::kTryAgain;
-    fault.kind = kind_of(fault, page);
+    const bool may_succeed = believed.belief == Belief::kOpen && !note_of(page) && !is_hardware_error(fault);
+    if (may_succeed && is_good(page)) return Verdict::kTryAgain;
+    fault.kind = is_hardware_error(fault) ? FaultKind::kFailed : kind_of(fault, page);
     if (!is_first && note_of(page)) widen(record->windows);  // it has come back to a window that was closed
     if (!cover(*record, page, believed, fault.kind)) return Verdict::kNotOurs;
     const int64_t now = monotonic_ns();
@@ -171,6 +186,7 @@ Verdict look_at(int signal, const siginfo_t* info, Fault& fault) {
     const AddressSpace* space = guarded.load();
     const Verdict verdict = space ? judge(*space, fault) : Verdict::kNotOurs;
     unlock_window();
+    if (verdict != Verdict::kNotOurs && is_hardware_error(fault)) note_hardware_error(info);
     return verdict;
 }
 
@@ -290,6 +306,17 @@ bool take_fault(Fault& fault) {
         if (!record.used || record.thread != pthread_self() || record.told_ns == 0) continue;
         fault = record.fault;
         record.used = false;
+        return true;
+    }
+    return false;
+}
+
+bool take_hardware_error(HardwareError& error) {
+    for (auto& place : hardware_errors) {
+        const uint64_t note = place.exchange(0);
+        if (note == 0) continue;
+        const uint64_t bits = note & (kPageBytes - 1);
+        error = {note - bits, uint64_t{1} << bits};
         return true;
     }
     return false;

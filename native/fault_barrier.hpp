@@ -20,6 +20,11 @@
 // As soon as the exception is made, the scratch memory vanishes (scratch.hpp), so that each touch of lost
 // memory that a program makes raises anew, in whichever thread.
 //
+// Where the signal says that the hardware has lost the page (BUS_MCEERR_AR), that is noted besides: nobody
+// else knows of it, and the language above is to report it to the rack, whose other processes may own its
+// neighbours. BUS_MCEERR_AO, of which only those hear who have asked the kernel for it (PR_MCE_KILL), is left
+// to them: it interrupts any instruction, and touching the page brings the other.
+//
 // A system call that is given a lost address does not fault, it fails with EFAULT: an OSError in Python.
 #pragma once
 
@@ -78,6 +83,14 @@ bool take_fault(Fault& fault);
 // Makes it the calling thread's, who speaks for one that cannot. The next one of that thread begins a new
 // row.
 void adopt_fault(const Fault& fault);
+
+// What the hardware has lost, as far as nobody has taken it. Notes are few; beyond that the page is noted
+// when it is touched again.
+struct HardwareError {
+    uint64_t address = 0;
+    uint64_t nbytes = 0;
+};
+bool take_hardware_error(HardwareError& error);
 
 // All windows of scratch memory have been mapped over: the rows of faults are over.
 void end_rows();

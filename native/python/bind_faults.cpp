@@ -136,11 +136,25 @@ nb::object particulars(const Fault& fault) {
                           fault.kind == FaultKind::kFenced ? "was fenced off" : "has failed", 0);
 }
 
+PyObject* hardware_reporter = nullptr;
+
+void report_hardware_errors() {
+    HardwareError error;
+    while (hardware_reporter && take_hardware_error(error)) {
+        try {
+            nb::borrow(hardware_reporter)(error.address, error.nbytes);
+        } catch (nb::python_error& trouble) {
+            trouble.discard_as_unraisable("reporting a hardware error");
+        }
+    }
+}
+
 nb::object take_fault_of_this_thread() {
     disarm_tripwire();
     Fault fault;
     const bool found = take_fault(fault);
     take_stock();
+    report_hardware_errors();
     return found ? particulars(fault) : nb::none();
 }
 
@@ -184,6 +198,13 @@ void bind_faults(nb::module_& m) {
     m.def("take_fault", &take_fault_of_this_thread,
           "What the calling thread's last touch of lost memory was: (message, address, region, cause, "
           "nbytes).");
+    m.def(
+        "report_hardware_errors_to",
+        [](const nb::object& reporter) {
+            Py_XDECREF(hardware_reporter);
+            hardware_reporter = nb::object(reporter).release().ptr();
+        },
+        nb::arg("reporter"), "Has it called with (address, bytes) of what the hardware has lost.");
     m.def("pass_raw_memory_signals", &pass_raw_signals, nb::arg("raw"));
 }
 

@@ -20,10 +20,11 @@ import pytest
 from actors import Nursery
 from agents import AgentUnderTest
 from bequest.errors import BequestError, RackGone, VersionMismatch
-from bequest.limits import PACKET_BYTES_MAX, TABLE_VERSION, WIRE_VERSION
+from bequest.limits import NONCE_BYTES_MAX, PACKET_BYTES_MAX, TABLE_VERSION, WIRE_VERSION
 from bequest.runtime.transport import Channel, send_packet
 from bequest.wire import messages as wire
 from bequest.wire.codec import encode
+from bequest.wire.message import Nonce
 from rack_process import Member, RackProcess, until
 
 SOCKETS = ["mmu.sock", "element-dram0.sock", "agent-host0.sock", "monitor.sock"]
@@ -113,6 +114,8 @@ SENSIBLE = (
 
 
 def odd_value(kind: Any, chance: random.Random) -> Any:
+    if kind == Nonce:  # a longer one is not well-formed
+        return chance.choice([one for one in ODD[bytes] if len(one) <= NONCE_BYTES_MAX])
     match typing.get_origin(kind):
         case typing.Union | types.UnionType:
             return odd_value(

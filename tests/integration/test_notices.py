@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import signal
 import time
 
@@ -237,6 +238,24 @@ def test_alloc_goes_on_elsewhere(yard: Yard) -> None:
         break_memory(rack, "c")
     for region in [*kept[1:], *again]:
         region.free()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call")
+def test_what_the_hardware_tells_one_process_the_rack_tells_the_others(
+    yard: Yard, rack: RackUnderTest
+) -> None:
+    """The signal is made by the process itself; all that follows is as for a real one."""
+    owner, friend = yard.actor("owner"), listener(yard, "friend")
+    address = owner.do(actors.alloc, "region", 16 * 4096, 5)
+    owner.do(watchers.name_contacts, "friend")
+    assert owner.do(watchers.machine_check, address + 3 * 4096)
+    called = friend.do(watchers.next_event)
+    assert isinstance(called, bq.ContactCalled)
+    assert called.runs == ((address + 3 * 4096, 4096),) and called.cause == "the hardware reports an error"
+    (slab,) = [slab for slab in rack.slabs() if slab.failed]
+    assert slab.address <= address < slab.address + slab.pages * 4096 and slab.failed == 4096
+    with pytest.raises(bq.MemoryFailure):
+        owner.do(actors.grant, "region", "friend")
 
 
 def test_a_range_fails_for_all_who_have_it_and_for_who_maps_it_later(yard: Yard, rack: RackUnderTest) -> None:

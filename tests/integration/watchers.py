@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
+import struct
 import threading
 import time
 from typing import Any
@@ -79,6 +82,22 @@ def hang_under_a_watchdog(seat: Seat, seconds: float) -> None:
         ctypes.PyDLL(None).usleep(int(4 * seconds * 1e6))
         watchdog.progress()
         time.sleep(seconds / 4)
+
+
+def machine_check(seat: Seat, address: int) -> bool:
+    """Gets the signal that the kernel sends for a page that the hardware has lost; whether that became an exception.
+
+    It cannot be had for real without a kernel that lets pages be poisoned. A process may send itself any siginfo.
+    """
+    rt_tgsigqueueinfo, bus_mceerr_ar, lsb = 297, 4, 12
+    about = struct.pack("iiiiQh", signal.SIGBUS, 0, bus_mceerr_ar, 0, address, lsb).ljust(128, b"\0")
+    try:
+        libc = ctypes.CDLL(None)
+        libc.syscall(rt_tgsigqueueinfo, os.getpid(), threading.get_native_id(), int(signal.SIGBUS), about)
+        time.sleep(0)
+    except bq.MemoryFailure as failure:
+        return failure.address == address
+    return False
 
 
 def take_over(seat: Seat, predecessor: str) -> None:

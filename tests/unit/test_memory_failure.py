@@ -500,3 +500,64 @@ def test_memory_is_broken_when_all_parts_of_it_are() -> None:
         assert one.replies[asker] == []
         one.do(one.mmu.element_message(0, wire.FailureMade(order.job)))
     assert len(one.replies[asker]) == 1
+
+
+# --- what the hardware has lost ---------------------------------------------------------------------------------
+
+
+def hardware(page: int) -> wire.ReportFailure:
+    return wire.ReportFailure(page + 100, PAGE_BYTES)
+
+
+def test_a_page_that_the_hardware_has_lost_is_guarded_then_lost_and_told() -> None:
+    one = box()
+    peer, owner = one.attach("owner")
+    slab = slab_of(one, peer)
+    one.shards[owner.group].own(owner.pid, slab.address, 4)
+    assert one.ask(peer, hardware(slab.address + PAGE_BYTES)) is None
+    guards = [message for message in one.to_agents if isinstance(message, wire.GuardRange)]
+    assert [(guard.address, guard.nbytes) for guard in guards] == [
+        (slab.address + PAGE_BYTES, PAGE_BYTES)
+    ] * 2
+    for guard in guards:
+        one.agent(wire.RangeGuarded(guard.job))
+    (order,) = [message for message in one.to_elements if isinstance(message, wire.FailMemory)]
+    assert (order.offset, order.nbytes, order.cause) == (
+        PAGE_BYTES,
+        PAGE_BYTES,
+        "the hardware reports an error",
+    )
+    assert len(fail(one, slab, PAGE_BYTES, PAGE_BYTES)) == 1
+    one.do(one.mmu.element_message(0, wire.FailureMade(order.job)))
+    assert one.replies[peer][-1] == wire.MemoryBroken(1, PAGE_BYTES, ["owner"])
+
+
+def test_where_somebody_cannot_be_guarded_the_whole_slab_goes() -> None:
+    """The page is lost in any case, and is not to be read as zeros."""
+    one = box()
+    peer, owner = one.attach("owner")
+    slab = slab_of(one, peer)
+    one.shards[owner.group].own(owner.pid, slab.address, 4)
+    one.ask(peer, hardware(slab.address))
+    for guard in [message for message in one.to_agents if isinstance(message, wire.GuardRange)]:
+        one.agent(wire.RangeGuarded(guard.job, ["owner"]))
+    (order,) = [message for message in one.to_elements if isinstance(message, wire.FailMemory)]
+    assert (order.slab, order.offset, order.nbytes) == (slab.slab, 0, slab.pages * PAGE_BYTES)
+
+
+def test_nobody_reports_what_it_does_not_own() -> None:
+    one = box()
+    peer, owner = one.attach("owner")
+    stranger, _ = one.attach("stranger")
+    group = one.ask(one.client(), wire.CreateGroup("others"))
+    assert isinstance(group, wire.GroupCreated)
+    outsider, _ = one.attach("outsider", group.secret)
+    slab = slab_of(one, peer)
+    one.shards[owner.group].own(owner.pid, slab.address, 4)
+    for who in (stranger, outsider):
+        refused = one.ask(who, hardware(slab.address))
+        assert isinstance(refused, wire.Failed) and refused.kind == "not-owner"
+    for address in (slab.address + 4 * PAGE_BYTES, 0, -1, -(2**63), 2**63, 2**64 - 1):
+        refused = one.ask(peer, hardware(address))
+        assert isinstance(refused, wire.Failed) and refused.kind == "not-owner"
+    assert not [message for message in one.to_agents if isinstance(message, wire.GuardRange)]

@@ -72,6 +72,7 @@ class Notices:
         self._outcomes: dict[int, bool | None] = {}  # of failures of memory by number; None: not known yet
         self._callers: weakref.WeakSet[Callbacks] = weakref.WeakSet()
         self._handling = self.caller("bequest-handler")
+        self._reporting = self.caller("bequest-reports")
         self.lifelines = Lifelines()
 
     def caller(self, thread_name: str) -> Callbacks:
@@ -125,6 +126,16 @@ class Notices:
         """Ends what `stand_by` began."""
         if standby is not None:
             self._links.mmu.request(wire.StandDown(standby))
+
+    def report_hardware_error(self, address: int, nbytes: int) -> None:
+        """To the rack, which tells whoever else owns a part of that page; from a thread that is not to wait."""
+        self._reporting.run(lambda: self._report(wire.ReportFailure(address, nbytes)))
+
+    def _report(self, report: wire.ReportFailure) -> None:
+        try:
+            self._links.mmu.request(report)
+        except BequestError as error:
+            log.warning("the loss of %#x by the hardware is not reported: %s", report.address, error)
 
     def close(self) -> None:
         """The process detaches."""

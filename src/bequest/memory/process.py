@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bequest._core import ANY_ELEMENT, Lifeline, pass_raw_memory_signals
+from bequest._core import ANY_ELEMENT, Lifeline, pass_raw_memory_signals, report_hardware_errors_to
 from bequest.errors import (
     BadConfig,
     BadName,
@@ -533,6 +533,17 @@ def _leave_in_child() -> None:
             process._notices.close()
     _attached.clear()
     _exit_calls.clear()
+
+
+def _report_hardware_error(address: int, nbytes: int) -> None:
+    """In the thread that has found out by touching it."""
+    for reference in _attached:
+        process = reference()
+        if process is not None and process.attached:
+            process._notices.report_hardware_error(address, nbytes)
+
+
+report_hardware_errors_to(_report_hardware_error)
 
 
 def _detach_at_exit() -> None:

@@ -8,10 +8,13 @@ as a whole gets no slab any more; allocation elsewhere goes on.
 
 An element that does not answer has not failed: its owners are told that it is silent, and nothing else changes.
 
-`break_memory` makes failures, for tests of programs. A range is lost in three steps: the agents *guard* it in every
-process, so that touching a page that is not there faults instead of reading zeros; the Rack MMU writes down that it is
-*condemned*, which is the commit point; then the element gives the pages up, and says so. An element that was away hears
-on its next link of what is condemned. Who did not hear the answer asks again with the same nonce.
+A process to which the hardware says that a page is gone *reports* it: others may own parts of that page, and nobody is
+to get it again. `break_memory` makes failures, for tests of programs. In either case a range is lost in three steps:
+the agents *guard* it in every process, so that touching a page that is not there faults instead of reading zeros; the
+Rack MMU writes down that it is *condemned*, which is the commit point; then the element gives the pages up, and says
+so. An element that was away hears on its next link of what is condemned. Who did not hear the answer asks again with
+the same nonce. Where somebody cannot be guarded, nothing is made to fail; what the hardware has lost takes its whole
+slab along, which is cut short, so that everybody faults.
 """
 
 from __future__ import annotations
@@ -32,12 +35,14 @@ from bequest.protocol.outputs import Note, PeerId, ToAgent, ToElement
 from bequest.protocol.process_table import Kind, Member
 from bequest.protocol.rack_state import FailedElement, RackState, Session, SilentElement
 from bequest.protocol.refusal import Refusal
+from bequest.protocol.shard import ExtentInfo
 from bequest.protocol.slab_ledger import Slab, SlabState
 from bequest.wire import messages as wire
 
 Run = tuple[int, int]  # address, bytes
 Part = tuple[int, int, int]  # slab, offset, bytes
 _INJECTED = "injected by bequest fault"
+_HARDWARE = "the hardware reports an error"
 
 
 class Breaking(msgspec.Struct):
@@ -46,6 +51,7 @@ class Breaking(msgspec.Struct):
     peer: PeerId
     element: int
     parts: tuple[Part, ...]  # none: all of the element
+    cause: str
     deadline: float
     waiting: dict[int, ToAgent | ToElement] = {}  # by job: what agents, then the element, have yet to answer
     nonce: bytes = b""
@@ -149,13 +155,30 @@ class MemoryFailures:
             return
         element = self._element(message.element)
         parts = self._parts(element, message) if message.nbytes else ()
-        breaking = Breaking(session.peer, element, parts, now + GUARD_TIMEOUT, nonce=message.nonce)
-        for slab, offset, nbytes in parts:
+        deadline = now + GUARD_TIMEOUT
+        self._begin(Breaking(session.peer, element, parts, _INJECTED, deadline, nonce=message.nonce))
+
+    def report(self, session: Session, process: Member, message: wire.ReportFailure, now: float) -> None:
+        """The hardware has lost a page of this process's: so it has for whoever else owns a part of it."""
+        shard = self._state.groups[process.group].shard
+        page = message.address // PAGE_BYTES * PAGE_BYTES
+        slabs = self._state.ledger.overlapping(process.group, (page, page + PAGE_BYTES))
+        extent = shard.find_extent(page, 0) if len(slabs) == 1 else None  # else it may be no address at all
+        if extent is None or not _is_of(extent, process):
+            raise Refusal("not-owner", f"{message.address:#x} is no memory of process {process.name!r}")
+        slab = slabs[0]
+        start = page - slab.address
+        part = _whole_pages(slab, start, start + min(max(message.nbytes, PAGE_BYTES), HUGE_PAGE_BYTES))
+        deadline = now + GUARD_TIMEOUT
+        self._begin(Breaking(session.peer, slab.element, (part,), _HARDWARE, deadline))
+
+    def _begin(self, breaking: Breaking) -> None:
+        for slab, offset, nbytes in breaking.parts:
             at = self._state.ledger[slab]
             for compute in self._state.config.computes:
                 guard = wire.GuardRange(self._next_job(), at.group, at.address + offset, nbytes)
                 self._ask(breaking, guard.job, ToAgent(compute, guard))
-        if not parts:
+        if not breaking.parts:
             self._commit(breaking)
 
     def _is_repeated(self, session: Session, nonce: bytes, now: float) -> bool:
@@ -168,7 +191,9 @@ class MemoryFailures:
             under_way[0].peer = session.peer
         elif broken is not None:
             deadline = now + GUARD_TIMEOUT
-            self._order(Breaking(session.peer, broken.element, broken.parts, deadline, nonce=nonce))
+            self._order(
+                Breaking(session.peer, broken.element, broken.parts, _INJECTED, deadline, nonce=nonce)
+            )
         return bool(under_way) or broken is not None
 
     def agent_linked(self, compute: str) -> None:
@@ -188,9 +213,15 @@ class MemoryFailures:
         breaking.unguarded |= dict.fromkeys(message.unguarded)
         if breaking.waiting:
             return
-        if not breaking.unguarded:
-            self._commit(breaking)
+        if breaking.unguarded and breaking.cause == _HARDWARE:  # it is lost in any case: then all of the slab
+            slabs = [self._state.ledger.get(slab) for slab, _, _ in breaking.parts]
+            breaking.parts = tuple((slab.id, 0, slab.nbytes) for slab in slabs if slab is not None)
+        elif breaking.unguarded:
+            self._refuse_unguarded(breaking)
             return
+        self._commit(breaking)
+
+    def _refuse_unguarded(self, breaking: Breaking) -> None:
         who = ", ".join(repr(name) for name in breaking.unguarded)
         text = (
             f"nothing was lost: {who} cannot be guarded (its agent's log says why), and would read zeros in place of a"
@@ -249,11 +280,11 @@ class MemoryFailures:
     def _commit(self, breaking: Breaking) -> None:
         """It is decided: that is written down before anybody is told, and whoever lives then does the rest."""
         if not breaking.parts:
-            self.element_failed(breaking.element, _INJECTED)
+            self.element_failed(breaking.element, breaking.cause)
         for number, offset, nbytes in breaking.parts:
             slab = self._state.ledger.get(number)
             if slab is not None:
-                slab.condemn((offset, nbytes), _INJECTED)
+                slab.condemn((offset, nbytes), breaking.cause)
         if breaking.nonce:
             for nonce, _ in self._broken.items()[: max(0, len(self._broken) + 1 - BROKEN_KEPT_MAX)]:
                 self._broken.remove(nonce)
@@ -263,7 +294,7 @@ class MemoryFailures:
     def _order(self, breaking: Breaking) -> None:
         parts: list[tuple[int | None, int, int]] = [*breaking.parts] or [(None, 0, 0)]
         for slab, offset, nbytes in parts:
-            order = wire.FailMemory(self._next_job(), slab, offset, nbytes, _INJECTED)
+            order = wire.FailMemory(self._next_job(), slab, offset, nbytes, breaking.cause)
             self._ask(breaking, order.job, ToElement(breaking.element, order))
 
     def _all_of(self, element: int) -> tuple[Part, ...]:
@@ -288,9 +319,7 @@ class MemoryFailures:
             low, high = max(slab.address, message.start), min(slab.run[1], message.start + message.nbytes)
             if slab.element != element or slab.state is not SlabState.LIVE or low >= high:
                 continue
-            page = HUGE_PAGE_BYTES if slab.huge else PAGE_BYTES
-            start, end = (low - slab.address) // page * page, -(-(high - slab.address) // page) * page
-            parts.append((slab.id, start, end - start))
+            parts.append(_whole_pages(slab, low - slab.address, high - slab.address))
         if not parts:
             name, end = self._state.elements[element].name, message.start + message.nbytes
             raise Refusal(
@@ -299,6 +328,18 @@ class MemoryFailures:
                 " that do",
             )
         return tuple(parts)
+
+
+def _is_of(extent: ExtentInfo, process: Member) -> bool:
+    _, _, _, state, owner, _ = extent
+    return (state, owner) == (STATE_OWNED, process.id)
+
+
+def _whole_pages(slab: Slab, start: int, end: int) -> Part:
+    """What of it the pages are that have something of this run of offsets."""
+    page = HUGE_PAGE_BYTES if slab.huge else PAGE_BYTES
+    first, last = start // page * page, min(-(-end // page) * page, slab.nbytes)
+    return slab.id, first, last - first
 
 
 def _add(runs: list[Run], run: Run) -> None:

@@ -75,7 +75,8 @@ class RackMmu:
             wire.PlaceProcess: self._place_process,
             wire.StandBy: self._stand_by,
             wire.StandDown: self._stand_down,
-            wire.BreakMemory: self._break_memory,
+            wire.BreakMemory: self._failures.break_memory,
+            wire.ReportFailure: self._report_failure,
             wire.Steal: self._steal,
             wire.NameHeir: self._name_heir,
             wire.Publish: self._of_process(self._names.publish),
@@ -412,8 +413,8 @@ class RackMmu:
     def _cross_grant(self, session: Session, message: wire.CrossGrant, now: float) -> None:
         self._grants.start(session, self._attached_process(session), message)
 
-    def _break_memory(self, session: Session, message: wire.BreakMemory, now: float) -> None:
-        self._failures.break_memory(session, message, now)
+    def _report_failure(self, session: Session, message: wire.ReportFailure, now: float) -> None:
+        self._failures.report(session, self._attached_process(session), message, now)
 
     # --- notices of failures -------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ __all__ = [
     "BreakMemory", "CallContacts", "Cleared", "ContactsCalled", "DeathHint", "ElementBack", "ElementSilent",
     "FailMemory", "FailureMade", "GuardRange", "HandleFailures", "Handled", "MemoryBroken", "MemoryFailed", "Notice",
     "NoticeAttached", "NoticeCleared", "NoticeContact", "NoticeDied", "NoticeElement", "NoticeMemory",
-    "NoticeSuspected", "NoticesDropped", "Ping", "Pong", "ProcessTold", "ProveDeath", "RangeGuarded", "SetContacts",
-    "StandBy", "StandDown", "StandingBy", "Subscribe", "Subscribed", "Suspicion", "TellGroup", "TellProcess",
-    "UnwatchProcess", "WatchProcess",
+    "NoticeSuspected", "NoticesDropped", "Ping", "Pong", "ProcessTold", "ProveDeath", "RangeGuarded", "ReportFailure",
+    "SetContacts", "StandBy", "StandDown", "StandingBy", "Subscribe", "Subscribed", "Suspicion", "TellGroup",
+    "TellProcess", "UnwatchProcess", "WatchProcess",
 ]  # fmt: skip
 
 # --- notices ----------------------------------------------------------------------------------------------
@@ -180,6 +180,13 @@ class BreakMemory(Message, frozen=True):
     start: int = 0
     nbytes: int = 0  # 0: all of the element
     nonce: Nonce = b""
+
+
+class ReportFailure(Message, frozen=True):
+    """-> MemoryBroken. The hardware has told the sender that it has lost memory of its, at a page's address."""
+
+    address: int
+    nbytes: int
 
 
 class MemoryBroken(Message, frozen=True):

@@ -437,6 +437,7 @@ MmuRequest = (
     | StandBy
     | StandDown
     | BreakMemory
+    | ReportFailure
     | Resume
     | ComeBack
 )
