@@ -264,6 +264,7 @@ def scribble(table: mmap.mmap, ranges: list[tuple[int, int]], chance: random.Ran
 def test_forged_descriptors_harm_ones_own_group_only(rack: RackProcess, seed: int) -> None:
     """The daemons survive any table, and the other group, which has another one, notices nothing."""
     chance = random.Random(seed)
+    assert until(lambda: len(rack.daemons()) == 4)  # each has its name by then
     daemons = sorted(rack.daemons().values())
     creator = rack.connect()
     reply, _ = creator.request(wire.CreateGroup("good"))
