@@ -72,7 +72,12 @@ build/bench/table_bench: $(VENV)/.made $(NATIVE_SOURCES) benchmarks/native/table
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
-test: $(VENV)/.installed ## native tests, pytest, and, when root, the integration tests again as an ordinary user beside it
+# Half of what can go wrong cannot go wrong for root: so the tests with real processes run as an ordinary user, beside
+# root's, who runs the others, and of those only what needs root.
+ROOT        := $(filter 0,$(shell id -u))
+ROOTS_SHARE := tests/docs tests/paper tests/sim tests/unit
+
+test: $(VENV)/.installed ## native tests, and pytest: what has real processes as an ordinary user, also when root
 	@$(MAKE) --no-print-directory test-native
 	@$(MAKE) --no-print-directory --jobs=2 test-python test-user
 
@@ -82,7 +87,8 @@ test-native: $(VENV)/.made
 
 test-python: $(VENV)/.installed
 	$(SAY) "test: pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(if $(ROOT),$(ROOTS_SHARE)))
+	@$(if $(ARGS),true,$(if $(ROOT),$(BIN)/python -m pytest tests/integration -m root,true))
 
 test-user: $(VENV)/.installed
 	$(SAY) "test: the integration tests as an ordinary user (build/test-user.log)"
