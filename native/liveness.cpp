@@ -156,7 +156,7 @@ public:
     }
     bool has_room() const { return lines_.size() + 1 < (has_waitv ? kWaitsMax : 2); }
     void add(uint64_t key, Shared<uint32_t>& word) {
-        lines_.push_back({key, &word, false});
+        lines_.push_back({key, &word, word.load() != 0});
         tell_news();
     }
     bool remove(uint64_t key) {

@@ -76,6 +76,7 @@ def send_itself(seat: actors.Seat, number: int) -> None:
 
 
 def touch_anew(seat: actors.Seat, key: str) -> str:
+    time.sleep(0.02)  # it is looked who stands first in line once in a tick of the coarse clock
     seat.kept[key, "view"] = memoryview(seat.kept[key])
     return touch(seat, key)
 

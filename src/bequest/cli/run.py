@@ -85,11 +85,22 @@ def _become(arguments: list[str], environment: dict[str, str]) -> NoReturn:
 
 def _run_beside(arguments: list[str], environment: dict[str, str]) -> int:
     """Runs the program as a child, and ends as it does."""
-    child = subprocess.Popen(arguments, env=environment, close_fds=False)
+    early: list[int] = []  # for the program, which may have begun by then
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _: object) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
     for number in _PASSED_ON:
-        signal.signal(number, lambda number, _: child.send_signal(number))
+        signal.signal(number, pass_on)
     for number in _FROM_TERMINAL:
         signal.signal(number, lambda *_: None)
+    child = subprocess.Popen(arguments, env=environment, close_fds=False)
+    for number in early:
+        child.send_signal(number)
     status = child.wait()
     if status >= 0:
         return status
