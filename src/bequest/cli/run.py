@@ -99,8 +99,8 @@ def _run_beside(arguments: list[str], environment: dict[str, str]) -> int:
     for number in _FROM_TERMINAL:
         signal.signal(number, lambda *_: None)
     child = subprocess.Popen(arguments, env=environment, close_fds=False)
-    for number in early:
-        child.send_signal(number)
+    for missed in early:
+        child.send_signal(missed)
     status = child.wait()
     if status >= 0:
         return status
