@@ -20,12 +20,18 @@ void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::st
           const nb::object& open_slab, const nb::object& region_type, double spin) {
     if (id == 0 || id > kMaxProcessId) raise_error("ValueError", "%u is no process id", id);
     auto* file = nb::cast<TableFile*>(table);
-    auto open = [open_slab](uint32_t slab) {
+    auto attached = std::make_shared<std::weak_ptr<Member>>();
+    auto open = [open_slab, attached](uint32_t slab) {
         auto [fd, failed] =
             nb::cast<std::pair<int, std::vector<std::pair<uint64_t, uint64_t>>>>(open_slab(slab));
+        if (const auto member = attached->lock(); !member || !member->usable) {
+            ::close(fd);  // in a window that has been given back nothing must be mapped
+            raise_error("NotAttached", "this process has detached meanwhile");
+        }
         return OpenedSlab{fd, std::move(failed)};
     };
     auto member = std::make_shared<Member>(file->table(), id, seats().space(rack), std::move(open));
+    *attached = member;
     seats().add(member);
     catch_faults();
     new (self) ProcessBase{table, region_type, std::move(member), static_cast<int64_t>(spin * 1e9)};

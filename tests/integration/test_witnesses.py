@@ -98,5 +98,11 @@ def test_a_silent_element_holds_up_no_standby(yard: Yard, me: bq.Process, rack: 
             victim.kill()
             assert told.wait(actors.DEADLINE)
         assert time.monotonic() - start < actors.DEADLINE / 4
+        me.detach()
     finally:
         os.kill(element, signal.SIGCONT)
+    until(
+        lambda: not [one for one in threading.enumerate() if one.name.startswith("bequest-standby")],
+        "the end of who fetches",
+    )
+    yard.attach("again")  # what was fetched too late was not mapped into the window

@@ -35,6 +35,7 @@ class Connections:
         self.directory = directory
         self._elements: dict[int, LastingChannel] = {}
         self._connecting = threading.Lock()
+        self._has_ended = False
         self._agent: LastingChannel | None = None
         self.mmu = LastingChannel(directory / "mmu.sock")
         try:
@@ -77,6 +78,8 @@ class Connections:
             channel = self._elements.get(element.id)
             if channel is None:
                 channel = self._elements[element.id] = LastingChannel(self.directory / element.path)
+                if self._has_ended:  # while we waited for the element
+                    channel.close()
             return channel
 
     def ask_agent(self, message: wire.Message) -> wire.Message:
@@ -125,6 +128,7 @@ class Connections:
 
     def close(self) -> None:
         """Ends all connections; the agent takes that for the end of the attachment."""
+        self._has_ended = True
         for channel in (self.mmu, self._agent, *self._elements.values()):
             if channel is not None:
                 channel.close()
