@@ -212,14 +212,14 @@ def test_every_attempt_is_in_the_book_and_in_the_log() -> None:
     crew.steal(b"wrong")
     crew.box.now += 2
     crew.steal()
-    crew.box.ask(crew.thief, wire.Steal("no\nbody", CAPABILITY))
+    crew.box.ask(crew.thief, wire.Steal("nobody", CAPABILITY))
     wrong, right, unknown = crew.thefts()
     assert (wrong.number, wrong.age, wrong.outcome) == (1, 2.0, "refused") and "capability" in wrong.how
     assert (wrong.thief, wrong.victim, wrong.group, wrong.uid) == ("thief", "victim", "etl", 1000)
     assert wrong.os_pid == 5000 + crew.thief and wrong.pid == 0
     assert (right.outcome, right.how, right.pid) == ("stolen", "untouched", crew.victim_is.pid)
     assert right.incarnation == crew.victim_is.incarnation
-    assert (unknown.outcome, unknown.victim) == ("refused", "no?body")
+    assert (unknown.outcome, unknown.victim) == ("refused", "nobody")
     assert len([note for note in crew.box.notes if "'thief' (os pid" in note]) == 3
 
 

@@ -217,6 +217,16 @@ def test_a_call_through_the_rack_mmu_is_repeated_until_it_is_answered() -> None:
     assert one.linked() == [] == one.contacts_called(call.message.number)
 
 
+def test_contacts_are_kept_while_one_has_yet_to_come_back_for_the_call() -> None:
+    one = NoticeDesk()
+    for key, name in ((OWNER, "owner"), (FRIEND, "friend")):
+        one.expect(key, name, 1)
+        one.restore(key, ["friend"] if key is OWNER else [], handles=False)
+    assert one.died(OWNER) == [], "the next agent would call it again"
+    _, called = one.subscribe(FRIEND, 12, 1)
+    assert isinstance(called, Push) and isinstance(called.notice, wire.NoticeContact)
+
+
 def test_contacts_that_have_been_told_of_a_death_are_not_kept() -> None:
     one = desk()
     one.request(OWNER, 1, wire.SetContacts(["friend"]), 0)

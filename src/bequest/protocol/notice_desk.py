@@ -98,7 +98,7 @@ class NoticeDesk:
         notice = call.message.notice
         if notice.what != "died":
             return _told(call.failure)
-        return [KeepContacts((notice.pid, notice.incarnation), [])]
+        return self._called((notice.pid, notice.incarnation))
 
     # --- processes -----------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class NoticeDesk:
             return []
         row.is_dead, row.subscribers = True, ()
         calls = self._call(key, row, "died")
-        told = [] if any(isinstance(call, ToMmu) for call in calls) else [KeepContacts(key, [])]
+        told = [] if any(isinstance(call, ToMmu) for call in calls) else self._called(key)
         return [*calls, *(told if row.contacts else []), *self._give_up_all(key, row)]
 
     # --- requests of a process -----------------------------------------------------------------------------
@@ -242,6 +242,15 @@ class NoticeDesk:
 
     def _give_up_all(self, key: Key, row: Row) -> list[Output]:
         return [out for number in list(row.open_failures) for out in self._give_up(key, row, number)]
+
+    def _called(self, key: Key) -> list[Output]:
+        """Its contacts have been; one who has yet to come back for that would be called again by the next agent."""
+        waits = any(
+            isinstance(notice, wire.NoticeContact) and (notice.pid, notice.incarnation) == key
+            for row in self._rows.values()
+            for notice, _ in row.waiting or ()
+        )
+        return [] if waits else [KeepContacts(key, [])]
 
     def _give_up(self, key: Key, row: Row, number: int) -> list[Output]:
         """The process has not handled it: its contacts are to know."""
