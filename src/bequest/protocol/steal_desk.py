@@ -14,7 +14,7 @@ victim has allocated meanwhile, a bounded number of times. If that fence fails, 
 it may not touch, and gets it by asking again, since doubts are kept until a fence ends them or the victim does
 (`doubts.py`). Who steals from that thief waits for such a fence, too, and so does the freeing of what the thief has
 left. Whenever a fence has come to nothing, or may have hit what is the victim's own, the victim is made to look at its
-memory, which lifts the fence there.
+memory. Protection that its pages have got by then stays: where the victim stores to them it gets `MemoryRevoked`.
 
 Before the first fence a refusal changes nothing. After it the steal is carried out for the thief even if the thief has
 gone meanwhile: the memory is then the dead thief's, and can be stolen in turn, while a victim that was fenced for
@@ -406,7 +406,7 @@ class StealDesk:
             self._have_look(target)
 
     def _have_look(self, victim: Member) -> None:
-        """It maps anew what is its own, and so lifts a fence there."""
+        """It looks which of its memory is still its own."""
         if _runs_on(victim):
             self._shard(victim).steal([], victim.id, victim.id)
 
