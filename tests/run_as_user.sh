@@ -15,7 +15,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 suites=()
-for suite in tests/integration tests/paper; do
+for suite in tests/integration tests/paper tests/soak; do
     [ -d "$suite" ] && suites+=("$suite")
 done
 
