@@ -6,7 +6,7 @@ user's default rack, else the only one that runs, an embedded one for instance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -66,18 +66,23 @@ def rack_report(rack: Rack) -> wire.RackReport:
     return expect(rack.request(wire.Status("rack")), wire.RackReport)
 
 
-def processes(rack: Rack) -> list[wire.ProcessReport]:
-    """All processes and mailboxes, in the order of their ids."""
+def _pages(rack: Rack, what: str, kind: type[Any]) -> Iterator[Any]:
+    """A report page by page, so that the rack is never held up for long."""
     from bequest.memory.connections import expect
     from bequest.wire import messages as wire
 
-    reports: list[wire.ProcessReport] = []
     cursor: int | None = 0
     while cursor is not None:
-        page = expect(rack.request(wire.Status("processes", cursor)), wire.ProcessList)
-        reports += page.processes
+        page = expect(rack.request(wire.Status(what, cursor)), kind)
+        yield page
         cursor = page.next_cursor
-    return reports
+
+
+def processes(rack: Rack) -> list[wire.ProcessReport]:
+    """All processes and mailboxes, in the order of their ids."""
+    from bequest.wire import messages as wire
+
+    return [row for page in _pages(rack, "processes", wire.ProcessList) for row in page.processes]
 
 
 def elements(rack: Rack) -> list[wire.ElementStatus]:
@@ -89,17 +94,10 @@ def elements(rack: Rack) -> list[wire.ElementStatus]:
 
 
 def slabs(rack: Rack) -> list[wire.SlabStatus]:
-    """All slabs, in the order of their ids. Asks page by page, so that the rack is never held up for long."""
-    from bequest.memory.connections import expect
+    """All slabs, in the order of their ids."""
     from bequest.wire import messages as wire
 
-    found: list[wire.SlabStatus] = []
-    cursor: int | None = 0
-    while cursor is not None:
-        page = expect(rack.request(wire.Status("slabs", cursor)), wire.SlabList)
-        found += page.slabs
-        cursor = page.next_cursor
-    return found
+    return [row for page in _pages(rack, "slabs", wire.SlabList) for row in page.slabs]
 
 
 def audit(rack: Rack) -> wire.AuditReport:
@@ -112,16 +110,9 @@ def audit(rack: Rack) -> wire.AuditReport:
 
 def thefts(rack: Rack) -> list[wire.Theft]:
     """Attempts to steal that the rack remembers, oldest first."""
-    from bequest.memory.connections import expect
     from bequest.wire import messages as wire
 
-    found: list[wire.Theft] = []
-    cursor: int | None = 0
-    while cursor is not None:
-        page = expect(rack.request(wire.Status("thefts", cursor)), wire.TheftList)
-        found += page.thefts
-        cursor = page.next_cursor
-    return found
+    return [row for page in _pages(rack, "thefts", wire.TheftList) for row in page.thefts]
 
 
 def names(rack: Rack, prefix: str) -> list[wire.Published]:
