@@ -176,6 +176,10 @@ class RackGone(BequestError, ConnectionError):
     """The rack has ended, and with it every region. Connect anew for a fresh rack."""
 
 
+class ConnectionRefused(BequestError, ConnectionRefusedError):
+    """A daemon of the rack is there, and takes no connection of this process, or of anybody: the message says why."""
+
+
 class NoRack(BequestError, ConnectionError):
     """No rack runs under the name or directory asked for. Start one with ``bequest up``."""
 
@@ -223,6 +227,7 @@ FAILURE_KINDS: dict[str, type[BequestError]] = {
     "memory": RackMemoryError,
     "address-space": AddressSpaceFull,
     "version": VersionMismatch,
+    "refused": ConnectionRefused,
     "protocol": RackFault,
     "capability": WrongCapability,
     "no-name": UnknownName,

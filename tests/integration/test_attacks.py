@@ -22,13 +22,13 @@ import msgspec
 import pytest
 
 from alive import is_running
-from bequest.errors import BequestError, NotAttached, RackGone
-from bequest.limits import PEERS_OF_ONE_MAX, TABLE_VERSION, WIRE_VERSION
+from bequest.errors import BequestError, ConnectionRefused, NotAttached, RackGone
+from bequest.limits import PEERS_OF_ONE_MAX
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
 from bequest.wire.codec import encode
 from rack_process import Member, RackProcess, until
-from test_bad_clients import connect, is_dropped
+from test_bad_clients import connect, is_dropped, is_served, parting_words
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "bequest"
 SOCKETS = {
@@ -36,7 +36,6 @@ SOCKETS = {
     "element-dram0.sock": wire.ClientToElement,
     "agent-host0.sock": wire.ClientToAgent,
 }
-HELLO = encode(wire.Hello(WIRE_VERSION, TABLE_VERSION))
 
 
 @pytest.fixture
@@ -155,7 +154,7 @@ def test_a_guessed_ticket_opens_nothing(rack: RackProcess) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOCKETS)
 def test_ten_thousand_connections(rack: RackProcess, name: str) -> None:
-    """One process gets so many and no more; whoever comes after them is served."""
+    """One process gets so many and no more, which it is told; whoever comes after them is served."""
     member = Member(rack, "member")
     attack = in_another_process(lambda: flood(rack, name, 10_000))
     held, refused = (int(number) for number in attack.strip("()").split(","))
@@ -174,13 +173,13 @@ def flood(rack: RackProcess, name: str, count: int) -> tuple[int, int]:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client.settimeout(10)
         client.connect(str(rack.directory.path / name))
-        with suppress(ConnectionResetError, BrokenPipeError):
-            client.send(HELLO)
-            if client.recv(4096):
-                clients.append(client)
-                continue
-        refused += 1
-        client.close()
+        if is_served(client):
+            clients.append(client)
+            continue
+        words = parting_words(client)
+        refused += words is not None and f"has {PEERS_OF_ONE_MAX} connections" in words.message
+    with pytest.raises(ConnectionRefused, match="close some"):
+        Channel.connect(rack.directory.path / name)
     answer = in_another_process(lambda: lives(rack))
     assert answer == "True", answer
     return len(clients), refused

@@ -11,7 +11,10 @@ from types import FrameType
 
 import pytest
 
+from bequest.errors import ConnectionRefused
 from bequest.limits import PACKET_BYTES_MAX
+from bequest.runtime import lasting
+from bequest.runtime.admission import send_away
 from bequest.runtime.lasting import LastingChannel
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, encode
@@ -30,6 +33,7 @@ class SlowDaemon:
         self.told: list[list[wire.Message]] = []
         self.may_answer = threading.Event()
         self.was_resumed = threading.Event()
+        self.refuses = 0  # so many connections
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -39,6 +43,10 @@ class SlowDaemon:
             except OSError:
                 return
             self.connections.append(connection)
+            if self.refuses > 0:
+                self.refuses -= 1
+                send_away(connection, "too many connections")
+                continue
             self.told.append([])
             threading.Thread(target=self._serve, args=(connection, self.told[-1]), daemon=True).start()
 
@@ -119,3 +127,29 @@ def test_an_interrupt_keeps_the_connection_and_the_next_request_says_again_who_i
     assert len(daemon.told) == 2
     asked = [type(message) for message in daemon.told[1]]
     assert asked == [wire.Hello, wire.Resume, wire.Sync, wire.Resume, wire.PlaceProcess]
+
+
+def test_whoever_was_connected_waits_for_a_daemon_that_has_no_room(
+    daemon: SlowDaemon, channel: LastingChannel
+) -> None:
+    daemon.may_answer.set()
+    daemon.refuses = 3
+    assert channel.is_alive(), "it refuses, so it is there"
+    reply, _ = channel.request(wire.PlaceProcess())
+    assert reply == wire.Done() and daemon.refuses == 0
+
+
+def test_but_not_for_ever(
+    daemon: SlowDaemon, channel: LastingChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lasting, "RESTART_TIMEOUT", 0.2)
+    daemon.refuses = 1000
+    with pytest.raises(ConnectionRefused, match="too many"):
+        channel.request(wire.PlaceProcess())
+
+
+def test_a_first_connection_that_is_refused_is_told_at_once(daemon: SlowDaemon, tmp_path: Path) -> None:
+    daemon.refuses = 1000
+    with pytest.raises(ConnectionRefused, match="too many"):
+        LastingChannel(tmp_path / "mmu.sock")
+    assert daemon.refuses == 999

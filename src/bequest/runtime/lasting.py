@@ -5,8 +5,9 @@ A request whose connection breaks is repeated on a new one, after the client has
 it was carried out, so it either does no harm twice or is numbered (`wire.Once`) or carries a nonce. Numbers are given
 out, and requests made, one at a time.
 
-The rack has ended when nobody listens at the socket, when it is gone, or when it is another one: racks follow one
-another in one directory. All else is a pause, bounded by `RESTART_TIMEOUT`.
+A daemon that refuses the connection may have room again soon: whoever had one is not told at once, but waits as for a
+successor. The rack has ended when nobody listens at the socket, when it is gone, or when it is another one: racks
+follow one another in one directory. All else is a pause, bounded by `RESTART_TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bequest.errors import BequestError, NotAttached, RackGone
+from bequest.errors import BequestError, ConnectionRefused, NotAttached, RackGone
 from bequest.limits import CONNECT_TIMEOUT, REQUEST_TIMEOUT, RESTART_POLL, RESTART_TIMEOUT
 from bequest.runtime.transport import Channel, ConnectionLost, Meanwhile, NoAnswer
 from bequest.wire import codec
@@ -40,6 +41,7 @@ _MAY_BE_REPEATED = (
     wire.Shutdown,
     wire.Status,
 )
+_REFUSED_POLL = 0.1  # each refusal is a line in the rack's log
 _LOOK_TIMEOUT = 0.25  # a look whether a daemon answers at all must not take as long as its restart may
 
 
@@ -102,7 +104,7 @@ class LastingChannel:
                         self._reconnect(RESTART_TIMEOUT)
                     self._greet()
                     return self._channel.request(sent, timeout, fds, meanwhile)
-                except ConnectionLost as error:
+                except (ConnectionLost, ConnectionRefused) as error:
                     gone_at = gone_at or time.monotonic()
                     self._wait_for_successor(gone_at, error)
 
@@ -117,7 +119,7 @@ class LastingChannel:
         try:
             self._reconnect(_LOOK_TIMEOUT)
             self._greet()
-        except NoAnswer:
+        except (NoAnswer, ConnectionRefused):
             return True
         except ConnectionLost:
             return not self._has_ended()
@@ -201,16 +203,19 @@ class LastingChannel:
             except ConnectionLost as error:
                 self._wait_for_successor(since, error)
 
-    def _wait_for_successor(self, gone_at: float, error: ConnectionLost) -> None:
-        """A moment; raises `RackGone` if that cannot help any more."""
+    def _wait_for_successor(self, gone_at: float, error: ConnectionLost | ConnectionRefused) -> None:
+        """A moment; raises `RackGone`, or the refusal, if that cannot help any more."""
         self._check_owner()
         if self._has_ended():
             raise RackGone(f"the rack at {self._path.parent} has ended") from error
+        is_refused = isinstance(error, ConnectionRefused)
         if time.monotonic() - gone_at > RESTART_TIMEOUT:
+            if is_refused:
+                raise error
             raise RackGone(
                 f"the daemon at {self._path} was lost, and no other has answered for {RESTART_TIMEOUT:g} s"
             ) from error
-        time.sleep(RESTART_POLL)
+        time.sleep(_REFUSED_POLL if is_refused else RESTART_POLL)
 
     def _has_ended(self) -> bool:
         """Its socket has gone, or is another rack's. That nobody listens, connecting tells."""

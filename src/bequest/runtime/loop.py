@@ -2,8 +2,8 @@
 
 Theory of operation. One thread waits in epoll and hands what comes to the daemon, a subclass. Links are read before
 clients: what one daemon told another before it answered a client is then known before the client acts on it. A client
-is read only when it has been answered, so it cannot pile up work. Whatever a client does wrong costs it its connection
-and nobody else anything; only the end of the supervisor or a signal ends the loop.
+is read only when it has been answered, so it cannot pile up work. Whatever a client does wrong costs it its connection,
+which it is told, and nobody else anything; only the end of the supervisor or a signal ends the loop.
 
 Links break when a neighbour dies, and the supervisor hands out a fresh one with its successor. What is said into a
 broken link is lost, as is what was still in it: both sides tell each other on a new link all that the other must know
@@ -33,12 +33,11 @@ from bequest.limits import (
     HELLO_TIMEOUT,
     LINK_QUEUE_MAX,
     PEER_QUEUE_MAX,
-    PEERS_MAX,
-    PEERS_OF_ONE_MAX,
     SAFE_TIMEOUT,
     TABLE_VERSION,
     WIRE_VERSION,
 )
+from bequest.runtime.admission import NO_DESCRIPTORS, last_words, refusal, send_away
 from bequest.runtime.safe import Deposit, Tether
 from bequest.runtime.transport import Packet, new_buffer, peer_credentials, receive_packet, send_packet
 from bequest.wire import messages as wire
@@ -419,6 +418,12 @@ class Daemon(ABC):
         if peer.silent_until is None:
             self.peer_gone(peer)
 
+    def _expel(self, peer: Peer, reason: str) -> None:
+        """`drop`, for something that it has done itself."""
+        if not peer.wire.queue:
+            last_words(peer.wire.socket, "protocol", f"{self.role} ends this connection: {reason}")
+        self.drop(peer, reason)
+
     def _accept(self) -> None:
         for _ in range(16):  # then let those who are connected have their turn
             try:
@@ -434,12 +439,9 @@ class Daemon(ABC):
         connection.setblocking(False)
         os_pid, uid = peer_credentials(connection)
         of_one = sum(peer.os_pid == os_pid for peer in self._peers.values())
-        if uid not in (self._uid, 0) or len(self._peers) >= PEERS_MAX or of_one >= PEERS_OF_ONE_MAX:
-            log.warning(
-                "%s refuses os pid %d of user %d, having %d clients, %d of them its",
-                self.role, os_pid, uid, len(self._peers), of_one,
-            )  # fmt: skip
-            connection.close()
+        if why := refusal(self.role, self._uid, uid, of_one, len(self._peers)):
+            log.warning("%s refuses os pid %d of user %d: %s", self.role, os_pid, uid, why)
+            send_away(connection, why)
             return
         self._last_peer += 1
         silent_until = time.monotonic() + HELLO_TIMEOUT
@@ -454,7 +456,7 @@ class Daemon(ABC):
             os.close(self._spare_fd)
             self._spare_fd = None
         with suppress(OSError):
-            self._listener.accept()[0].close()
+            send_away(self._listener.accept()[0], NO_DESCRIPTORS.format(self.role))
         with suppress(OSError):  # another thread was quicker: at the next one, perhaps
             self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -468,8 +470,10 @@ class Daemon(ABC):
                 self._read(peer)
         except BlockingIOError:
             pass
-        except (OSError, GarbledPacket) as error:
+        except OSError as error:
             self.drop(peer, f"{type(error).__name__}: {error}")
+        except GarbledPacket as error:
+            self._expel(peer, f"it sent what is no request: {error}")
         if peer.id in self._peers:
             self._watch_for(peer)
 
@@ -518,7 +522,7 @@ class Daemon(ABC):
             return
         for peer in list(self._peers.values()):
             if peer.silent_until is not None and now >= peer.silent_until:
-                self.drop(peer, f"it has said nothing for {HELLO_TIMEOUT:g} s")
+                self._expel(peer, f"it has said nothing for {HELLO_TIMEOUT:g} s")
         self._next_hello_check = now + HELLO_TIMEOUT / 4
 
     def _watch_for(self, end: Peer | Link) -> None:

@@ -216,9 +216,12 @@ class Channel:
             self._socket.settimeout(None)
             packet = self._receive()
             packet.close_fds()
-            return self._decoder.decode(packet.data)
+            notice = self._decoder.decode(packet.data)
         except (OSError, GarbledPacket) as error:
             raise RackGone(f"the daemon at {self._path} has gone: {error}") from error
+        if isinstance(notice, wire.Failed):
+            raise from_failure(notice.kind, notice.message)
+        return notice
 
     def shut_down(self) -> None:
         """Has whoever waits on this connection see its end."""
@@ -265,6 +268,7 @@ class Channel:
             raise NotAttached("the connection to the rack has been closed")
 
     def _exchange(self, data: bytes, timeout: float, fds: Sequence[int], meanwhile: Meanwhile) -> Packet:
+        is_owed_nothing = not self._was_interrupted
         try:
             self._socket.settimeout(timeout)
             if self._was_interrupted:
@@ -281,9 +285,21 @@ class Channel:
             if error.errno == errno.EMFILE:  # the answer has come, and the request may be made again
                 self._was_interrupted = False
                 raise
-            raise self._lost(error) from error
+            # Only if no reply to an earlier request may be among what is left.
+            words = self._parting_words() if is_owed_nothing else None
+            lost = self._lost(error)
+            if words is None:
+                raise lost from error
+            return words
         except GarbledPacket as error:
             raise self._lost(error) from error
+
+    def _parting_words(self) -> Packet | None:
+        """What the daemon said before it closed its end: the kernel tells of the end once, then gives what is left."""
+        self._socket.settimeout(0)
+        with suppress(OSError, GarbledPacket):
+            return self._receive()
+        return None
 
     def _lost(self, error: Exception) -> ConnectionLost:
         self.close()
