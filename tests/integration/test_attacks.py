@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import typing
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ import msgspec
 import pytest
 
 from alive import is_running
-from bequest.errors import BequestError, ConnectionRefused, NotAttached, RackGone
+from bequest.errors import BequestError, ConnectionRefused, NameTaken, NotAttached, RackGone
 from bequest.limits import PEERS_OF_ONE_MAX
+from bequest.runtime.directory import claim, find
 from bequest.runtime.transport import Channel
 from bequest.wire import messages as wire
 from bequest.wire.codec import encode
@@ -190,25 +192,77 @@ def flood(rack: RackProcess, name: str, count: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("name", SOCKETS)
 def test_a_socket_that_was_removed(rack: RackProcess, name: str) -> None:
-    member = Member(rack, "member")
-    (rack.directory.path / name).unlink()
+    """It is made again, and leads to the same daemon; whoever is attached notices nothing."""
+    member, daemons = Member(rack, "member"), rack.daemons()
+    path = rack.directory.path / name
+    path.unlink()
     assert works(member)
-    with pytest.raises(RackGone):
-        Channel.connect(rack.directory.path / name)
+    assert until(lambda: answers(path))
+    assert lives(rack) and works(member)
+    assert rack.daemons() == daemons and "has another" in rack.log()
     member.mmu.request(wire.Detach())
     member.close()
 
 
-def test_the_private_directory_deleted(rack: RackProcess) -> None:
-    member = Member(rack, "member")
-    daemons = sorted(rack.daemons().values())
-    shutil.rmtree(rack.directory.path)
+def answers(path: Path) -> bool:
+    try:
+        Channel.connect(path).close()
+    except RackGone:
+        return False
+    return True
+
+
+def test_what_is_put_in_place_of_a_socket_does_not_stay(rack: RackProcess) -> None:
+    path = rack.directory.mmu_socket
+    path.unlink()
+    path.write_text("nobody listens here")
+    assert until(lambda: answers(path))
+
+
+def test_who_stands_in_the_queue_of_a_socket_that_is_removed_is_served(rack: RackProcess) -> None:
+    mmu = rack.daemons()["mmu"]
+    os.kill(mmu, signal.SIGSTOP)
+    waiting = [connect(rack, "mmu.sock", greet=False) for _ in range(20)]
+    rack.directory.mmu_socket.unlink()
+    assert until(rack.directory.mmu_socket.exists)
+    os.kill(mmu, signal.SIGCONT)
+    for client in waiting:
+        assert is_served(client)
+        client.close()
+
+
+@pytest.mark.parametrize("part", ["rack", "base", "lock", "rack.json"])
+def test_the_private_directory_deleted(rack: RackProcess, part: str) -> None:
+    """Whoever is attached notices nothing; the rack is found again, by its name, and can be ended as ever."""
+    member, daemons = Member(rack, "member"), rack.daemons()
+    delete(rack.directory.path, part)
     assert works(member)
-    with pytest.raises(RackGone):
-        rack.connect()
-    assert sorted(rack.daemons().values()) == daemons
+    assert until(lambda: is_whole(rack))
+    found = find("test")
+    assert found is not None and found.notes().supervisor == rack.supervisor
+    assert found.path.stat().st_mode & 0o777 == 0o700
+    assert works(member) and lives(rack)
+    assert rack.daemons() == daemons
+    with pytest.raises(NameTaken):
+        claim("test")
     member.mmu.request(wire.Detach())
     member.close()
+
+
+def delete(directory: Path, part: str) -> None:
+    if part in ("rack", "base"):
+        shutil.rmtree(directory if part == "rack" else directory.parent)
+    else:
+        (directory / part).unlink()
+
+
+def is_whole(rack: RackProcess) -> bool:
+    """All of it is there again, and answers."""
+    return (
+        (rack.directory.path / "rack.json").exists()
+        and rack.directory.is_live()
+        and all(answers(rack.directory.path / name) for name in SOCKETS)
+    )
 
 
 def test_nothing_looks_at_a_clock_that_can_be_set() -> None:

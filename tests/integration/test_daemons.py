@@ -259,7 +259,9 @@ def test_a_killed_daemon_is_started_again(start: Callable[..., RackProcess], rol
     assert {name: daemon.restarts for name, daemon in found.items()} == dict.fromkeys(daemons, 0) | {role: 1}
     assert {name: daemon.os_pid for name, daemon in found.items()} == rack.daemons()
     assert f"{TITLES[role]} (pid {daemons[role]}) was killed by SIGKILL" in rack.log()
-    assert f"{TITLES[role]} runs again, as pid {rack.daemons()[role]} (restart 1)" in rack.log()
+    assert until(
+        lambda: f"{TITLES[role]} runs again, as pid {rack.daemons()[role]} (restart 1)" in rack.log()
+    )
     member.element.close()
     member.element = Channel.connect(rack.directory.socket(member.attached.elements[0].path))
     os.close(member.open(slab))

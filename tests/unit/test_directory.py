@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +142,22 @@ def test_notes(rack: ClaimedDirectory) -> None:
     assert RackDirectory(rack.path).notes() == notes
     with pytest.raises(NoRack):
         RackDirectory(Path("/")).notes()
+
+
+def test_a_directory_that_was_deleted_is_made_again(rack: ClaimedDirectory) -> None:
+    rack.write_notes(RackNotes("lab", 1, "v", embedded=False))
+    assert not rack.restore(), "nothing is missing"
+    shutil.rmtree(rack.path)
+    assert not rack.is_live()
+    assert rack.restore()
+    assert rack.is_live() and rack.notes().supervisor == 1
+    assert not rack.restore()
+
+
+def test_it_is_not_waited_for_those_who_are_at_the_base(rack: ClaimedDirectory, base: Path) -> None:
+    shutil.rmtree(rack.path)
+    with open(base / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            rack.restore()
+    assert rack.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -11,11 +12,11 @@ from types import FrameType
 
 import pytest
 
-from bequest.errors import ConnectionRefused
+from bequest.errors import ConnectionRefused, RackGone
 from bequest.limits import PACKET_BYTES_MAX
 from bequest.runtime import lasting
 from bequest.runtime.admission import send_away
-from bequest.runtime.lasting import LastingChannel
+from bequest.runtime.lasting import LastingChannel, RackLife, _began
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, encode
 
@@ -153,3 +154,11 @@ def test_a_first_connection_that_is_refused_is_told_at_once(daemon: SlowDaemon, 
     with pytest.raises(ConnectionRefused, match="too many"):
         LastingChannel(tmp_path / "mmu.sock")
     assert daemon.refuses == 999
+
+
+def test_another_rack_at_the_same_socket_is_told_from_ones_own(daemon: SlowDaemon, tmp_path: Path) -> None:
+    """Though both run."""
+    another = RackLife(os.getppid(), _began(os.getppid()))
+    assert not another.has_ended()
+    with pytest.raises(RackGone, match="has ended"):
+        LastingChannel(tmp_path / "mmu.sock", another)

@@ -125,7 +125,7 @@ class RigSupervisor(Supervisor):
 
     def _plan(self, config: object) -> list[Post]:
         made = [
-            Post("test", name, name, None, self._maker(name, life))  # type: ignore[arg-type]
+            Post("test", name, name, None, None, self._maker(name, life))  # type: ignore[arg-type]
             for name, life in self._lives.items()
         ]
         for index, post in enumerate(made):
@@ -133,8 +133,8 @@ class RigSupervisor(Supervisor):
                 post.is_neighbour(other)
         return made
 
-    def _maker(self, name: str, life: Life) -> Callable[[Tether], Actor]:
-        return lambda tether: Actor(tether, name, life, self._report_to)
+    def _maker(self, name: str, life: Life) -> Callable[[None, Tether], Actor]:
+        return lambda _, tether: Actor(tether, name, life, self._report_to)
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_a_daemon_that_dies_again_and_again_ends_the_rack(
 
 
 def test_pauses_between_short_lives_grow_and_a_long_one_forgives() -> None:
-    post = Post("test", "a", "a", None, lambda tether: None)  # type: ignore[arg-type, return-value]
+    post = Post("test", "a", "a", None, None, lambda *_: None)  # type: ignore[arg-type, return-value]
     pauses = []
 
     def live(seconds: float) -> bool:

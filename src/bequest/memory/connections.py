@@ -45,7 +45,7 @@ class Connections:
             ticket = self.attached.agent_ticket
             self.mmu.returns_as(wire.Resume(self.attached.pid, self.attached.incarnation, ticket))
             self.table = _open_table(fds)
-            self._agent = LastingChannel(directory / self.attached.agent_path)
+            self._agent = LastingChannel(directory / self.attached.agent_path, self.mmu.rack)
             enrol(self._agent, ticket)
             self._agent.returns_as(wire.Enrol(ticket))
         except BaseException:
@@ -55,8 +55,7 @@ class Connections:
     @property
     def rack(self) -> str:
         """Which rack this is: racks that follow one another under a name in one directory are not the same."""
-        listening = os.stat(self.directory / "mmu.sock")
-        return f"{self.directory} #{listening.st_ino}.{listening.st_ctime_ns}"
+        return f"{self.directory} #{self.mmu.rack.supervisor}.{self.mmu.rack.began}"
 
     def open_slab(self, slab: int) -> tuple[int, list[tuple[int, int]]]:
         """A file descriptor of the slab's memory, for the native core to map and close, and what of it has failed."""
@@ -77,7 +76,9 @@ class Connections:
         with self._connecting:  # of two threads that need a new element, one connects
             channel = self._elements.get(element.id)
             if channel is None:
-                channel = self._elements[element.id] = LastingChannel(self.directory / element.path)
+                channel = self._elements[element.id] = LastingChannel(
+                    self.directory / element.path, self.mmu.rack
+                )
                 if self._has_ended:  # while we waited for the element
                     channel.close()
             return channel
@@ -102,8 +103,8 @@ class Connections:
             raise
 
     def rack_is_there(self) -> bool:
-        """Whether the rack's directory is: a rack that has ended has removed it."""
-        return self.directory.exists()
+        """False once it has ended."""
+        return not self.mmu.rack.has_ended()
 
     def _element_of(self, slab: int) -> wire.ElementAddress:
         number = self.table.slab_element(slab)

@@ -3,7 +3,8 @@
 A rack's directory holds its sockets, its log, ``rack.json``, and a lock file. The supervisor takes the lock and all
 daemons inherit it, so it is free exactly when the last of them has ended, however that came about: a directory whose
 lock is free is *stale*, and the next rack to start sweeps it away. Making and sweeping happen under a lock of the base
-directory, so that nobody sweeps what another is just making.
+directory, so that nobody sweeps what another is just making. A directory that is deleted while its rack runs is made
+again (`bequest.runtime.upkeep`), with another lock, which is handed to all daemons.
 """
 
 from __future__ import annotations
@@ -83,16 +84,49 @@ class ClaimedDirectory(RackDirectory):
     def __init__(self, path: Path, lock: int) -> None:
         super().__init__(path)
         self.lock = lock
+        self._notes: RackNotes | None = None
 
     def write_notes(self, notes: RackNotes) -> None:
+        self._notes = notes
         temporary = self.path / "rack.json.new"
         temporary.write_bytes(msgspec.json.encode(notes))
         temporary.rename(self.path / "rack.json")
 
+    def restore(self) -> bool:
+        """Makes again what is missing of directory, lock and notes; whether there is a new lock, which all must hold.
+
+        Raises `NameTaken` if another rack has its place, and `BadDirectory` or OSError if that cannot be done now.
+        """
+        is_new = not self._is_ours()
+        if is_new:
+            _make_base(self.path.parent)
+            with _locked(self.path.parent, wait=False):
+                self._take_place_again()
+        if self._notes is not None and not (self.path / "rack.json").exists():
+            self.write_notes(self._notes)
+        return is_new
+
+    def _take_place_again(self) -> None:
+        if self.is_live():
+            raise NameTaken(f"another rack has been started in {self.path}")
+        with suppress(FileExistsError):
+            self.path.mkdir(mode=0o700)
+        if not _is_own_directory(self.path):
+            raise BadDirectory(f"{self.path} is something else now; have it removed")
+        (self.path / "lock").unlink(missing_ok=True)
+        before, self.lock = self.lock, _take_lock(self.path)
+        os.close(before)
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.lock), os.stat(self.path / "lock"))
+        except OSError:
+            return False
+
     def remove(self) -> None:
         """Unless it is another rack's by now."""
         with suppress(OSError):
-            if os.path.samestat(os.fstat(self.lock), os.stat(self.path / "lock")):
+            if self._is_ours():
                 _remove(self.path)
 
 
@@ -103,12 +137,7 @@ def base_directory() -> Path:
         base = Path(runtime) / "bequest"
     else:
         base = Path(f"/tmp/bequest-{os.getuid()}")
-    with suppress(FileExistsError):
-        base.mkdir(mode=0o700)
-    if not _is_own_directory(base):
-        raise BadDirectory(
-            f"{base} is not a directory of user {os.getuid()}'s own; have it removed, then try again"
-        )
+    _make_base(base)
     if stat.S_IMODE(base.stat().st_mode) & 0o077:
         base.chmod(0o700)
     return base
@@ -126,9 +155,7 @@ def claim(name: str) -> ClaimedDirectory:
             raise NameTaken(
                 f"a rack {name!r} of yours is running already ({path}); `bequest down` ends it"
             ) from None
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return ClaimedDirectory(path, lock)
+        return ClaimedDirectory(path, _take_lock(path))
 
 
 def sweep(base: Path) -> list[str]:
@@ -177,6 +204,21 @@ def _check_trusted(path: Path) -> None:
         raise BadDirectory(f"the rack in {path} is run by user {owner}; only your own or root's can be used")
 
 
+def _make_base(base: Path) -> None:
+    with suppress(FileExistsError):
+        base.mkdir(mode=0o700)
+    if not _is_own_directory(base):
+        raise BadDirectory(
+            f"{base} is not a directory of user {os.getuid()}'s own; have it removed, then try again"
+        )
+
+
+def _take_lock(path: Path) -> int:
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
 def _is_own_directory(path: Path) -> bool:
     """Not a link, as somebody else might have put one into /tmp."""
     try:
@@ -187,10 +229,11 @@ def _is_own_directory(path: Path) -> bool:
 
 
 @contextmanager
-def _locked(base: Path) -> Iterator[None]:
+def _locked(base: Path, *, wait: bool = True) -> Iterator[None]:
+    """Raises BlockingIOError if it is not to wait for another."""
     lock = os.open(base / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(lock)

@@ -6,8 +6,9 @@ it was carried out, so it either does no harm twice or is numbered (`wire.Once`)
 out, and requests made, one at a time.
 
 A daemon that refuses the connection may have room again soon: whoever had one is not told at once, but waits as for a
-successor. The rack has ended when nobody listens at the socket, when it is gone, or when it is another one: racks
-follow one another in one directory. All else is a pause, bounded by `RESTART_TIMEOUT`.
+successor. The rack has ended when its supervisor has, which the kernel named when we first connected; another one at
+the same socket is another rack. All else is a pause, bounded by `RESTART_TIMEOUT`: a socket that is gone may have been
+deleted by somebody, and is made again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from bequest.errors import BequestError, ConnectionRefused, NotAttached, RackGone
 from bequest.limits import CONNECT_TIMEOUT, REQUEST_TIMEOUT, RESTART_POLL, RESTART_TIMEOUT
@@ -45,13 +47,27 @@ _REFUSED_POLL = 0.1  # each refusal is a line in the rack's log
 _LOOK_TIMEOUT = 0.25  # a look whether a daemon answers at all must not take as long as its restart may
 
 
+class RackLife(NamedTuple):
+    """Which rack this is: its supervisor's life. Racks follow one another under a name in one directory."""
+
+    supervisor: int  # its operating-system pid
+    began: str  # when, in the kernel's words: that tells it from a later bearer of the pid; "" if it cannot be seen
+
+    @classmethod
+    def of(cls, channel: Channel) -> RackLife:
+        return cls(channel.peer_pid, _began(channel.peer_pid))
+
+    def has_ended(self) -> bool:
+        return _began(self.supervisor) != self.began
+
+
 class LastingChannel:
     """Blocking requests, one at a time, from any thread; raises as `Channel` does, but outlives the daemon.
 
-    Raises `RackGone` at once if no daemon listens there now.
+    Raises `RackGone` at once if no daemon listens there now; unless it is one of a ``rack`` that is known to be there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rack: RackLife | None = None) -> None:
         self._path = path
         self._owner = os.getpid()
         self._lock = threading.RLock()
@@ -60,7 +76,7 @@ class LastingChannel:
         self._greeting: wire.Resume | wire.Enrol | None = None
         self._client = 0  # what the daemon calls this connection, if it keeps account of them
         self._is_greeted = False  # on this connection it has been said who is back
-        self._identity = _identity(path)
+        self._rack = rack
         self._channel = self._first_channel()
         self._greet()
 
@@ -72,6 +88,11 @@ class LastingChannel:
     def peer_pid(self) -> int:
         """As of `Channel`."""
         return self._channel.peer_pid
+
+    @property
+    def rack(self) -> RackLife:
+        assert self._rack is not None
+        return self._rack
 
     @property
     def is_closed(self) -> bool:
@@ -122,7 +143,7 @@ class LastingChannel:
         except (NoAnswer, ConnectionRefused):
             return True
         except ConnectionLost:
-            return not self._has_ended()
+            return not self.rack.has_ended()
         except RackGone:
             return False
         except NotAttached:
@@ -168,15 +189,30 @@ class LastingChannel:
 
     def _reconnect(self, timeout: float) -> None:
         self._channel.close()
-        if self._has_ended():
-            raise RackGone(f"the rack at {self._path.parent} has ended")
+        if self.rack.has_ended():
+            raise self._the_end()
+        self._channel, self._is_greeted = self._connect(timeout), False
+        if self._is_closed:
+            self._channel.close()
+
+    def _connect(self, timeout: float) -> Channel:
+        """Raises `ConnectionLost` for what may pass, if it is known that the rack is there."""
         try:
             channel = Channel.connect(self._path, timeout)
-        except NoAnswer as error:
+        except ConnectionLost:
+            raise
+        except RackGone as error:  # nobody listens, there is no socket, or no answer comes
+            if self._rack is None:
+                raise
+            if self._rack.has_ended():
+                raise self._the_end() from error
             raise ConnectionLost(str(error)) from error
-        self._channel, self._is_greeted = channel, False
-        if self._is_closed:
+        found = RackLife.of(channel)
+        if self._rack not in (None, found):
             channel.close()
+            raise self._the_end()
+        self._rack = found
+        return channel
 
     def _greet(self) -> None:
         """Says on a new connection who is back.
@@ -199,15 +235,15 @@ class LastingChannel:
         since = time.monotonic()
         while True:
             try:
-                return Channel.connect(self._path, CONNECT_TIMEOUT)
+                return self._connect(CONNECT_TIMEOUT)
             except ConnectionLost as error:
                 self._wait_for_successor(since, error)
 
     def _wait_for_successor(self, gone_at: float, error: ConnectionLost | ConnectionRefused) -> None:
         """A moment; raises `RackGone`, or the refusal, if that cannot help any more."""
         self._check_owner()
-        if self._has_ended():
-            raise RackGone(f"the rack at {self._path.parent} has ended") from error
+        if self._rack is not None and self._rack.has_ended():
+            raise self._the_end() from error
         is_refused = isinstance(error, ConnectionRefused)
         if time.monotonic() - gone_at > RESTART_TIMEOUT:
             if is_refused:
@@ -217,14 +253,14 @@ class LastingChannel:
             ) from error
         time.sleep(_REFUSED_POLL if is_refused else RESTART_POLL)
 
-    def _has_ended(self) -> bool:
-        """Its socket has gone, or is another rack's. That nobody listens, connecting tells."""
-        return _identity(self._path) != self._identity
+    def _the_end(self) -> RackGone:
+        return RackGone(f"the rack at {self._path.parent} has ended")
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _began(os_pid: int) -> str:
+    """Nothing, if there is no such process, or only its parent has yet to take note of its end."""
     try:
-        socket = os.stat(path)
-    except OSError:
-        return None
-    return socket.st_ino, socket.st_ctime_ns
+        state, *fields = Path(f"/proc/{os_pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if state in "ZX" else fields[18]

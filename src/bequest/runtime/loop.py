@@ -42,7 +42,7 @@ from bequest.runtime.safe import Deposit, Tether
 from bequest.runtime.transport import Packet, new_buffer, peer_credentials, receive_packet, send_packet
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, GarbledPacket, encode
-from bequest.wire.supervision import Keep, Kept, Release, Relink, SupervisorToDaemon
+from bequest.wire.supervision import Hold, Keep, Kept, Listen, Release, Relink, SupervisorToDaemon
 
 log = logging.getLogger("bequest.daemon")
 
@@ -137,6 +137,7 @@ class Daemon(ABC):
         self._spare_fd: int | None = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._stopping: str | None = None
         self.ends_rack = False  # it stops because the rack is to
+        self.lock: int | None = None  # of the rack's directory, if that had to be made again
         self.kept: dict[str, Deposit] = tether.kept
         self.restarts = tether.restarts
         self._control = Wire(tether.control, LINK_QUEUE_MAX)
@@ -324,6 +325,12 @@ class Daemon(ABC):
                 self._relink(link, socket.socket(fileno=fds[0]))
                 link.os_pid, link.restarts = os_pid, restarts
                 self.link_restored(link)
+            case Listen():
+                self._listen_at(socket.socket(fileno=fds[0]))
+            case Hold():
+                if self.lock is not None:
+                    os.close(self.lock)
+                self.lock = fds[0]
             case _:
                 raise AssertionError(f"the supervisor says {message}")
 
@@ -424,16 +431,31 @@ class Daemon(ABC):
             last_words(peer.wire.socket, "protocol", f"{self.role} ends this connection: {reason}")
         self.drop(peer, reason)
 
+    def _listen_at(self, listener: socket.socket) -> None:
+        """From now on; whoever has found the former socket has time enough to be let in."""
+        self._selector.unregister(self._listener)
+        while self._accept_one():
+            pass
+        self._listener.close()
+        self._listener = listener
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+
     def _accept(self) -> None:
         for _ in range(16):  # then let those who are connected have their turn
-            try:
-                connection, _ = self._listener.accept()
-            except BlockingIOError:
+            if not self._accept_one():
                 return
-            except OSError as error:
-                self._refuse_one(error)
-                return
-            self._admit(connection)
+
+    def _accept_one(self) -> bool:
+        """False if there is nobody, or it could not be done."""
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._refuse_one(error)
+            return False
+        self._admit(connection)
+        return True
 
     def _admit(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from bequest.limits import RESTART_PAUSE, SHORT_LIFE, SHORT_LIVES_AT_ONCE, SHORT_LIVES_MAX
 from bequest.runtime.loop import Daemon, Wire
-from bequest.runtime.safe import Tether
 
 
 class Child(msgspec.Struct, eq=False):
@@ -30,8 +30,9 @@ class Post(msgspec.Struct, eq=False):
     kind: str  # mmu, element, agent or monitor
     name: str
     title: str  # for people
+    path: Path | None  # of its socket
     listener: socket.socket | None
-    make: Callable[[Tether], Daemon]
+    make: Callable[..., Daemon]  # from the listening socket and a Tether
     neighbours: list[Post] = []
     child: Child | None = None
     starts: int = 0

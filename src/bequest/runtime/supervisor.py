@@ -3,8 +3,9 @@
 Theory of operation. One process imports everything, makes all listening sockets, and forks the daemons, which share its
 pages. It stays what a rack is made of: while it lives, listening sockets stay open, what daemons keep in the `Safe`
 stays theirs, and a daemon that dies is forked again within milliseconds, with all of that and with fresh links to its
-neighbours. Clients notice a pause. It holds one end of a *control socket* of each daemon, over which it is given things
-to keep and hands out links; should it be killed itself, daemons see the other end close, end, and remove the directory.
+neighbours. Clients notice a pause. It also sees to it that the rack can be found (`Upkeep`). It holds one end of a
+*control socket* of each daemon, over which it is given things to keep and hands out links; should it be killed itself,
+daemons see the other end close, end, and remove the directory.
 
 A rack ends with its supervisor, when the Rack MMU says so (exit code RACK_ENDS), or with a daemon that dies again and
 again. The order on a death: the kernel says that it has gone, what it had sent last is taken into the safe, and only
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import selectors
 import signal
@@ -28,20 +30,21 @@ from pathlib import Path
 
 import msgspec
 
-from bequest.errors import BadConfig, BequestError
+from bequest.errors import BadConfig, BequestError, NameTaken
 from bequest.limits import CONTROL_QUEUE_MAX, EMBEDDED_LINGER, SHORT_LIVES_MAX, STOP_TIMEOUT
 from bequest.protocol.rack_state import MmuConfig
 from bequest.runtime.agent import Agent
 from bequest.runtime.config import RackConfig, make_config
 from bequest.runtime.directory import EMBEDDED_PREFIX, ClaimedDirectory, RackNotes, claim
 from bequest.runtime.element_server import ElementServer
-from bequest.runtime.loop import STOP_SIGNALS, SlowReader, Wire
+from bequest.runtime.loop import STOP_SIGNALS, Daemon, SlowReader, Wire
 from bequest.runtime.mmu_daemon import MmuDaemon
 from bequest.runtime.monitor import Monitor
 from bequest.runtime.post import Child, Post, obituary
 from bequest.runtime.safe import Deposit, Safe, Tether
 from bequest.runtime.slab_files import SlabFileError, SlabFiles
 from bequest.runtime.transport import link, listen, new_buffer, receive_packet
+from bequest.runtime.upkeep import Upkeep
 from bequest.wire.codec import Decoder, GarbledPacket, encode
 from bequest.wire.message import Message
 from bequest.wire.supervision import DaemonToSupervisor, Keep, Kept, Release, Relink
@@ -71,44 +74,45 @@ class Supervisor:
         self._catch_signals()
         try:
             self._posts = self._plan(self._config.for_mmu())
+            upkeep = Upkeep(self._directory, self._posts, self._tell)
             gc.collect()
             for post in self._posts:
                 self._start(post)
             log.info("rack %r runs in %s", self._config.name, self._directory.path)
             when_ready()
             while self._verdict is None and not self._asked_to_stop:
-                self._wait(self._next_start())
+                self._wait(min(self._next_start(), upkeep.next_look))
                 self._start_those_due()
+                self._look_after(upkeep)
             return self._verdict or 0
         finally:
             self._stop_daemons()
             self._directory.remove()
 
     def _plan(self, config: MmuConfig) -> list[Post]:
-        listener = listen(self._directory.mmu_socket)
-        mmu = Post("mmu", "mmu", "the Rack MMU", listener, partial(MmuDaemon, config, listener))
+        mmu = self._post("mmu", "mmu", "the Rack MMU", "mmu.sock", partial(MmuDaemon, config))
         posts = [mmu]
         for element in config.elements:
-            listener = listen(self._directory.socket(element.path))
-            make_server = partial(ElementServer, config, element, listener)
-            title = f"memory element {element.name}"
-            posts.append(Post("element", element.name, title, listener, make_server))
+            make_server, title = partial(ElementServer, config, element), f"memory element {element.name}"
+            posts.append(self._post("element", element.name, title, element.path, make_server))
         for compute, path in zip(config.computes, config.agent_paths, strict=True):
-            listener = listen(self._directory.socket(path))
-            make_agent = partial(Agent, config, compute, listener)
-            posts.append(Post("agent", compute, f"agent {compute}", listener, make_agent))
+            make_agent = partial(Agent, config, compute)
+            posts.append(self._post("agent", compute, f"agent {compute}", path, make_agent))
         for post in posts[1:]:
             mmu.is_neighbour(post)
         return [*posts, self._plan_monitor(config, posts)]
 
     def _plan_monitor(self, config: MmuConfig, posts: list[Post]) -> Post:
         """Everybody's neighbour: it asks them all whether they are well."""
-        listener = listen(self._directory.socket("monitor.sock"))
-        make_monitor = partial(Monitor, config, listener)
-        monitor = Post("monitor", "monitor", "the rack monitor", listener, make_monitor)
+        make_monitor = partial(Monitor, config)
+        monitor = self._post("monitor", "monitor", "the rack monitor", "monitor.sock", make_monitor)
         for post in posts:
             monitor.is_neighbour(post)
         return monitor
+
+    def _post(self, kind: str, name: str, title: str, file: str, make: Callable[..., Daemon]) -> Post:
+        path = self._directory.socket(file)
+        return Post(kind, name, title, path, listen(path), make)
 
     # --- starting daemons ----------------------------------------------------------------------------------
 
@@ -167,10 +171,12 @@ class Supervisor:
             self._shed(post)
             with suppress(OSError):
                 Path("/proc/self/comm").write_text(f"bequest-{post.name}"[:15])
-            daemon = post.make(Tether(control, self._safe.of(post.key), post.starts))
+            daemon = post.make(post.listener, Tether(control, self._safe.of(post.key), post.starts))
             daemon.run()
             code = RACK_ENDS if daemon.ends_rack else 0
             if daemon.supervisor_has_gone():
+                if daemon.lock is not None:
+                    self._directory.lock = daemon.lock
                 self._directory.remove()
         except BaseException:
             log.exception("%s has failed", post.title)
@@ -306,8 +312,15 @@ class Supervisor:
             except OSError:  # it left something unread, which the kernel tells before it gives what is there
                 errors += 1
 
-    def _next_start(self) -> float | None:
-        return min((post.start_at for post in self._posts if post.start_at is not None), default=None)
+    def _look_after(self, upkeep: Upkeep) -> None:
+        try:
+            upkeep.look(time.monotonic())
+        except NameTaken as error:
+            log.error("%s: nobody can find this one any more, and it ends", error)
+            self._verdict = 1
+
+    def _next_start(self) -> float:
+        return min((post.start_at for post in self._posts if post.start_at is not None), default=math.inf)
 
     def _start_those_due(self) -> None:
         now = time.monotonic()
@@ -327,9 +340,8 @@ class Supervisor:
                     "%s runs again, as pid %d (restart %d)", post.title, post.child.pid, post.restarts
                 )
 
-    def _wait(self, until: float | None) -> None:
-        timeout = None if until is None else max(0.0, until - time.monotonic())
-        for key, _ in self._selector.select(timeout):
+    def _wait(self, until: float) -> None:
+        for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
             key.data()
 
     def _stop_daemons(self) -> None:

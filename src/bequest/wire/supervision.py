@@ -1,7 +1,8 @@
 """What the supervisor and its daemons say to each other, over the control socket of each.
 
 A daemon keeps with its supervisor what it must not lose: `Keep` with file descriptors, `Release`. The supervisor
-answers each `Keep` with `Kept`, in order, and hands out the ends of fresh links with `Relink`.
+answers each `Keep` with `Kept`, in order, and hands out the ends of fresh links with `Relink`. What has been deleted of
+the rack's directory it makes again, and hands to the daemons with `Listen` and `Hold`.
 """
 
 from __future__ import annotations
@@ -36,5 +37,13 @@ class Relink(Message, frozen=True):
     restarts: int
 
 
+class Listen(Message, frozen=True):
+    """With a listening socket in place of the daemon's own, whose name was deleted: nobody finds that any more."""
+
+
+class Hold(Message, frozen=True):
+    """With the lock of the rack's directory, which was deleted and made again: to be held for life."""
+
+
 DaemonToSupervisor = Keep | Release
-SupervisorToDaemon = Kept | Relink
+SupervisorToDaemon = Kept | Relink | Listen | Hold
