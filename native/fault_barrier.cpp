@@ -29,6 +29,7 @@ constexpr size_t kRecordsMax = 256;
 constexpr uint32_t kRetriesMax = 1000;
 constexpr int64_t kToldAgainNs = 100'000'000;  // what was told before may have been swallowed by other code
 constexpr int64_t kStaleNs = 1'000'000'000;    // no row is told so late again: it is another one
+constexpr int64_t kRestMin_ns = 50'000, kRestMax_ns = 2'000'000;  // between looks at a fenced page
 constexpr int kSignals[] = {SIGSEGV, SIGBUS};
 
 std::atomic<pthread_t> lock_holder{};  // of the window lock
@@ -38,6 +39,7 @@ std::atomic<const AddressSpace*> guarded{nullptr};
 std::atomic<pid_t> guardian{0};  // a forked child has no window
 std::atomic<TellLanguage> tell_language{nullptr};
 std::atomic<bool> raw_signals{false};
+std::atomic<int64_t> patience_ns{kFencePatience_ns};
 
 // Whoever had the signal before. Written before our handler can see it, with the window lock held.
 struct sigaction previous_segv, previous_bus;
@@ -136,7 +138,37 @@ bool may_try_again(Record& record, uint64_t address) {
     return record.repeated < kRetriesMax;
 }
 
-enum class Verdict { kNotOurs, kTryAgain, kLost, kLostAndTold };
+}  // namespace
+
+// Under the window lock.
+class DeedsList {
+public:
+    void add(Deeds& deeds) {
+        deeds.next_ = first_;
+        first_ = &deeds;
+    }
+    void remove(const Deeds& deeds) {
+        for (Deeds** link = &first_; *link; link = &(*link)->next_)
+            if (*link == &deeds) {
+                *link = deeds.next_;
+                return;
+            }
+    }
+    bool say_ours(uint64_t address) const {
+        for (const Deeds* deeds = first_; deeds; deeds = deeds->next_)
+            if (deeds->is_ours(address)) return true;
+        return false;
+    }
+
+private:
+    Deeds* first_ = nullptr;
+};
+
+namespace {
+
+DeedsList deeds;
+
+enum class Verdict { kNotOurs, kTryAgain, kWait, kLost, kLostAndTold };
 
 FaultKind kind_of(const Fault& fault, uint64_t page) {
     if (const ScratchRange* note = note_of(page)) return note->kind;
@@ -154,18 +186,25 @@ void note_hardware_error(const siginfo_t* info) {
     }
 }
 
+// Fenced for a theft that has not come about, and may never.
+bool is_fenced_but_ours(const Fault& fault, uint64_t page) {
+    return fault.signal == SIGBUS && is_readable(page) && deeds.say_ours(page);
+}
+
 // The first fault of a row is what the program did; those that follow are the same C code going on.
-Verdict judge(const AddressSpace& space, Fault& fault) {
+Verdict judge(const AddressSpace& space, Fault& fault, bool may_wait) {
     const Believed believed = space.believed(fault.address);
     if (believed.belief == Belief::kClosed) return Verdict::kNotOurs;
     const uint64_t page = fault.address / kPageBytes * kPageBytes;
+    // Another thread was opening the page: the access will succeed.
+    const bool may_succeed = believed.belief == Belief::kOpen && !note_of(page) && !is_hardware_error(fault);
+    const bool succeeds = may_succeed && is_good(page);
+    if (may_succeed && !succeeds && may_wait && is_fenced_but_ours(fault, page)) return Verdict::kWait;
     Record* record = record_of(pthread_self());
     if (!record) record = &new_record(pthread_self());
     const bool is_first = record->told_ns == 0;
     if (!may_try_again(*record, fault.address)) return Verdict::kNotOurs;
-    // Another thread was opening the page: the access will succeed.
-    const bool may_succeed = believed.belief == Belief::kOpen && !note_of(page) && !is_hardware_error(fault);
-    if (may_succeed && is_good(page)) return Verdict::kTryAgain;
+    if (succeeds) return Verdict::kTryAgain;
     fault.kind = is_hardware_error(fault) ? FaultKind::kFailed : kind_of(fault, page);
     if (!is_first && note_of(page)) widen(record->windows);  // it has come back to a window that was closed
     if (!cover(*record, page, believed, fault.kind)) return Verdict::kNotOurs;
@@ -178,13 +217,13 @@ Verdict judge(const AddressSpace& space, Fault& fault) {
 
 bool is_memory_fault(const siginfo_t* info) { return info->si_code > 0 && info->si_code != SI_KERNEL; }
 
-Verdict look_at(int signal, const siginfo_t* info, Fault& fault) {
+Verdict look_at(int signal, const siginfo_t* info, Fault& fault, bool may_wait) {
     const auto address = reinterpret_cast<uint64_t>(info->si_addr);
     if (!is_memory_fault(info) || !in_window(address) || guardian.load() != getpid() || !lock_window())
         return Verdict::kNotOurs;
     fault = {address, FaultKind::kFailed, signal, info->si_code, pthread_self()};
     const AddressSpace* space = guarded.load();
-    const Verdict verdict = space ? judge(*space, fault) : Verdict::kNotOurs;
+    const Verdict verdict = space ? judge(*space, fault, may_wait) : Verdict::kNotOurs;
     unlock_window();
     if (verdict != Verdict::kNotOurs && is_hardware_error(fault)) note_hardware_error(info);
     return verdict;
@@ -227,10 +266,23 @@ void pass_on(int signal, siginfo_t* info, void* context, Instruction instruction
     passing_on.store({});
 }
 
+// What is fenced is fenced or stolen for good within a millisecond or two, unless a daemon has died.
+Verdict await_verdict(int signal, const siginfo_t* info, Fault& fault) {
+    Verdict verdict = look_at(signal, info, fault, true);
+    if (verdict != Verdict::kWait) return verdict;
+    const int64_t start = monotonic_ns(), patience = patience_ns.load();
+    for (int64_t waited = 0; verdict == Verdict::kWait; waited = monotonic_ns() - start) {
+        const timespec rest{0, std::clamp<int64_t>(waited / 8, kRestMin_ns, kRestMax_ns)};
+        nanosleep(&rest, nullptr);
+        verdict = look_at(signal, info, fault, waited < patience);
+    }
+    return verdict;
+}
+
 void on_signal(int signal, siginfo_t* info, void* context) {
     const int saved_errno = errno;
     Fault fault;
-    const Verdict verdict = look_at(signal, info, fault);
+    const Verdict verdict = await_verdict(signal, info, fault);
     if (verdict == Verdict::kNotOurs) {
         pass_on(signal, info, context, Instruction::kFaultsAgain);
     } else if (verdict != Verdict::kTryAgain && raw_signals.load()) {
@@ -275,6 +327,18 @@ void guard_window(const AddressSpace* space) {
     }
     if (space) stand_first_in_line();
 }
+
+void ask_deeds(Deeds& more) {
+    const WindowLock lock;
+    deeds.add(more);
+}
+
+void ask_deeds_no_more(Deeds& gone) {
+    const WindowLock lock;
+    deeds.remove(gone);
+}
+
+void have_patience(int64_t nanoseconds) { patience_ns.store(nanoseconds); }
 
 void tell_faults_to(TellLanguage tell) { tell_language.store(tell); }
 

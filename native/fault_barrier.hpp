@@ -25,6 +25,11 @@
 // neighbours. BUS_MCEERR_AO, of which only those hear who have asked the kernel for it (PR_MCE_KILL), is left
 // to them: it interrupts any instruction, and touching the page brings the other.
 //
+// A process may be fenced for a theft that comes to nothing, or be touching memory that is about to be
+// stolen. So while the table says that a write-protected page is still ours, the thread waits in the handler:
+// until the protection is lifted, and then the store is done as if nothing had happened, or until the word
+// has changed, and then the memory is lost. What was closed by mprotect is not waited for: nobody lifts that.
+//
 // A system call that is given a lost address does not fault, it fails with EFAULT: an OSError in Python.
 #pragma once
 
@@ -56,6 +61,25 @@ public:
 private:
     bool taken_;  // false if this thread had it already
 };
+
+// Who knows the table, and can say in the handler whose memory is.
+class Deeds {
+public:
+    virtual bool is_ours(uint64_t address) const = 0;
+
+protected:
+    ~Deeds() = default;
+
+private:
+    friend class DeedsList;
+    Deeds* next_ = nullptr;
+};
+void ask_deeds(Deeds& deeds);
+void ask_deeds_no_more(Deeds& deeds);
+
+// Longer than a fence may take (FENCE_TIMEOUT in limits.py), for then the Rack MMU has it lifted.
+constexpr int64_t kFencePatience_ns = 20'000'000'000;
+void have_patience(int64_t patience_ns);  // other than that
 
 // Called in the handler, on the thread that faulted, without the window lock.
 using TellLanguage = void (*)(const Fault& fault);

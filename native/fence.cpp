@@ -52,8 +52,8 @@ int enrol_range(int uffd, const PageRun& range) {
     return ioctl(uffd, UFFDIO_REGISTER, &request) == 0 ? 0 : errno;
 }
 
-int protect_range(int uffd, const PageRun& range) {
-    uffdio_writeprotect request{{range.address, range.nbytes}, UFFDIO_WRITEPROTECT_MODE_WP};
+int change_protection(int uffd, const PageRun& range, uint64_t mode) {
+    uffdio_writeprotect request{{range.address, range.nbytes}, mode};
     for (;;) {
         if (ioctl(uffd, UFFDIO_WRITEPROTECT, &request) == 0) return 0;
         if (errno != EAGAIN && errno != EINTR) return errno;
@@ -64,13 +64,23 @@ int guard_range(int uffd, const PageRun& range) { return enrol_range(uffd, range
 
 int fence_range(int uffd, const PageRun& range) {
     const int error = enrol_range(uffd, range);
-    return error ? error : protect_range(uffd, range);
+    return error ? error : change_protection(uffd, range, UFFDIO_WRITEPROTECT_MODE_WP);
+}
+
+int open_range(int uffd, const PageRun& range) { return change_protection(uffd, range, 0); }
+
+// A mapping that is not registered has never been protected.
+int open_mapping(int uffd, const PageRun& range) {
+    const int error = open_range(uffd, range);
+    return error == ENOENT ? 0 : error;
 }
 
 bool has_gaps(int error) { return error == EINVAL || error == ENOMEM || error == ENOENT; }
 
+using Act = int (*)(int uffd, const PageRun& range);  // says what went wrong
+
 // The process may map and unmap meanwhile: then what is found is not there any more.
-int on_each_mapping(int uffd, pid_t os_pid, const PageRun& range, int (*act)(int, const PageRun&)) {
+int on_each_mapping(int uffd, pid_t os_pid, const PageRun& range, Act act) {
     int error = 0;
     for (int tries = 0; tries < kMappingTriesMax; tries++) {
         error = 0;
@@ -83,12 +93,12 @@ int on_each_mapping(int uffd, pid_t os_pid, const PageRun& range, int (*act)(int
 
 // The usual case is one or two ioctls for a range. Where there is a gap in the mappings, each of those that
 // are there.
-void on_what_is_mapped(int uffd, pid_t os_pid, std::span<const PageRun> ranges, const char* what,
-                       int (*act)(int, const PageRun&)) {
+void on_what_is_mapped(int uffd, pid_t os_pid, std::span<const PageRun> ranges, const char* what, Act act,
+                       Act act_on_mapping) {
     for (const PageRun& range : ranges) {
         const int error = act(uffd, range);
         if (error == 0) continue;
-        const int again = has_gaps(error) ? on_each_mapping(uffd, os_pid, range, act) : error;
+        const int again = has_gaps(error) ? on_each_mapping(uffd, os_pid, range, act_on_mapping) : error;
         if (again == ESRCH) return;  // nobody is left
         if (again != 0) fail(what, again);
     }
@@ -144,11 +154,17 @@ bool wait_until_gone(int uffd, int64_t timeout_ns) {
 }
 
 void write_protect(int uffd, pid_t os_pid, std::span<const PageRun> ranges) {
-    on_what_is_mapped(uffd, os_pid, ranges, "write-protecting through a userfaultfd", fence_range);
+    on_what_is_mapped(uffd, os_pid, ranges, "write-protecting through a userfaultfd", fence_range,
+                      fence_range);
+}
+
+void lift_protection(int uffd, pid_t os_pid, std::span<const PageRun> ranges) {
+    on_what_is_mapped(uffd, os_pid, ranges, "lifting a write protection through a userfaultfd", open_range,
+                      open_mapping);
 }
 
 void guard_missing(int uffd, pid_t os_pid, std::span<const PageRun> ranges) {
-    on_what_is_mapped(uffd, os_pid, ranges, "guarding pages through a userfaultfd", guard_range);
+    on_what_is_mapped(uffd, os_pid, ranges, "guarding pages through a userfaultfd", guard_range, guard_range);
 }
 
 }  // namespace bequest

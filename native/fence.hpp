@@ -15,10 +15,14 @@
 //                      afterwards. When the ioctl returns, no processor has an old translation left: that is
 //                      the commit point. Pages that were pinned earlier (O_DIRECT, RDMA) are beyond it: the
 //                      device stores, not the process.
+//   lift_protection    Takes that back, for memory that has turned out to be the process's own. What mprotect
+//                      says stays as it is, and so do guards: a fenced range is guarded, too, for the kernel
+//                      knows one registration of a range, and stays so. A slab has all its pages in the file.
 //   guard_missing      Pages that are punched out of the file from now on are not filled with zeros, but
 //                      SIGBUS.
 //
-// It lasts until the range is unmapped or mapped anew, or the last copy of the descriptor is closed.
+// A fence lasts until it is lifted, the range is unmapped or mapped anew, or the last copy of
+// the descriptor is closed.
 #pragma once
 
 #include <sys/types.h>
@@ -47,6 +51,7 @@ bool wait_until_gone(int uffd, int64_t timeout_ns);
 // Of each range what is mapped; `os_pid` is whose address space it is, to look what that is. Throws
 // std::system_error, with some ranges perhaps protected already.
 void write_protect(int uffd, pid_t os_pid, std::span<const PageRun> ranges);
+void lift_protection(int uffd, pid_t os_pid, std::span<const PageRun> ranges);  // of what was ever fenced
 void guard_missing(int uffd, pid_t os_pid, std::span<const PageRun> ranges);
 
 }  // namespace bequest

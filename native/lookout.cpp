@@ -1,7 +1,6 @@
 #include "lookout.hpp"
 
 #include "doorbell.hpp"
-#include "fault_barrier.hpp"
 
 namespace bequest {
 
@@ -24,7 +23,26 @@ bool still_stands(void* what) {
 }  // namespace
 
 Lookout::Lookout(Table table, uint32_t id)
-    : table_(table), id_(id), seen_(table.slot(id).revocations.load()) {}
+    : table_(table), id_(id), seen_(table.slot(id).revocations.load()) {
+    ask_deeds(*this);
+}
+
+// Pages that move from one extent to another while the table is read may be seen in neither: then it is read
+// again. What another attachment of this program has stolen is ours only once its thief has adopted it, which
+// a thread that waits for it might prevent.
+bool Lookout::is_ours(uint64_t address) const {
+    for (int tries = 0; tries < kTriesMax; tries++) {
+        for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+            const Extent e{i, table_.owner(i)};
+            if (e.word.state() == State::kEmpty) continue;
+            if (address - table_.placed(e).address >= e.word.pages() * kPageBytes) continue;
+            if (!(table_.owner(i) == e.word)) break;
+            const bool bears_id = e.word.is(State::kOwned, id_) || e.word.is(State::kEmbryo, id_);
+            return bears_id && !table_.awaits_adoption(e);
+        }
+    }
+    return false;
+}
 
 void Lookout::look() {
     const uint32_t revocations = table_.slot(id_).revocations.load();

@@ -10,18 +10,24 @@
 // What holds: a load that runs after the thread has been here raises. It comes as soon as the scheduler lets
 // it; a load before that may have shown the new owner's bytes, and nothing says so.
 //
+// It also knows, for the fault handler, whether memory is still this process's (fault_barrier.hpp).
+//
 // Handlers of signals that were installed after ours are noticed here as well.
 #pragma once
 
+#include "fault_barrier.hpp"
 #include "v2p_table.hpp"
 
 namespace bequest {
 
 constexpr int64_t kLookInterval_ns = 250'000'000;
 
-class Lookout {
+class Lookout final : public Deeds {
 public:
     Lookout(Table table, uint32_t id);
+    ~Lookout() { ask_deeds_no_more(*this); }
+    Lookout(const Lookout&) = delete;
+    bool is_ours(uint64_t address) const override;
     void look();
     uint32_t seen() const { return seen_; }  // `Slot.revocations`, when it was here
 

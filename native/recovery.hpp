@@ -65,6 +65,8 @@ public:
     // What may be stolen of a process, sorted by address; all of it, or the extents that touch these ranges.
     // Extents are taken whole: they are what was allocated, or split off, as one.
     std::vector<PlacedExtent> stealable(uint32_t victim, const std::vector<AddressRange>* only = nullptr);
+    // All that it owns and that touches these ranges, whether or not it may be stolen.
+    std::vector<PlacedExtent> owned(uint32_t id, const std::vector<AddressRange>& only);
     // Takes exactly these, as far as their words still stand; returns what was taken, with the thief's words.
     // A victim that lives must be kept from the pages before, or nothing is gained, and again after: it may
     // have been opening some of them, and looks at its words once it has (Attachment). The thief is told
@@ -93,7 +95,9 @@ private:
     std::optional<Change> change_of(uint32_t id) const;
     void finish(const Change& change, uint32_t id, bool dead);
     void finish_for(uint32_t victim);
-    std::vector<PlacedExtent> owned_by(uint32_t victim) const;
+    enum class Which { kStealable, kAll };
+    std::vector<PlacedExtent> owned_by(uint32_t id, Which which) const;
+    std::vector<PlacedExtent> owned_within(uint32_t id, Which which, const std::vector<AddressRange>& only);
     std::vector<AddressRange> reach_of(const std::vector<AddressRange>& only, uint32_t victim) const;
     void help_along(uint32_t victim);
     bool deliver(Extent from, uint64_t nbytes, const Addressee& to);

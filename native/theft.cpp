@@ -90,11 +90,12 @@ std::vector<AddressRange> Steward::reach_of(const std::vector<AddressRange>& onl
     return reach;
 }
 
-std::vector<PlacedExtent> Steward::owned_by(uint32_t victim) const {
+std::vector<PlacedExtent> Steward::owned_by(uint32_t id, Which which) const {
     std::vector<PlacedExtent> found;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         const Extent e{i, table_.owner(i)};
-        if (!e.word.is(State::kOwned, victim) || !table_.is_stealable(i) || table_.nbytes(e) == 0) continue;
+        if (!e.word.is(State::kOwned, id)) continue;
+        if (which == Which::kStealable && (!table_.is_stealable(i) || table_.nbytes(e) == 0)) continue;
         found.push_back(table_.placed(e));
     }
     std::sort(found.begin(), found.end());
@@ -106,14 +107,23 @@ std::vector<PlacedExtent> Steward::owned_by(uint32_t victim) const {
 // nothing.
 std::vector<PlacedExtent> Steward::stealable(uint32_t victim, const std::vector<AddressRange>* only) {
     help_along(victim);
-    if (!only) return owned_by(victim);
-    const Shared<uint32_t>& armed = table_.slot(victim).intent.armed;
+    return only ? owned_within(victim, Which::kStealable, *only) : owned_by(victim, Which::kStealable);
+}
+
+std::vector<PlacedExtent> Steward::owned(uint32_t id, const std::vector<AddressRange>& only) {
+    help_along(id);
+    return owned_within(id, Which::kAll, only);
+}
+
+std::vector<PlacedExtent> Steward::owned_within(uint32_t id, Which which,
+                                                const std::vector<AddressRange>& only) {
+    const Shared<uint32_t>& armed = table_.slot(id).intent.armed;
     std::vector<PlacedExtent> found;
     uint32_t before = 0;
     for (int tries = 0; tries < kTriesMax && (tries == 0 || armed.load() != before); tries++) {
         before = armed.load();
-        const std::vector<AddressRange> reach = reach_of(*only, victim);
-        found = owned_by(victim);
+        const std::vector<AddressRange> reach = reach_of(only, id);
+        found = owned_by(id, which);
         std::erase_if(found, [&](const PlacedExtent& placed) {
             return std::none_of(reach.begin(), reach.end(), [&](const AddressRange& range) {
                 return range.touches(placed.address, placed.extent.word.pages() * kPageBytes);

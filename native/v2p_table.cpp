@@ -140,6 +140,11 @@ bool Table::bears_mark(const Extent& e, uint32_t victim, uint32_t victim_incarna
            d.stolen_incarnation == victim_incarnation;
 }
 
+bool Table::awaits_adoption(const Extent& e) const {
+    const Descriptor& d = extent(e.descriptor);
+    return d.stolen_epoch == e.word.epoch() && d.stolen_from != kNobody && d.stolen_from != e.word.id();
+}
+
 std::optional<Extent> Table::split(uint32_t self, Extent& left, uint64_t pages, uint32_t empty) const {
     const State state = left.word.state();
     const uint64_t total = left.word.pages();

@@ -95,6 +95,7 @@ public:
     }
     // Whether it was stolen from that life of `victim` and nobody has laid a hand on it since.
     bool bears_mark(const Extent& e, uint32_t victim, uint32_t incarnation) const;
+    bool awaits_adoption(const Extent& e) const;  // stolen from another, whoever that was
     void mark_stolen(uint32_t descriptor, OwnerWord stolen, uint32_t victim) const;
     PlacedExtent placed(const Extent& e) const { return {extent(e.descriptor).address, e}; }
 

@@ -53,6 +53,14 @@ void bind_fences(nb::module_& m) {
         },
         "fd"_a, "os_pid"_a, "ranges"_a);
     m.def(
+        "lift_protection",
+        [](int fd, int os_pid, const Ranges& ranges) {
+            const auto wanted = checked(ranges);
+            nb::gil_scoped_release release;
+            lift_protection(fd, os_pid, wanted);
+        },
+        "fd"_a, "os_pid"_a, "ranges"_a);
+    m.def(
         "guard_missing",
         [](int fd, int os_pid, const Ranges& ranges) {
             const auto wanted = checked(ranges);

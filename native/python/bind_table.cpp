@@ -189,6 +189,14 @@ void bind_thefts(TableClass& table) {
             },
             "victim"_a, "only"_a = nb::none())
         .def(
+            "owned",
+            [](TableFile& t, uint32_t id, const Ranges& only) {
+                std::vector<AddressRange> ranges;
+                for (const auto& [address, nbytes] : only) ranges.push_back({address, nbytes});
+                return as_tuples(t.steward().owned(id, ranges));
+            },
+            "id"_a, "only"_a)
+        .def(
             "steal",
             [](TableFile& t, const std::vector<std::pair<uint32_t, uint64_t>>& extents, uint32_t victim,
                uint32_t thief) {

@@ -93,6 +93,18 @@ def test_who_can_be_neither_protected_nor_traced_is_killed(agent: AgentUnderTest
     assert victim.wait() == -signal.SIGKILL
 
 
+def test_what_is_lifted_is_lifted_behind_the_fences_before_it(agent: AgentUnderTest, victim: Victim) -> None:
+    agent.expect(victim)
+    for job in range(1, 9, 2):
+        agent.tell(wire.FenceProcess(job, PID, INCARNATION, "protect", RANGES, hinted=job == 1))
+        agent.tell(wire.LiftFence(job + 1, PID, INCARNATION, RANGES))
+        assert agent.hear(wire.FenceLifted) == wire.FenceLifted(job + 1)
+        assert agent.heard[-2] == wire.ProcessFenced(job, "protected")
+        assert victim.call(victims.store, 0, job) == job
+    agent.tell(wire.LiftFence(9, PID, INCARNATION + 1, RANGES))
+    assert agent.hear(wire.FenceLifted) == wire.FenceLifted(9)
+
+
 @pytest.mark.parametrize("with_fence", [True, False])
 def test_who_is_dead_need_not_be_fenced(agent: AgentUnderTest, victim: Victim, with_fence: bool) -> None:
     agent.expect(victim, with_fence=with_fence)

@@ -42,6 +42,10 @@ def protect(victim: Victim, offset: int, nbytes: int) -> None:
     _core.write_protect(victim.fence, victim.pid, [(SLAB + offset, nbytes)])
 
 
+def lift(victim: Victim, offset: int, nbytes: int) -> None:
+    _core.lift_protection(victim.fence, victim.pid, [(SLAB + offset, nbytes)])
+
+
 def trace(victim: Victim, offset: int, nbytes: int) -> None:
     try:
         _core.ptrace_close(victim.pid, victim.pidfd, [(SLAB + offset, nbytes)], 5.0)
@@ -204,6 +208,39 @@ def test_a_process_that_maps_and_unmaps_can_be_write_protected(victim: Victim, s
         protect(victim, MIB, 64 * 1024)
     protect(victim, 0, 4096)
     victim.start(victims.store, 0)
+    assert victim.wait() == -signal.SIGBUS
+
+
+@pytest.mark.parametrize("offset", [SMALL, HUGE], ids=["small", "huge"])
+def test_a_protection_that_is_lifted_is_as_if_it_had_not_been(
+    victim: Victim, slab: Slab, offset: int
+) -> None:
+    """What lies beside stays protected, and what was never protected or never mapped is in nobody's way."""
+    victim.call(victims.unmap, 6 * MIB, MIB)
+    protect(victim, offset, 2 * MIB)
+    lift(victim, offset, MIB)
+    assert victim.call(victims.store, offset, 5) == 5
+    lift(victim, 6 * MIB, 2 * MIB)
+    victim.start(victims.store, offset + MIB)
+    assert victim.wait() == -signal.SIGBUS
+    lift(victim, 0, SLAB_BYTES)  # nobody is left
+
+
+def test_what_mprotect_has_closed_stays_so_when_a_protection_is_lifted(victim: Victim, slab: Slab) -> None:
+    protect(victim, SMALL, 2 * MIB)
+    victim.call(victims.protect, SLAB_BYTES, victims.NONE)
+    lift(victim, SMALL, 2 * MIB)
+    victim.start(victims.store, SMALL)
+    assert victim.wait() == -signal.SIGSEGV
+
+
+def test_a_guard_outlives_the_lifting_of_a_fence(victim: Victim, slab: Slab) -> None:
+    _core.guard_missing(victim.fence, victim.pid, [(SLAB, SLAB_BYTES)])
+    protect(victim, SMALL, 2 * MIB)
+    lift(victim, SMALL, 2 * MIB)
+    slab.pages.madvise(mmap.MADV_REMOVE, SMALL, 4096)
+    assert victim.call(victims.load, SMALL + 4096) == 0
+    victim.start(victims.load, SMALL)
     assert victim.wait() == -signal.SIGBUS
 
 

@@ -14,7 +14,7 @@ import victims
 from actors import Nursery, until
 from bequest import _core
 from bequest.runtime import fencing
-from bequest.runtime.fencing import Target, Unfenced, fence, guard
+from bequest.runtime.fencing import Target, Unfenced, fence, guard, lift, outlive
 from victims import MIB, SLAB, Victim
 
 RANGES = [(SLAB, MIB)]
@@ -122,6 +122,35 @@ def test_nobody_is_killed_whose_group_has_not_allowed_it(victim: Victim, reach: 
     with pytest.raises(Unfenced, match="protect: Invalid argument"):
         fence(target_of(victim), reach, RANGES, hinted=False)
     assert victim.call(victims.store, 0, 5) == 5
+
+
+@pytest.mark.parametrize("with_fence", [True, False])
+def test_a_fence_is_lifted(victim: Victim, with_fence: bool) -> None:
+    target = target_of(victim, with_fence)
+    assert victim.call(victims.store, 0, 5) == 5  # slabs have all their pages
+    if with_fence:
+        assert fence(target, "protect", RANGES, hinted=False) == "protected"
+    lift(target, RANGES)
+    assert victim.call(victims.store, 0, 6) == 6
+
+
+def test_who_runs_on_in_the_address_space_of_the_ended_stays_kept_from_it(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its whole window was closed when the process ended; what was to be lifted then is no more."""
+    sharer = victim.call(victims.leave_a_sharer)
+    victim.signal(signal.SIGKILL)
+    try:
+        target = target_of(victim)
+        until(lambda: fencing.has_ended(target), "its end")
+        monkeypatch.setattr(fencing, "DEATH_PATIENCE", 0.01)
+        outlive(target)
+        lifted: list[object] = []
+        monkeypatch.setattr(_core, "lift_protection", lambda *about: lifted.append(about))
+        lift(target, RANGES)
+        assert lifted == []
+    finally:
+        os.kill(sharer, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("with_fence", [True, False])

@@ -327,10 +327,10 @@ def test_memory_that_was_punched_out_under_a_guard_has_failed(me: bq.Process, fe
     assert me.table.audit() == []
 
 
-def test_a_fence_without_a_theft_revokes_and_the_memory_can_be_freed(me: bq.Process, fence: int) -> None:
+def test_what_is_closed_without_a_theft_is_revoked_and_can_be_freed(me: bq.Process) -> None:
     region = me.alloc(4 * PAGE)
     array = region.array()
-    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    close_from_outside(region)
     with pytest.raises(bq.MemoryRevoked) as caught:
         array[0] = 1
     assert caught.value.cause == "was fenced off for a theft"
@@ -345,14 +345,14 @@ def test_a_fence_without_a_theft_revokes_and_the_memory_can_be_freed(me: bq.Proc
 
 
 def test_the_rest_of_a_fenced_region_is_still_known_when_another_was_stolen(
-    yard: Yard, me: bq.Process, fence: int
+    yard: Yard, me: bq.Process
 ) -> None:
     """One thread may be in the middle of it while another takes stock: what it touches next is no stray address."""
     thief = yard.actor("thief").do(actors.own_id)
     region, other = me.alloc(4 * PAGE), me.alloc(PAGE)
     array = region.array()
     array[:] = 1
-    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    close_from_outside(region)
     with pytest.raises(bq.MemoryRevoked):
         array[0] = 2
     rob(me, thief, other)

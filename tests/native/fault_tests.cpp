@@ -2,12 +2,16 @@
 //
 // Not under ThreadSanitizer, which keeps shadow memory where the rack window is.
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <climits>
 #include <fstream>
 
+#include "doorbell.hpp"
 #include "fault_barrier.hpp"
+#include "fence.hpp"
 #include "scenario.hpp"
 
 namespace bequest::tests {
@@ -39,6 +43,8 @@ public:
         space_.open(kStart, kPages * kPageBytes);
         guard_window(&space_);
         tell_faults_to(listen);
+        Fault of_another_test;
+        take_fault(of_another_test);
         told = 0;
     }
     ~LostMemory() {
@@ -94,6 +100,69 @@ std::string a_closed_page_was_fenced() {
     return told == 1 && told_kind == FaultKind::kFenced ? "" : "taken for something else";
 }
 
+// Memory of a process that is fenced by write protection, through its own userfaultfd.
+class Title final : public Deeds {
+public:
+    explicit Title(int looks) : looks_(looks) { ask_deeds(*this); }
+    ~Title() { ask_deeds_no_more(*this); }
+    bool is_ours(uint64_t) const override { return looks_-- > 0; }
+
+private:
+    mutable int looks_;
+};
+
+std::string what_is_fenced_and_ours_is_waited_for() {
+    const LostMemory memory(kPages);
+    if (!memory.usable()) return "the window is taken";
+    const int fence = open_fence();
+    const PageRun run{kStart, kPageBytes};
+    store(0, 1);
+    write_protect(fence, getpid(), {&run, 1});
+    {
+        const Title title(INT_MAX);
+        const pid_t child = fork();
+        if (child == 0) {
+            usleep(50'000);
+            lift_protection(fence, getppid(), {&run, 1});
+            _exit(0);
+        }
+        store(0, 2);
+        waitpid(child, nullptr, 0);
+    }
+    if (told != 0 || load(0) != 2) return "it was not waited for";
+    write_protect(fence, getpid(), {&run, 1});
+    {
+        const Title title(3);  // then it is stolen
+        store(0, 3);
+    }
+    close(fence);
+    return told == 1 && told_kind == FaultKind::kFenced ? "" : "whoever stores to stolen memory is not told";
+}
+
+std::string patience_ends() {
+    const LostMemory memory(kPages);
+    if (!memory.usable()) return "the window is taken";
+    const int fence = open_fence();
+    const PageRun run{kStart, kPageBytes};
+    store(0, 1);
+    write_protect(fence, getpid(), {&run, 1});
+    const Title title(INT_MAX);
+    have_patience(10'000'000);
+    store(0, 1);
+    have_patience(kFencePatience_ns);
+    close(fence);
+    return told == 1 && told_kind == FaultKind::kFenced ? "" : "nobody was told";
+}
+
+std::string what_mprotect_has_closed_is_not_waited_for() {
+    const LostMemory memory(kPages);
+    const Title title(INT_MAX);
+    mprotect(reinterpret_cast<void*>(kStart), kPageBytes, PROT_NONE);
+    const int64_t before = monotonic_ns();
+    store(0, 1);
+    return told == 1 && monotonic_ns() - before < kFencePatience_ns / 2 ? "" : "it was waited for";
+}
+
 std::string random_touches_stay_within_bounds() {
     const LostMemory memory(0);
     const size_t before = mappings();
@@ -124,6 +193,9 @@ std::vector<Test> fault_tests() {
     return {
         {"faults: a row of them is told once, and good pages stay", a_row_of_faults_is_told_once},
         {"faults: a page that somebody closed was fenced", a_closed_page_was_fenced},
+        {"faults: fenced memory that is ours is waited for", what_is_fenced_and_ours_is_waited_for},
+        {"faults: nobody waits for ever", patience_ends},
+        {"faults: what mprotect closed is not waited for", what_mprotect_has_closed_is_not_waited_for},
         {"faults: touches everywhere need few mappings", random_touches_stay_within_bounds},
         {"faults: many places at once", many_places_at_once_are_covered_in_the_end},
     };

@@ -18,6 +18,7 @@ import pytest
 
 from bequest.protocol.address_plan import AddressPlan
 from bequest.protocol.cross_grant import CrossGrants
+from bequest.protocol.lifts import EVERYWHERE, Lifts
 from bequest.protocol.notice_desk import NoticeDesk
 from bequest.protocol.process_table import State
 from bequest.protocol.rack_mmu import RackMmu
@@ -83,6 +84,7 @@ MET = (
     "PunchPages", "RegroupSlab", "name-taken", "MailboxOpened", "CloseMailbox", "kind='dead'",
     "ProcessLost", "ProcessExited", "Detach", "FenceProcess", "how='protected'", "how='dead'", "heir=True",
     "lost Handle", "NoticeDied", "NoticeContact", "MemoryBroken", "Found(", "DeathHint", "Suspicion", "ContactsCalled",
+    "LiftFence", "waits for the lifting",
 )  # fmt: skip
 
 
@@ -133,6 +135,13 @@ def takes_unfenced(self, job, listed, doubts, now) -> None:
 def tells_once(self, compute) -> None: ...
 
 
+def leaves_fences(self, target) -> None: ...
+
+
+def lifts_from_others_too(self, target, runs):
+    return [EVERYWHERE]
+
+
 def forgets_contacts(self, key, contacts) -> None: ...
 
 
@@ -144,6 +153,8 @@ def ends_attempts_never(self) -> None: ...
     [
         (StealDesk, "_fence", takes_unfenced),
         (StealDesk, "restore", ends_attempts_never),
+        (Lifts, "lift", leaves_fences),
+        (Lifts, "_own", lifts_from_others_too),
         (WatchDesk, "agent_linked", tells_once),
         (NoticeDesk, "restore", forgets_contacts),
         (RackMmu, "_lost", frees_the_lost),

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from bequest.protocol.compute_element import ComputeElement
-from bequest.protocol.outputs import Confirm, Fence, Guard, Push, Reply, ToMmu, Unwatch, Watch, WatchedProcess
+from bequest.protocol.outputs import (
+    Confirm,
+    Fence,
+    Guard,
+    Lift,
+    Push,
+    Reply,
+    ToMmu,
+    Unwatch,
+    Watch,
+    WatchedProcess,
+)
 from bequest.wire import messages as wire
 
 TICKET = b"t" * 16
@@ -120,6 +131,24 @@ def test_the_death_of_the_last_bearer_of_an_id_says_nothing_of_this_one() -> Non
     assert agent.mmu_message(wire.FenceProcess(5, 3, 9, "ptrace", RANGES), 0) == [
         Fence(1, (3, 9), "ptrace", RANGES, False)
     ]
+
+
+def test_a_fence_is_lifted_and_that_is_told_to_the_link_that_asked() -> None:
+    agent = enrolled()
+    lift = wire.LiftFence(5, 3, 8, RANGES)
+    assert agent.mmu_message(lift, 0) == [Lift(1, (3, 8), RANGES)]
+    assert agent.lifted(1) == [ToMmu(wire.FenceLifted(5))]
+    agent.mmu_message(lift, 0)
+    agent.linked()
+    assert agent.lifted(2) == [], "the Rack MMU asks again, and may have meant something else by that number"
+
+
+def test_of_a_process_that_is_not_here_there_is_nothing_to_lift() -> None:
+    assert enrolled().mmu_message(wire.LiftFence(5, 3, 9, RANGES), 0) == [ToMmu(wire.FenceLifted(5))]
+    ended = enrolled()
+    ended.exited((3, 8))
+    for agent in (ended, linked()):
+        assert agent.mmu_message(wire.LiftFence(5, 3, 8, RANGES), 0) == [ToMmu(wire.FenceLifted(5))]
 
 
 def test_what_has_not_enrolled_cannot_be_fenced() -> None:

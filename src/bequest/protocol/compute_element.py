@@ -98,8 +98,8 @@ class ComputeElement:
                 return self._announcement_ends(now)
             case wire.ProveDeath(pid, incarnation):
                 return [Confirm((pid, incarnation))] if self._is_watched((pid, incarnation)) else []
-            case wire.FenceProcess(_, pid, incarnation):
-                return self._fences.fence(message, self._is_watched((pid, incarnation)))
+            case wire.FenceProcess(_, pid, incarnation) | wire.LiftFence(_, pid, incarnation):
+                return self._fences.request(message, self._is_watched((pid, incarnation)))
             case wire.GuardRange():
                 return self._guard(message)
             case wire.TellProcess():
@@ -241,6 +241,9 @@ class ComputeElement:
 
     def fence_failed(self, job: int, message: str) -> list[Output]:
         return self._fences.failed(job, message)
+
+    def lifted(self, job: int) -> list[Output]:
+        return self._fences.lifted(job)
 
     def guarded(self, job: int, key: ProcessKey, failed: bool) -> list[Output]:
         process = self._exact(key)

@@ -107,11 +107,11 @@ def runs_of(listed: Iterable[Listed]) -> list[Run]:
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:
-    """Neighbours as one, in order."""
+    """Neighbours, and what overlaps, as one; in order."""
     whole: list[Run] = []
     for start, end in sorted(runs):
-        if whole and whole[-1][1] == start:
-            whole[-1] = (whole[-1][0], end)
+        if whole and start <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(whole[-1][1], end))
         else:
             whole.append((start, end))
     return whole

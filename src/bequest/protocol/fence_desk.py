@@ -1,4 +1,4 @@
-"""The agent's desk for what is done to processes from outside: proofs of death, fences, and guards of failing memory.
+"""The agent's desk for what is done to processes from outside: fences and their lifting, and guards of failing memory.
 
 The Rack MMU asks to have a process fenced; by what it was kept from its memory is told, or why nothing could. Jobs are
 kept until the driver has an outcome, which may come after the process has gone or been forgotten: the MMU gets its
@@ -14,7 +14,7 @@ from __future__ import annotations
 import msgspec
 
 from bequest.limits import FENCE_RANGES_MAX
-from bequest.protocol.outputs import Fence, Guard, Output, ProcessKey, ToMmu
+from bequest.protocol.outputs import Fence, Guard, Lift, Output, ProcessKey, ToMmu
 from bequest.wire import messages as wire
 
 REACHES = ("protect", "ptrace", "kill")
@@ -36,6 +36,7 @@ class FenceDesk:
     def __init__(self) -> None:
         self._ended: dict[int, int] = {}  # id -> its last incarnation that has gone
         self._fences: dict[int, FenceJob] = {}
+        self._lifts: dict[int, int | None] = {}  # job -> the Rack MMU's number
         self._guards: dict[int, GuardJob] = {}
         self._last_job = 0
 
@@ -43,14 +44,20 @@ class FenceDesk:
         """There is a new link to the Rack MMU, which asks again for what it still wants."""
         for fence in self._fences.values():
             fence.asked = None
+        self._lifts = dict.fromkeys(self._lifts)
         for guard in self._guards.values():
             guard.asked = None
 
     def ended(self, pid: int, incarnation: int) -> None:
         self._ended[pid] = incarnation
 
-    def fence(self, message: wire.FenceProcess, is_enrolled: bool) -> list[Output]:
+    def request(self, message: wire.FenceProcess | wire.LiftFence, is_enrolled: bool) -> list[Output]:
         """``is_enrolled``: the process is."""
+        if isinstance(message, wire.LiftFence):
+            return self._lift(message, is_enrolled)
+        return self._fence(message, is_enrolled)
+
+    def _fence(self, message: wire.FenceProcess, is_enrolled: bool) -> list[Output]:
         asked, pid = message.job, message.pid
         assert message.reach in REACHES and len(message.ranges) <= FENCE_RANGES_MAX, message
         if self._ended.get(pid) == message.incarnation:
@@ -70,6 +77,17 @@ class FenceDesk:
     def failed(self, job: int, text: str) -> list[Output]:
         fence = self._fences.pop(job)
         return [] if fence.asked is None else [ToMmu(wire.FenceFailed(fence.asked, text))]
+
+    def _lift(self, message: wire.LiftFence, is_enrolled: bool) -> list[Output]:
+        if not is_enrolled:
+            return [ToMmu(wire.FenceLifted(message.job))]
+        job = self._next_job()
+        self._lifts[job] = message.job
+        return [Lift(job, (message.pid, message.incarnation), message.ranges)]
+
+    def lifted(self, job: int) -> list[Output]:
+        asked = self._lifts.pop(job)
+        return [] if asked is None else [ToMmu(wire.FenceLifted(asked))]
 
     def guard(
         self, message: wire.GuardRange, processes: list[ProcessKey], unguarded: list[str]

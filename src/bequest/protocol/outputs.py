@@ -209,6 +209,14 @@ class Fence(msgspec.Struct, frozen=True):
     hinted: bool
 
 
+class Lift(msgspec.Struct, frozen=True):
+    """-> `ComputeElement.lifted`."""
+
+    job: int
+    process: ProcessKey
+    ranges: list[tuple[int, int]]
+
+
 class Guard(msgspec.Struct, frozen=True):
     """-> `ComputeElement.guarded`."""
 
@@ -244,5 +252,6 @@ Output = (
     | SendPing
     | Confirm
     | Fence
+    | Lift
     | Guard
 )

@@ -261,10 +261,8 @@ class RackMmu:
                 self._state.notices.told(number)
             case wire.RangeGuarded():
                 self._failures.guarded(message)
-            case wire.ProcessFenced(job, how):
-                self._steals.fenced(job, how, now)
-            case wire.FenceFailed(job, text):
-                self._steals.fence_failed(job, text, now)
+            case wire.ProcessFenced() | wire.FenceFailed() | wire.FenceLifted():
+                self._steals.agent_message(message, now)
             case _:
                 raise AssertionError(f"an agent says {message}")
         return self._state.take_outputs()

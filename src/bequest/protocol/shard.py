@@ -84,6 +84,9 @@ class Shard(Protocol):
         ``only`` narrows it to the extents that touch one of these ranges (address, bytes). Extents are taken whole.
         """
 
+    def owned(self, id: int, only: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+        """All that a process owns and that touches these ranges, as `stealable` lists it."""
+
     def steal(
         self, extents: list[tuple[int, int]], victim: int, thief: int
     ) -> list[tuple[int, int, int, int]]:

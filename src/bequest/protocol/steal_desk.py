@@ -14,7 +14,8 @@ victim has allocated meanwhile, a bounded number of times. If that fence fails, 
 it may not touch, and gets it by asking again, since doubts are kept until a fence ends them or the victim does
 (`doubts.py`). Who steals from that thief waits for such a fence, too, and so does the freeing of what the thief has
 left. Whenever a fence has come to nothing, or may have hit what is the victim's own, the victim is made to look at its
-memory. Protection that its pages have got by then stays: where the victim stores to them it gets `MemoryRevoked`.
+memory, and write protection is lifted from what is its own (`lifts.py`). What ptrace has closed stays closed: where the
+victim touches that it gets `MemoryRevoked`.
 
 Before the first fence a refusal changes nothing. After it the steal is carried out for the thief even if the thief has
 gone meanwhile: the memory is then the dead thief's, and can be stolen in turn, while a victim that was fenced for
@@ -55,6 +56,7 @@ from bequest.protocol.capabilities import (
 from bequest.protocol.clients import Caller, Session
 from bequest.protocol.doubts import Doubts, Listed, joined, runs_of
 from bequest.protocol.groups import Group
+from bequest.protocol.lifts import EVERYWHERE, Lifts
 from bequest.protocol.namespace import Namespace
 from bequest.protocol.outputs import Note, ToAgent
 from bequest.protocol.process_table import Kind, Member, State
@@ -105,6 +107,7 @@ class StealDesk:
         self.book = TheftBook(state.books)
         self._queues: dict[int, deque[StealJob]] = {}  # by victim; the first is under way
         self._doubts = Doubts(state)
+        self._lifts = Lifts(state)
         self._fences: dict[int, Fence] = {}
         self._given_up: dict[int, Member] = {}  # who may yet be fenced, though nobody waits for it any more
 
@@ -113,6 +116,7 @@ class StealDesk:
         for attempt in self.book.under_way():
             self.book.fail(attempt, Refusal("fence", "the Rack MMU was started anew meanwhile"))
         for victim in self._doubts.restore():
+            self._lifts.fenced(victim, [EVERYWHERE])
             self._clear(victim, None, now)
 
     # --- the request -----------------------------------------------------------------------------------------
@@ -245,6 +249,7 @@ class StealDesk:
                 self._hold(job.thief, victim, -1)
         if not queue:
             self._queues.pop(victim.id, None)
+            self._lift(victim)
 
     def _advance(self, job: StealJob, now: float) -> bool:
         """One pass; whether the job is over with it."""
@@ -324,6 +329,7 @@ class StealDesk:
         number = self._state.books.counter("fence").next()
         self._fences[number] = fence
         target = fence.target
+        self._lifts.fenced(target, fence.ranges)
         ranges = [(start, end - start) for start, end in fence.ranges]
         reach = self._state.groups[target.group].rules.fence
         hinted = target.is_hinted_dead or target.state is State.LOST
@@ -332,7 +338,18 @@ class StealDesk:
 
     # --- what agents say -------------------------------------------------------------------------------------
 
-    def fenced(self, number: int, how: str, now: float) -> None:
+    def agent_message(
+        self, message: wire.ProcessFenced | wire.FenceFailed | wire.FenceLifted, now: float
+    ) -> None:
+        match message:
+            case wire.ProcessFenced(job, how):
+                self._fenced(job, how, now)
+            case wire.FenceFailed(job, text):
+                self._fence_failed(job, text, now)
+            case wire.FenceLifted(job):
+                self._lifts.lifted(job)
+
+    def _fenced(self, number: int, how: str, now: float) -> None:
         fence = self._fences.get(number)
         if fence is None:  # it has been decided without
             self._came_late(number)
@@ -351,6 +368,7 @@ class StealDesk:
         if job is None or job.victim is not target:
             self._doubts.end(target, fence.doubts, may_more_arise=target.id in self._queues)
             self._have_look(target)  # some of it may be its own again
+            self._lift(target)
             self._go_on(job, now)
             return
         self._doubts.end(target, fence.doubts, may_more_arise=False)
@@ -378,14 +396,17 @@ class StealDesk:
         for number, target in list(self._given_up.items()):
             if target.compute == compute:
                 self._came_late(number)
+        for target in self._lifts.agent_linked(compute):
+            self._lift(target)
 
-    def fence_failed(self, number: int, message: str, now: float) -> None:
+    def _fence_failed(self, number: int, message: str, now: float) -> None:
         fence = self._fences.pop(number, None)
         if fence is None:
             self._came_late(number)
             return
         target, job = fence.target, fence.job
         self._have_look(target)  # a part of it may have been fenced
+        self._lift(target)
         text = f"{target.name!r} could not be fenced: {message}"
         if job is None:
             self._state.outputs.append(Note(text, trouble=True))
@@ -410,6 +431,12 @@ class StealDesk:
         if _runs_on(victim):
             self._shard(victim).steal([], victim.id, victim.id)
 
+    def _lift(self, victim: Member) -> None:
+        """What lies on memory of its own, unless it is still being kept from its memory: then that comes first."""
+        is_fenced = any(fence.target is victim for fence in self._fences.values())
+        if victim.id not in self._queues and not is_fenced:
+            self._lifts.lift(victim)
+
     def victim_died(self, victim: Member, now: float) -> None:
         """The kernel's word on a victim: no fence needs to be waited for any more."""
         self.forget(victim)
@@ -422,12 +449,13 @@ class StealDesk:
     def forget(self, victim: Member) -> None:
         """Nothing is left of it to be in doubt about."""
         self._doubts.forget(victim)
+        self._lifts.forget(victim)
 
     def tick(self, now: float) -> None:
         for number, fence in list(self._fences.items()):
             if now >= fence.deadline:
                 self._given_up[number] = fence.target
-                self.fence_failed(number, f"its agent did not answer within {FENCE_TIMEOUT:.0f} s", now)
+                self._fence_failed(number, f"its agent did not answer within {FENCE_TIMEOUT:.0f} s", now)
 
     def next_deadline(self) -> float:
         return min((fence.deadline for fence in self._fences.values()), default=float("inf"))

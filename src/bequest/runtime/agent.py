@@ -19,6 +19,7 @@ from bequest.protocol.outputs import (
     Guard,
     KeepContacts,
     KeepHandler,
+    Lift,
     Output,
     PeerId,
     ProcessKey,
@@ -30,7 +31,7 @@ from bequest.protocol.outputs import (
     WatchedProcess,
 )
 from bequest.protocol.rack_state import MmuConfig
-from bequest.runtime.fencing import Target, fence, guard, is_gone, outlive
+from bequest.runtime.fencing import Target, fence, guard, is_gone, lift, outlive
 from bequest.runtime.loop import Daemon, Link, Peer, log
 from bequest.runtime.notices import NoticeWire
 from bequest.runtime.safe import Tether, raise_descriptor_limit
@@ -133,12 +134,8 @@ class Agent(Daemon):
                     self._push(peer, notice)
                 case Confirm(key):
                     self._confirm(key)
-                case Fence(job, key, reach, ranges, hinted):
-                    fencing = partial(fence, self._targets[key], reach, ranges, hinted)
-                    self._submit(key, fencing, partial(self._fence_done, job))
-                case Guard(job, key, address, nbytes):
-                    guarding = partial(guard, self._targets[key], address, nbytes)
-                    self._submit(key, guarding, partial(self._guard_done, job, key))
+                case Fence() | Lift() | Guard():
+                    self._work_on(output)
                 case _:
                     raise AssertionError(f"the agent wants {output}")
 
@@ -267,6 +264,18 @@ class Agent(Daemon):
 
     # --- fencing -------------------------------------------------------------------------------------------
 
+    def _work_on(self, output: Fence | Lift | Guard) -> None:
+        key, target = output.process, self._targets[output.process]
+        match output:
+            case Fence(job, _, reach, ranges, hinted):
+                fencing = partial(fence, target, reach, ranges, hinted)
+                self._submit(key, fencing, partial(self._fence_done, job))
+            case Lift(job, _, ranges):
+                self._submit(key, partial(lift, target, ranges), partial(self._lift_done, job))
+            case Guard(job, _, address, nbytes):
+                guarding = partial(guard, target, address, nbytes)
+                self._submit(key, guarding, partial(self._guard_done, job, key))
+
     def _submit(self, key: ProcessKey, job: Job, then: Then) -> None:
         self._workers.submit(self._lanes[key[0] % FENCE_LANES], job, then)
 
@@ -276,6 +285,11 @@ class Agent(Daemon):
         else:
             log.warning("%s cannot fence (job %d): %s", self.role, job, outcome)
             self._carry_out(self._machine.fence_failed(job, str(outcome)))
+
+    def _lift_done(self, job: int, outcome: object) -> None:
+        if outcome is not None:
+            log.warning("%s cannot lift a fence (job %d): %s", self.role, job, outcome)
+        self._carry_out(self._machine.lifted(job))
 
     def _guard_done(self, job: int, key: ProcessKey, outcome: object) -> None:
         if outcome is not None:

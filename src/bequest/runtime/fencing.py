@@ -88,6 +88,15 @@ def fence(target: Target, reach: str, ranges: Ranges, hinted: bool) -> str:
     raise Unfenced("; ".join(troubles))
 
 
+def lift(target: Target, ranges: Ranges) -> None:
+    """Takes back what `fence` may have write-protected. Raises OSError.
+
+    Who still runs in the address space of a process that has ended is kept from all of the rack window, and stays so.
+    """
+    if target.fence is not None and not has_ended(target):
+        _core.lift_protection(target.fence, target.os_pid, ranges)
+
+
 def _protect(target: Target, ranges: Ranges) -> str:
     if target.fence is None:
         raise OSError("it has handed over no userfaultfd")

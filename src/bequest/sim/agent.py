@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from bequest.protocol.outputs import (
     Guard,
     KeepContacts,
     KeepHandler,
+    Lift,
     Output,
     ProcessKey,
     Push,
@@ -39,6 +41,7 @@ class Agent(Daemon):
         handlers = [key for key, wanted in self.handlers.items() if wanted]
         self.machine = ComputeElement(self.safe.values(), self.contacts, handlers)
         self._watched: dict[ProcessKey, int] = {}  # os pids
+        self._lanes: dict[ProcessKey, float] = {}  # when the last job on each process will be done
         for key, process in self.safe.items():
             self._register(key, process.os_pid)
 
@@ -94,8 +97,8 @@ class Agent(Daemon):
                     self.peers[peer].push(notice)
                 case Confirm(key):
                     self.world.events.after(self.world.delay(), partial(self._confirm, key))
-                case Fence():
-                    self.world.events.after(self.world.delay(), partial(self._fence, output))
+                case Fence() | Lift():
+                    self._submit(output.process, partial(self._work_on, output))
                 case Guard(job, key):
                     self.call(partial(self._guarded, job, key))
                 case _:
@@ -136,16 +139,35 @@ class Agent(Daemon):
         if key in self._watched and not self.world.processes[self._watched[key]].is_alive:
             self.call(partial(self._exited, key))
 
+    def _submit(self, key: ProcessKey, job: Callable[[], None]) -> None:
+        """A worker's job: those on one process are done in order, as long as the agent lives."""
+
+        def do() -> None:
+            if not self.is_dead:
+                job()
+
+        now = self.world.events.now
+        self._lanes[key] = max(now, self._lanes.get(key, now)) + self.world.delay()
+        self.world.events.after(self._lanes[key] - now, do)
+
+    def _work_on(self, order: Fence | Lift) -> None:
+        if isinstance(order, Fence):
+            self._fence(order)
+        else:
+            self._lift(order)
+
     def _fence(self, order: Fence) -> None:
-        """A worker's job: the ladder of `bequest.runtime.fencing`, where each rung may turn out not to hold."""
+        """The ladder of `bequest.runtime.fencing`, where each rung may turn out not to hold, or only in part."""
         os_pid = self._watched.get(order.process)
         process = None if os_pid is None else self.world.processes[os_pid]
         reaches = ("protect", "ptrace", "kill")[: ("protect", "ptrace", "kill").index(order.reach) + 1]
         if process is None or not process.is_alive:
             how = "dead"
         else:
-            holding = [rung for rung in reaches if rung == "kill" or not self.world.is_unlucky(0.2)]
+            holding = [rung for rung in reaches if rung == "kill" or not self.world.is_unlucky(0.5)]
             if not holding:
+                half = order.ranges[: (len(order.ranges) + 1) // 2]
+                self._keep_off(process, "protected", half)
                 self.call(lambda: self._carry_out(self.machine.fence_failed(order.job, "no rung holds")))
                 return
             how = {"protect": "protected", "ptrace": "ptraced", "kill": "killed"}[holding[0]]
@@ -156,8 +178,18 @@ class Agent(Daemon):
         self.world.trace("fence", repr(process), how)
         if how == "killed":
             process.kill()
+        keep_off = process.protect if how == "protected" else process.close
         for address, nbytes in ranges:
-            process.close(address, address + nbytes)
+            keep_off(address, address + nbytes)
+
+    def _lift(self, order: Lift) -> None:
+        os_pid = self._watched.get(order.process)
+        process = None if os_pid is None else self.world.processes[os_pid]
+        if process is not None and process.is_alive:
+            self.world.trace("fence", repr(process), "lifted")
+            for address, nbytes in order.ranges:
+                process.lift(address, address + nbytes)
+        self.call(lambda: self._carry_out(self.machine.lifted(order.job)))
 
     def _guarded(self, job: int, key: ProcessKey) -> None:
         self._carry_out(self.machine.guarded(job, key, False))

@@ -217,17 +217,10 @@ class FakeShard:
     def stealable(
         self, victim: int, only: list[tuple[int, int]] | None = None
     ) -> list[tuple[int, int, int, int]]:
-        def is_meant(extent: Extent) -> bool:
-            return only is None or any(
-                start < extent.end and extent.address < start + nbytes for start, nbytes in only
-            )
+        return [row for row in self._owned(victim, only) if self.extents[row[0]].stealable]
 
-        found = [
-            (number, e.epoch, e.address, e.pages)
-            for number, e in self.extents.items()
-            if e.state == OWNED and e.owner == victim and e.stealable and is_meant(e)
-        ]
-        return sorted(found, key=lambda row: row[2])
+    def owned(self, id: int, only: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+        return self._owned(id, only)
 
     def steal(
         self, extents: list[tuple[int, int]], victim: int, thief: int
@@ -295,6 +288,19 @@ class FakeShard:
     # --- within ----------------------------------------------------------------------------------------------
 
     owner_before: dict[int, int]
+
+    def _owned(self, id: int, only: list[tuple[int, int]] | None = None) -> list[tuple[int, int, int, int]]:
+        def is_meant(extent: Extent) -> bool:
+            return only is None or any(
+                start < extent.end and extent.address < start + nbytes for start, nbytes in only
+            )
+
+        found = [
+            (number, e.epoch, e.address, e.pages)
+            for number, e in self.extents.items()
+            if e.state == OWNED and e.owner == id and is_meant(e)
+        ]
+        return sorted(found, key=lambda row: row[2])
 
     def _record(self, slab: int, address: int, pages: int, element: int, huge: bool, home: int) -> None:
         assert slab not in self.records

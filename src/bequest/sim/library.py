@@ -13,9 +13,11 @@ import msgspec
 
 from bequest.ids import home_of
 from bequest.limits import HUGE_PAGE_BYTES, PAGE_BYTES
+from bequest.protocol.address_plan import without
+from bequest.protocol.lifts import EVERYWHERE
 from bequest.sim.connection import Answer, Connection
 from bequest.sim.file import SimFile
-from bequest.sim.os_process import Ask, Failed, OsProcess, Program, Revoked, Want
+from bequest.sim.os_process import Ask, Failed, OsProcess, Program, Protected, Revoked, Want
 from bequest.sim.shared_table import Grant, SharedTable
 from bequest.wire import messages as wire
 
@@ -118,7 +120,7 @@ class Library:
         return True
 
     def detach(self) -> Acting:
-        self.process.open_runs.clear()  # its whole window, free pages at home too
+        self.process.close_all()  # its whole window, free pages at home too
         self.handles.clear()
         self.world.detaching(self.process, self)
         self.is_leaving = True
@@ -170,7 +172,7 @@ class Library:
             self.world.allocated(self.process, self, handle)
             if (yield from self._open(handle)):
                 self.handles.append(handle)
-                self.store(handle)
+                yield from self.store(handle)
 
     def free(self, handle: Handle) -> None:
         self.handles.remove(handle)
@@ -188,29 +190,43 @@ class Library:
         else:
             self.handles += [self._handle(descriptor) for descriptor in both]
 
-    def store(self, handle: Handle) -> None:
-        self._touch(handle, self.process.store)
+    def store(self, handle: Handle) -> Acting:
+        yield from self._touch(handle, self.process.store)
 
-    def load(self, handle: Handle) -> None:
+    def load(self, handle: Handle) -> Acting:
         def load(address: int) -> None:
             self.world.loaded(self.process, self, address, self.process.load(address))
 
-        self._touch(handle, load)
+        yield from self._touch(handle, load)
 
-    def _touch(self, handle: Handle, touch: Callable[[int], None]) -> None:
-        """What a fault barrier makes of faults: memory that was fenced for nothing is mapped anew."""
+    def _touch(self, handle: Handle, touch: Callable[[int], None]) -> Acting:
+        """What a fault barrier makes of faults: it waits for as long as memory of ours is write-protected.
+
+        What was closed for nothing, by ptrace, is opened again.
+        """
         for address in handle.samples:
             try:
-                touch(address)
+                yield from self._await_lifting(handle, address, touch)
             except Failed:
                 return
-            except Revoked:
+            except (Revoked, Protected):
                 if not self.table.owns(self.id, handle.descriptor, handle.word):
                     self.handles.remove(handle)
                     self.world.lost(self.process, self, handle)
                     return
                 self._map(handle)
                 touch(address)
+
+    def _await_lifting(self, handle: Handle, address: int, touch: Callable[[int], None]) -> Acting:
+        while True:
+            try:
+                touch(address)
+                return
+            except Protected:
+                if not self.table.owns(self.id, handle.descriptor, handle.word):
+                    raise
+            self.world.trace("fault", repr(self.process), "waits for the lifting of a fence")
+            yield 0.001
 
     def reconcile(self) -> None:
         """What of its regions was stolen."""
@@ -221,6 +237,13 @@ class Library:
                     self.handles.remove(handle)
                     self._close(handle)
                     self.world.lost(self.process, self, handle)
+            self._forget_all_but(self.handles)
+
+    def _forget_all_but(self, held: list[Handle]) -> None:
+        """Every mapping, and with it what fences have left on it."""
+        for start, end in without(EVERYWHERE, [(handle.address, handle.end) for handle in held]):
+            self.process.close(start, end)
+            self.process.lift(start, end)
 
     # --- stealing --------------------------------------------------------------------------------------------
 
@@ -243,7 +266,7 @@ class Library:
         handle = self._handle(descriptor)
         if (yield from self._open(handle)):
             self.handles.append(handle)
-            self.load(handle)
+            yield from self.load(handle)
 
     def publish(self, path: str, handle: Handle) -> Acting:
         message = wire.Publish(path, handle.address, handle.pages * PAGE_BYTES, 0)

@@ -76,9 +76,9 @@ def _use(world: World, library: Library, act: str, handle: Handle) -> Acting:
     elif act == "grant":
         yield from library.grant(handle, random.choice(world.names))
     elif act == "store":
-        library.store(handle)
+        yield from library.store(handle)
     elif act == "load":
-        library.load(handle)
+        yield from library.load(handle)
     elif act == "free":
         library.free(handle)
     elif act == "split" and handle.pages > 1:
@@ -117,7 +117,7 @@ def _wind_down(library: Library) -> Acting:
     """Reads all it has once more, takes what still waits, and goes."""
     library.reconcile()
     for handle in list(library.handles):
-        library.load(handle)
+        yield from library.load(handle)
     while library.table.inboxes.get(library.id):
         yield from library.accept(library.id)
     yield from library.detach()

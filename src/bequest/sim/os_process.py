@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from bequest.limits import BEAT_INTERVAL, PAGE_BYTES, TABLE_VERSION, WIRE_VERSION
+from bequest.protocol.address_plan import Run, without
 from bequest.sim.connection import Answer, Connection
 from bequest.sim.daemon import Daemon
 from bequest.sim.file import SimFile
@@ -38,9 +39,17 @@ class OpenRun(NamedTuple):
     file: SimFile
     page: int
 
+    def part(self, run: Run) -> OpenRun:
+        start, end = run
+        return OpenRun(start, end, self.file, self.page + (start - self.start) // PAGE_BYTES)
+
 
 class Revoked(Exception):
     """What the hardware says when a page is touched that is not open (any more)."""
+
+
+class Protected(Exception):
+    """What the hardware says when a page is stored to that is write-protected; here, that it is touched."""
 
 
 class Failed(Exception):
@@ -59,7 +68,8 @@ class OsProcess:
         self.has_exited = False  # and the kernel says so
         self.when_exited: list[Callable[[], None]] = []
         self.when_killed: list[Callable[[], None]] = []  # and so its lifeline breaks
-        self.open_runs: list[OpenRun] = []
+        self._open: list[OpenRun] = []  # as far as they are not protected
+        self._protected: list[Run] = []
         self.connections: list[Connection] = []
         self._threads: list[Program] = []
         self._held_up: list[tuple[Program, Answer | None]] = []  # what would go on, were it not stopped
@@ -100,7 +110,7 @@ class OsProcess:
             self._ran += self.world.events.now - self._since
         self.is_alive = False
         self._threads = []
-        self.open_runs.clear()
+        self._open.clear()
         self.world.process_ended(self)
         for tell in self.when_killed:
             tell()
@@ -151,21 +161,36 @@ class OsProcess:
 
     # --- memory ----------------------------------------------------------------------------------------------
 
+    @property
+    def open_runs(self) -> list[OpenRun]:
+        """What can be touched."""
+        return [
+            run.part(left) for run in self._open for left in without((run.start, run.end), self._protected)
+        ]
+
     def open(self, start: int, end: int, file: SimFile, page: int) -> None:
-        """From now on these addresses show the file, from that page of it."""
+        """From now on these addresses show the file, from that page of it; if they are protected, once they are not."""
         self.close(start, end)
-        self.open_runs.append(OpenRun(start, end, file, page))
+        self._open.append(OpenRun(start, end, file, page))
 
     def close(self, start: int, end: int) -> None:
-        """No access to these addresses succeeds from now on, whatever the process does."""
-        runs, self.open_runs = self.open_runs, []
+        """No access to these addresses succeeds until they are opened."""
+        runs, self._open = self._open, []
         for run in runs:
-            if run.start < min(start, run.end):
-                self.open_runs.append(OpenRun(run.start, min(start, run.end), run.file, run.page))
-            if max(end, run.start) < run.end:
-                left = max(end, run.start)
-                skipped = (left - run.start) // PAGE_BYTES
-                self.open_runs.append(OpenRun(left, run.end, run.file, run.page + skipped))
+            self._open += [run.part(left) for left in without((run.start, run.end), [(start, end)])]
+
+    def close_all(self) -> None:
+        self._open.clear()
+
+    def protect(self, start: int, end: int) -> None:
+        """No access to these addresses succeeds, whatever the process does, until that is lifted."""
+        self._protected.append((start, end))
+
+    def lift(self, start: int, end: int) -> None:
+        """Whoever holds the process's userfaultfd may, and the process itself by mapping anew what lies there."""
+        runs, self._protected = self._protected, []
+        for run in runs:
+            self._protected += without(run, [(start, end)])
 
     def store(self, address: int) -> None:
         file, page = self._page_at(address)
@@ -176,7 +201,9 @@ class OsProcess:
         return file.pages.get(page, 0)
 
     def _page_at(self, address: int) -> tuple[SimFile, int]:
-        for run in self.open_runs:
+        if any(start <= address < end for start, end in self._protected):
+            raise Protected(f"{self!r} touched {address:#x}, which is write-protected")
+        for run in self._open:
             if run.start <= address < run.end:
                 page = run.page + (address - run.start) // PAGE_BYTES
                 if page in run.file.lost:

@@ -39,8 +39,10 @@ from bequest.wire.slabs import SlabRefused as SlabRefused
 from bequest.wire.slabs import SlabRegrouped as SlabRegrouped
 from bequest.wire.slabs import SlabReserved as SlabReserved
 from bequest.wire.stealing import FenceFailed as FenceFailed
+from bequest.wire.stealing import FenceLifted as FenceLifted
 from bequest.wire.stealing import FenceProcess as FenceProcess
 from bequest.wire.stealing import Found as Found
+from bequest.wire.stealing import LiftFence as LiftFence
 from bequest.wire.stealing import ListNames as ListNames
 from bequest.wire.stealing import Lookup as Lookup
 from bequest.wire.stealing import NameHeir as NameHeir
@@ -516,6 +518,7 @@ MmuToAgent = (
     | AnnouncementEnds
     | ContactsCalled
     | FenceProcess
+    | LiftFence
     | ProveDeath
     | TellProcess
     | TellGroup
@@ -528,6 +531,7 @@ AgentToMmu = (
     | ProcessTold
     | ProcessFenced
     | FenceFailed
+    | FenceLifted
     | CallContacts
     | RangeGuarded
 )

@@ -163,3 +163,21 @@ class ProcessFenced(Message, frozen=True):
 class FenceFailed(Message, frozen=True):
     job: int
     message: str
+
+
+class LiftFence(Message, frozen=True):
+    """-> FenceLifted. The process was fenced off ``ranges`` (address, bytes), and they have turned out to be its own.
+
+    Comes after every fence that the process was asked to be kept off them by, and before any other.
+    """
+
+    job: int
+    pid: int
+    incarnation: int
+    ranges: list[tuple[int, int]]
+
+
+class FenceLifted(Message, frozen=True):
+    """As far as it could be, or the process has gone: this link need not ask again."""
+
+    job: int
