@@ -73,6 +73,15 @@ def trio() -> Iterator[Trio]:
     trio.close()
 
 
+def test_what_is_owned_is_listed_whether_or_not_it_is_stealable(trio: Trio) -> None:
+    given, kept, elsewhere = trio.alloc(2), trio.alloc(1, stealable=False), trio.alloc(3)
+    start, end = given.address, kept.address + PAGE
+    assert end == elsewhere.address
+    listed = [(address, pages) for _, _, address, pages in trio.table.owned(VICTIM, [(start, end - start)])]
+    assert listed == [(given.address, 2), (kept.address, 1)]
+    assert trio.table.owned(THIEF, [(start, end - start)]) == []
+
+
 def test_what_is_not_stealable_is_not_taken_by_its_word_either(trio: Trio) -> None:
     region = trio.alloc(stealable=False)
     descriptor, word = trio.processes[VICTIM]._surrender(region)
