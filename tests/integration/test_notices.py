@@ -188,6 +188,37 @@ def test_a_failure_outlives_the_agent_that_told_it(yard: Yard, rack: RackUnderTe
     assert owner.do(watchers.no_event, 0.3) == [], "the same failure was told again"
 
 
+def test_that_a_suspect_is_well_again_is_told_though_the_agent_dies_meanwhile(
+    yard: Yard, rack: RackUnderTest
+) -> None:
+    me, victim = yard.attach("me"), yard.actor("victim")
+    with me.standby(for_="victim", then=lambda death: None):
+        until(lambda: me.table.beats(victim.id) > 3, "the victim's beats")
+        victim.signal(signal.SIGSTOP)
+        assert isinstance(me.events.get(actors.DEADLINE), bq.ProcessSuspected)
+        agent, supervisor = rack.daemon("host0"), rack.supervisor
+        os.kill(supervisor, signal.SIGSTOP)  # so that the agent has no successor yet
+        os.kill(agent, signal.SIGKILL)
+        victim.signal(signal.SIGCONT)
+        time.sleep(0.3)  # long enough for the monitor, and it does no harm if it is not
+        os.kill(supervisor, signal.SIGCONT)
+        events = [me.events.get(actors.DEADLINE) for _ in range(2)]
+    assert {type(event) for event in events} == {bq.EventsDropped, bq.ProcessCleared}
+
+
+def test_a_suspicion_that_stands_is_not_told_again_by_the_next_agent(yard: Yard, rack: RackUnderTest) -> None:
+    me, victim = yard.attach("me"), yard.actor("victim")
+    with me.standby(for_="victim", then=lambda death: None):
+        until(lambda: me.table.beats(victim.id) > 3, "the victim's beats")
+        victim.signal(signal.SIGSTOP)
+        assert isinstance(me.events.get(actors.DEADLINE), bq.ProcessSuspected)
+        os.kill(rack.daemon("host0"), signal.SIGKILL)
+        assert isinstance(me.events.get(actors.DEADLINE), bq.EventsDropped)
+        time.sleep(0.1)
+        victim.signal(signal.SIGCONT)
+        assert isinstance(me.events.get(actors.DEADLINE), bq.ProcessCleared)
+
+
 def test_a_handler_has_its_time_though_its_agent_dies(yard: Yard, rack: RackUnderTest) -> None:
     owner, friend = yard.actor("owner"), listener(yard, "friend")
     owner.do(actors.alloc, "region", 4 * MIB)

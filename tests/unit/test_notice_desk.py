@@ -183,6 +183,25 @@ def test_who_comes_for_the_first_time_hears_of_no_earlier_death() -> None:
     assert one.subscribe(OWNER, 11, None) == [Reply(11, wire.Subscribed(1, 3))]
 
 
+def test_who_comes_back_hears_which_of_its_suspects_were_cleared_meanwhile() -> None:
+    """Not of those that are suspect still, that have died, or whose end has been waiting for it."""
+    one = NoticeDesk()
+    one.expect(OWNER, "owner", 1)
+    one.restore(OWNER, [], False)
+    one.tell_group(wire.TellGroup(1, wire.NoticeSuspected("slow", 4, 4, 0.5)))
+    one.tell_group(died(3, pid=5))
+    one.tell_group(wire.TellGroup(1, wire.NoticeSuspected("quick", 6, 6, 0.5)))
+    one.tell_group(wire.TellGroup(1, wire.NoticeCleared("quick", 6, 6)))
+    dead = died(3, pid=5).notice
+    assert isinstance(dead, wire.NoticeDied)
+    suspects = [(4, 4, "slow"), (5, dead.incarnation, "dead"), (6, 6, "quick"), (7, 7, "well")]
+    _, *told = one.subscribe(OWNER, 11, 2, suspects)
+    cleared = [
+        out.notice for out in told if isinstance(out, Push) and isinstance(out.notice, wire.NoticeCleared)
+    ]
+    assert cleared == [wire.NoticeCleared("quick", 6, 6), wire.NoticeCleared("well", 7, 7)]
+
+
 def test_contacts_survive_the_agent() -> None:
     one = desk()
     assert one.request(OWNER, 1, wire.SetContacts(["far"]), 0)[0] == KeepContacts(OWNER, ["far"])

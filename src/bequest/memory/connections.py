@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,14 +90,17 @@ class Connections:
         reply, _ = self._agent.request(message)
         return reply
 
-    def subscribe(self, since: int | None = None) -> tuple[Channel, int]:
+    def subscribe(
+        self, since: int | None = None, suspects: Sequence[tuple[int, int, str]] = ()
+    ) -> tuple[Channel, int]:
         """A second connection to the agent, over which it pushes notices from now on, and the last death before them.
 
-        With the last death that is known already, ``since``, it begins with those after that.
+        With the last death that is known already, ``since``, it begins with those after that; and with who of the
+        known ``suspects`` is one no more.
         """
         channel = Channel.connect(self.directory / self.attached.agent_path)
         try:
-            reply, _ = channel.request(wire.Subscribe(self.attached.agent_ticket, since))
+            reply, _ = channel.request(wire.Subscribe(self.attached.agent_ticket, since, list(suspects)))
             return channel, expect(reply, wire.Subscribed).death
         except BaseException:
             channel.close()

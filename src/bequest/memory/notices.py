@@ -64,6 +64,7 @@ class Notices:
         self._links = links
         self._lock = threading.Lock()
         self._channel: Channel | None = None
+        self._suspects: dict[tuple[int, int], str] = {}  # that this process has been told of, and their names
         self._last_death = 0  # that this process has been told of, or was before it asked
         self._is_closed = False
         self._listeners: list[Callable[[Event | wire.NoticeAttached], None]] = []
@@ -178,7 +179,9 @@ class Notices:
         deadline = time.monotonic() + RESUBSCRIBE_TIMEOUT
         while not self._is_closed and time.monotonic() < deadline and self._links.rack_is_there():
             try:
-                channel, _ = self._links.subscribe(self._last_death)
+                channel, _ = self._links.subscribe(
+                    self._last_death, [(*key, name) for key, name in self._suspects.items()]
+                )
             except BequestError:
                 time.sleep(_RETRY)
                 continue
@@ -193,10 +196,24 @@ class Notices:
             return True
         return False
 
+    def _is_known(self, notice: wire.Message) -> bool:
+        """By an agent that was started anew, and does not know what the one before it has told."""
+        match notice:
+            case wire.NoticeMemory():
+                return self._is_repeated(notice.failure)
+            case wire.NoticeSuspected(name, pid, incarnation):
+                is_known = (pid, incarnation) in self._suspects
+                self._suspects[pid, incarnation] = name
+                return is_known
+            case wire.NoticeCleared(_, pid, incarnation):
+                self._suspects.pop((pid, incarnation), None)
+            case wire.NoticeDied(_, pid, incarnation, number):
+                self._suspects.pop((pid, incarnation), None)
+                self._last_death = number
+        return False
+
     def _tell(self, notice: wire.Message) -> None:
-        if isinstance(notice, wire.NoticeDied):
-            self._last_death = notice.number
-        if isinstance(notice, wire.NoticeMemory) and self._is_repeated(notice.failure):
+        if self._is_known(notice):
             return
         event = _event(notice)
         for listener in self._listeners:

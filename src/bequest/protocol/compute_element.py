@@ -123,7 +123,7 @@ class ComputeElement:
                 if process is None or process.process.os_pid != os_pid:
                     return [Reply(peer, _stranger(os_pid).reply())]
                 if isinstance(message, wire.Subscribe):
-                    return self._notices.subscribe(process.key, peer, message.since)
+                    return self._notices.subscribe(process.key, peer, message.since, message.suspects)
                 return self._enrol(peer, process)
             case _:
                 process = self._behind(peer)

@@ -15,10 +15,13 @@ it was pushed, or nobody is there to push it to. A failure of memory is answered
 have been called. So an agent that follows one that died hears of all that is still open.
 
 Deaths come with numbers that grow. One that has been told is not told again, however often the Rack MMU says it; to a
-subscriber that comes back, because the agent before this one has died, the later ones are told that it missed.
+subscriber that comes back, because the agent before this one has died, the later ones are told that it missed. It says
+whom it takes for suspect, and is told who has been cleared meanwhile.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -131,7 +134,9 @@ class NoticeDesk:
 
     # --- requests of a process -----------------------------------------------------------------------------
 
-    def subscribe(self, key: Key, peer: PeerId, since: int | None) -> list[Output]:
+    def subscribe(
+        self, key: Key, peer: PeerId, since: int | None, suspects: Iterable[tuple[int, int, str]] = ()
+    ) -> list[Output]:
         row = self._rows[key]
         row.subscribers = (*row.subscribers, peer)
         waiting, row.waiting = row.waiting or [], None
@@ -140,7 +145,23 @@ class NoticeDesk:
         return [
             Reply(peer, wire.Subscribed(key[0], self._last_death)),
             *(Push(peer, notice) for notice in missed),
+            *(Push(peer, notice) for notice in self._cleared(suspects, missed)),
             *(out for _, number in waiting for out in _told(number)),
+        ]
+
+    def _cleared(
+        self, suspects: Iterable[tuple[int, int, str]], missed: Sequence[wire.Notice]
+    ) -> list[wire.Notice]:
+        """Those of them whom nobody suspects any more, unless what was missed says so, or that they have died."""
+        ended = {
+            (notice.pid, notice.incarnation)
+            for notice in missed
+            if isinstance(notice, wire.NoticeCleared | wire.NoticeDied)
+        }
+        return [
+            wire.NoticeCleared(name, pid, incarnation)
+            for pid, incarnation, name in suspects
+            if (pid, incarnation) not in self._suspects and (pid, incarnation) not in ended
         ]
 
     def _deaths_in(self, group: int, since: int) -> list[wire.NoticeDied]:

@@ -113,11 +113,13 @@ Notice = (
 class Subscribe(Message, frozen=True):
     """-> Subscribed, and from then on notices. On a connection of its own, with the ticket of `Enrol`.
 
-    Who comes back, because its agent was started anew, names the last death that it knows of: later ones follow.
+    Who comes back, because its agent was started anew, names the last death that it knows of: later ones follow. And it
+    names the ``suspects`` that it knows of (pid, incarnation, name): it is told which of them have been cleared.
     """
 
     ticket: bytes
     since: int | None = None
+    suspects: list[tuple[int, int, str]] = []
 
 
 class Subscribed(Message, frozen=True):
