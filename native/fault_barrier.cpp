@@ -38,6 +38,7 @@ static_assert(std::atomic<pthread_t>::is_always_lock_free);
 std::atomic<const AddressSpace*> guarded{nullptr};
 std::atomic<pid_t> guardian{0};  // a forked child has no window
 std::atomic<TellLanguage> tell_language{nullptr};
+std::atomic<void (*)()> tell_of_hardware{nullptr};
 std::atomic<bool> raw_signals{false};
 std::atomic<int64_t> patience_ns{kFencePatience_ns};
 
@@ -175,6 +176,13 @@ FaultKind kind_of(const Fault& fault, uint64_t page) {
     return fault.signal == SIGSEGV || is_readable(page) ? FaultKind::kFenced : FaultKind::kFailed;
 }
 
+// In any instruction, of this library's or of malloc's too: nothing is locked for it.
+bool is_early_warning(int signal, const siginfo_t* info) {
+    return signal == SIGBUS && info->si_code == BUS_MCEERR_AO &&
+           in_window(reinterpret_cast<uint64_t>(info->si_addr)) && guardian.load() == getpid() &&
+           guarded.load();
+}
+
 bool is_hardware_error(const Fault& fault) { return fault.signal == SIGBUS && fault.code == BUS_MCEERR_AR; }
 
 void note_hardware_error(const siginfo_t* info) {
@@ -281,6 +289,15 @@ Verdict await_verdict(int signal, const siginfo_t* info, Fault& fault) {
 
 void on_signal(int signal, siginfo_t* info, void* context) {
     const int saved_errno = errno;
+    if (is_early_warning(signal, info)) {
+        if (raw_signals.load()) {
+            pass_on(signal, info, context, Instruction::kIsSaved);
+        } else {
+            note_hardware_error(info);
+        }
+        errno = saved_errno;
+        return;
+    }
     Fault fault;
     const Verdict verdict = await_verdict(signal, info, fault);
     if (verdict == Verdict::kNotOurs) {
@@ -373,6 +390,18 @@ bool take_fault(Fault& fault) {
         return true;
     }
     return false;
+}
+
+bool has_hardware_errors() {
+    return std::any_of(std::begin(hardware_errors), std::end(hardware_errors),
+                       [](const auto& place) { return place.load(std::memory_order_relaxed) != 0; });
+}
+
+void tell_hardware_errors_to(void (*tell)()) { tell_of_hardware.store(tell); }
+
+void tell_hardware_errors() {
+    void (*const tell)() = has_hardware_errors() ? tell_of_hardware.load() : nullptr;
+    if (tell) tell();
 }
 
 bool take_hardware_error(HardwareError& error) {

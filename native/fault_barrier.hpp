@@ -22,8 +22,9 @@
 //
 // Where the signal says that the hardware has lost the page (BUS_MCEERR_AR), that is noted besides: nobody
 // else knows of it, and the language above is to report it to the rack, whose other processes may own its
-// neighbours. BUS_MCEERR_AO, of which only those hear who have asked the kernel for it (PR_MCE_KILL), is left
-// to them: it interrupts any instruction, and touching the page brings the other.
+// neighbours. BUS_MCEERR_AO, of which only those hear who have asked the kernel for it (PR_MCE_KILL), says so
+// of a page that nobody is touching. It interrupts any instruction, so it is noted without a lock, no scratch
+// memory is laid, and the lifeline's thread has it reported. Whoever touches the page later faults.
 //
 // A process may be fenced for a theft that comes to nothing, or be touching memory that is about to be
 // stolen. So while the table says that a write-protected page is still ours, the thread waits in the handler:
@@ -115,6 +116,10 @@ struct HardwareError {
     uint64_t nbytes = 0;
 };
 bool take_hardware_error(HardwareError& error);
+// Calls the language, on the calling thread, if there is anything to be taken: of an early warning no
+// exception tells. It must not wait.
+void tell_hardware_errors();
+void tell_hardware_errors_to(void (*tell)());
 
 // All windows of scratch memory have been mapped over: the rows of faults are over.
 void end_rows();

@@ -52,6 +52,7 @@ void Lookout::look() {
     if (now - looked_ns_ < kLookInterval_ns) return;
     looked_ns_ = now;
     stand_first_in_line();
+    tell_hardware_errors();
 }
 
 bool Lookout::is_of_this_program(uint32_t id) const {

@@ -12,7 +12,8 @@
 //
 // It also knows, for the fault handler, whether memory is still this process's (fault_barrier.hpp).
 //
-// Handlers of signals that were installed after ours are noticed here as well.
+// Handlers of signals that were installed after ours are noticed here as well, and what the hardware has lost
+// without anybody's touching it.
 #pragma once
 
 #include "fault_barrier.hpp"

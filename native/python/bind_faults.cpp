@@ -15,6 +15,8 @@
 #include <nanobind/stl/string.h>
 
 #include <atomic>
+#include <system_error>
+#include <thread>
 
 #include "herald.hpp"
 #include "seats.hpp"
@@ -149,6 +151,26 @@ void report_hardware_errors() {
     }
 }
 
+std::atomic<bool> is_reporting{false};
+
+void report_under_the_gil() {
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    report_hardware_errors();
+    PyGILState_Release(gil);
+    is_reporting.store(false);
+}
+
+// The thread that asks has beats to keep up, and the GIL may be long in coming. If there can be no thread, it
+// asks again.
+void report_in_a_thread() {
+    if (!Py_IsInitialized() || is_finalizing() || is_reporting.exchange(true)) return;
+    try {
+        std::thread(report_under_the_gil).detach();
+    } catch (const std::system_error&) {
+        is_reporting.store(false);
+    }
+}
+
 nb::object take_fault_of_this_thread() {
     disarm_tripwire();
     Fault fault;
@@ -191,6 +213,7 @@ void catch_faults() {
     }
     prepare_herald();
     tell_faults_to(tell);
+    tell_hardware_errors_to(report_in_a_thread);
     stand_first_in_line();
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import actors
 import fault_users as users
+import watchers
 from racks import RackUnderTest, Yard
 
 
@@ -102,6 +104,17 @@ def test_the_raw_signal_reaches_a_handler(yard: Yard, rack: RackUnderTest) -> No
     user.do(users.want_raw_signals, True)
     user.do(users.lose, "region")
     assert user.do(users.touch, "region") == "nothing"
+    assert user.do(users.handled_signals) == [signal.SIGBUS]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call")
+def test_an_early_warning_of_the_hardware_reaches_a_handler_as_a_raw_signal(
+    yard: Yard, rack: RackUnderTest
+) -> None:
+    user = yard.actor("user", rack)
+    user.do(users.want_raw_signals, True)
+    address = user.do(actors.alloc, "region", 4096, 5)
+    user.do(watchers.machine_check, address, watchers.MCEERR_AO)
     assert user.do(users.handled_signals) == [signal.SIGBUS]
 
 

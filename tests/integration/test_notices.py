@@ -271,20 +271,29 @@ def test_alloc_goes_on_elsewhere(yard: Yard) -> None:
         region.free()
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(watchers.MCEERR_AR, id="touched"),
+        pytest.param(watchers.MCEERR_AO, id="untouched"),  # an early warning: nothing is raised
+    ],
+)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call")
 def test_what_the_hardware_tells_one_process_the_rack_tells_the_others(
-    yard: Yard, rack: RackUnderTest
+    yard: Yard, rack: RackUnderTest, code: int
 ) -> None:
     """The signal is made by the process itself; all that follows is as for a real one."""
     owner, friend = yard.actor("owner"), listener(yard, "friend")
     address = owner.do(actors.alloc, "region", 16 * 4096, 5)
     owner.do(watchers.name_contacts, "friend")
-    assert owner.do(watchers.machine_check, address + 3 * 4096)
+    assert owner.do(watchers.machine_check, address + 3 * 4096, code) == (code == watchers.MCEERR_AR)
     called = friend.do(watchers.next_event)
     assert isinstance(called, bq.ContactCalled)
     assert called.runs == ((address + 3 * 4096, 4096),) and called.cause == "the hardware reports an error"
     (slab,) = [slab for slab in rack.slabs() if slab.failed]
     assert slab.address <= address < slab.address + slab.pages * 4096 and slab.failed == 4096
+    if code == watchers.MCEERR_AO:
+        assert owner.do(watchers.page_values, "region") == [5] * 3 + [None] + [5] * 12
     with pytest.raises(bq.MemoryFailure):
         owner.do(actors.grant, "region", "friend")
 

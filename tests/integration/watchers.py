@@ -84,13 +84,16 @@ def hang_under_a_watchdog(seat: Seat, seconds: float) -> None:
         time.sleep(seconds / 4)
 
 
-def machine_check(seat: Seat, address: int) -> bool:
+MCEERR_AR, MCEERR_AO = 4, 5
+
+
+def machine_check(seat: Seat, address: int, code: int = MCEERR_AR) -> bool:
     """Gets the signal that the kernel sends for a page that the hardware has lost; whether that became an exception.
 
     It cannot be had for real without a kernel that lets pages be poisoned. A process may send itself any siginfo.
     """
-    rt_tgsigqueueinfo, bus_mceerr_ar, lsb = 297, 4, 12
-    about = struct.pack("iiiiQh", signal.SIGBUS, 0, bus_mceerr_ar, 0, address, lsb).ljust(128, b"\0")
+    rt_tgsigqueueinfo, lsb = 297, 12
+    about = struct.pack("iiiiQh", signal.SIGBUS, 0, code, 0, address, lsb).ljust(128, b"\0")
     try:
         libc = ctypes.CDLL(None)
         libc.syscall(rt_tgsigqueueinfo, os.getpid(), threading.get_native_id(), int(signal.SIGBUS), about)
