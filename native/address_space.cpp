@@ -8,11 +8,8 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
-#include <system_error>
 
-#ifndef MAP_FIXED_NOREPLACE
-#define MAP_FIXED_NOREPLACE 0x100000
-#endif
+#include "kernel.hpp"
 
 namespace bequest {
 
@@ -22,7 +19,7 @@ constexpr uint64_t kSetApartBytesMin = 8 * kPageBytes;
 constexpr uint64_t kSetApartShare = 4;            // a quarter of the mappings at most are spent on speed
 constexpr uint64_t kMappingsLeftToOthers = 2048;  // for the interpreter, its threads and libraries
 
-[[noreturn]] void fail(const char* what) {
+[[noreturn]] void refuse(const char* what) {
     const int error = errno;
     if (error == ENOMEM) {
         throw TooManyMappings(std::string(what) +
@@ -35,7 +32,7 @@ constexpr uint64_t kMappingsLeftToOthers = 2048;  // for the interpreter, its th
             ": this memory lies on reserved 2 MiB pages (an element of kind huge), and its parts begin "
             "and end at multiples of 2 MiB");
     }
-    throw std::system_error(error, std::generic_category(), what);
+    fail(what, error);
 }
 
 uint64_t count_lines(const char* path) {
@@ -133,10 +130,10 @@ namespace {
 // A file without a page: beyond its end, the kernel says SIGBUS.
 void map_nothing(uint64_t start, uint64_t end) {
     const int nothing = memfd_create("bequest-failed", MFD_CLOEXEC);
-    if (nothing < 0) fail("mapping memory that has failed");
+    if (nothing < 0) refuse("mapping memory that has failed");
     void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, nothing, 0);
     ::close(nothing);
-    if (at == MAP_FAILED) fail("mapping memory that has failed");
+    if (at == MAP_FAILED) refuse("mapping memory that has failed");
     madvise(at, end - start, MADV_DONTFORK);
 }
 }  // namespace
@@ -145,7 +142,7 @@ void AddressSpace::map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64
                              const OpenedSlab& opened) {
     void* at = mmap(pointer(start), end - start, PROT_NONE, MAP_SHARED | MAP_FIXED, opened.fd,
                     static_cast<off_t>(start - slab_base));
-    if (at == MAP_FAILED) fail("mapping a slab");
+    if (at == MAP_FAILED) refuse("mapping a slab");
     madvise(at, end - start, MADV_DONTFORK);  // a child must not inherit memory that has one owner
     mapped_[start] = {end, slab, slab_base};
     for (const auto& [offset, nbytes] : opened.failed) {
@@ -242,7 +239,7 @@ bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
     if (!is_all_mapped(address, end)) return false;
     if (!touches_an_open_range(address, nbytes)) reserve_room(2);  // else it grows one that is there
     set_apart_if_flipped_again(address, nbytes);
-    if (mprotect(pointer(address), nbytes, PROT_READ | PROT_WRITE) != 0) fail("opening pages");
+    if (mprotect(pointer(address), nbytes, PROT_READ | PROT_WRITE) != 0) refuse("opening pages");
     mark_open(address, end);
     return true;
 }
@@ -251,7 +248,7 @@ void AddressSpace::close(uint64_t address, uint64_t nbytes) {
     const WindowLock lock;
     if (lies_inside_an_open_range(address, nbytes)) reserve_room(2);  // else no mapping is added
     set_apart_if_flipped_again(address, nbytes);
-    if (mprotect(pointer(address), nbytes, PROT_NONE) != 0) fail("closing pages");
+    if (mprotect(pointer(address), nbytes, PROT_NONE) != 0) refuse("closing pages");
     remove(open_, address, address + nbytes);
 }
 
@@ -304,7 +301,7 @@ Believed AddressSpace::believed(uint64_t address) const {
 
 // Back to the bare window. First the kernel, which may refuse: then nothing has changed.
 void AddressSpace::forget_mapping(uint64_t start, uint64_t end) {
-    if (!map_bare(start, end)) fail("forgetting a mapping");
+    if (!map_bare(start, end)) refuse("forgetting a mapping");
     carve_out(start, end);
 }
 

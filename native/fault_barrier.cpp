@@ -9,14 +9,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <system_error>
 
 #include "address_space.hpp"
 #include "doorbell.hpp"
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
+#include "kernel.hpp"
 
 namespace bequest {
 
@@ -320,8 +316,7 @@ void install(int signal) {
     // report. Not blocked meanwhile: a fault inside the next handler must reach the one after.
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigemptyset(&ours.sa_mask);
-    if (sigaction(signal, &ours, nullptr) != 0)
-        throw std::system_error(errno, std::generic_category(), "installing the fault handler");
+    if (sigaction(signal, &ours, nullptr) != 0) fail("installing the fault handler", errno);
 }
 
 }  // namespace

@@ -11,9 +11,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <system_error>
 
 #include "doorbell.hpp"
+#include "kernel.hpp"
 #include "layout.hpp"
 #include "mappings.hpp"
 
@@ -35,10 +35,6 @@ constexpr uint64_t kFeatures = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_WP_HUGETLBFS_S
 constexpr uint64_t kModes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
 constexpr int kMappingTriesMax = 50;
 constexpr unsigned long kTimerSlack_ns = 1'000;
-
-[[noreturn]] void fail(const char* what, int error) {
-    throw std::system_error(error, std::generic_category(), what);
-}
 
 // Between looks for a death: it is a matter of 0.1 ms, of some ms on a busy machine, or will not come.
 int64_t pause_after(int64_t waited_ns) {

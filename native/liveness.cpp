@@ -10,9 +10,9 @@
 #include <cerrno>
 #include <climits>
 #include <csignal>
-#include <system_error>
 
 #include "doorbell.hpp"
+#include "kernel.hpp"
 
 namespace bequest {
 
@@ -23,10 +23,6 @@ constexpr uint32_t kRuns = 1, kEnded = 2;  // phases of a keeper's thread
 constexpr int64_t kForEver_ns = INT64_MAX / 2, kNudge_ns = 1'000'000, kFallbackLook_ns = 20'000'000;
 constexpr size_t kWaitsMax = FUTEX_WAITV_MAX;  // 128, one of them for news of the squad itself
 std::atomic<bool> has_waitv{true};             // Linux 5.16
-
-[[noreturn]] void fail(const char* what, int error) {
-    throw std::system_error(error, std::generic_category(), what);
-}
 
 // A thread that takes no signals: they are meant for the program, and its handlers may need more stack.
 pthread_t start_thread(const char* name, void* (*run)(void*), void* argument) {

@@ -4,7 +4,8 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <system_error>
+
+#include "kernel.hpp"
 
 namespace bequest {
 
@@ -18,7 +19,7 @@ void each_mapping(pid_t os_pid, const Look& look) {
     char path[64], line[kLineBytes];
     std::snprintf(path, sizeof path, "/proc/%d/maps", os_pid);
     std::FILE* maps = std::fopen(path, "re");
-    if (!maps) throw std::system_error(errno, std::generic_category(), "looking what a process has mapped");
+    if (!maps) fail("looking what a process has mapped", errno);
     bool on = true;
     while (on && std::fgets(line, sizeof line, maps)) {
         unsigned long start, end;

@@ -32,6 +32,7 @@
 #include <vector>
 
 #include "doorbell.hpp"
+#include "kernel.hpp"
 #include "mappings.hpp"
 
 namespace bequest {
@@ -43,10 +44,6 @@ constexpr int64_t kThreadTimeout_ns = 20'000'000;   // who cannot be stopped wit
 constexpr int64_t kCallTimeout_ns = 2'000'000'000;  // for all that a stopped thread is made to do
 constexpr int kSystemCallStop = SIGTRAP | 0x80;     // PTRACE_O_TRACESYSGOOD
 constexpr char kSystemCall[] = {'\x0f', '\x05'};    // the instruction
-
-[[noreturn]] void fail(const char* what, int error) {
-    throw std::system_error(error, std::generic_category(), what);
-}
 
 bool is_event_stop(int status) { return status >> 16 == PTRACE_EVENT_STOP; }
 

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <system_error>
 
+#include "kernel.hpp"
 #include "layout.hpp"
 
 namespace bequest {
@@ -95,8 +95,7 @@ bool map_bare(uint64_t start, uint64_t end) {
 void make_scratch_file() {
     if (scratch_file.load() >= 0) return;
     const int fd = memfd_create("bequest-scratch", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, static_cast<off_t>(kScratchBytes)) != 0)
-        throw std::system_error(errno, std::generic_category(), "making scratch memory");
+    if (fd < 0 || ftruncate(fd, static_cast<off_t>(kScratchBytes)) != 0) fail("making scratch memory", errno);
     scratch_file.store(fd);
 }
 

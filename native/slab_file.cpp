@@ -5,17 +5,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <system_error>
 
+#include "kernel.hpp"
 #include "layout.hpp"
 
 // Newer than Debian 12's headers.
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23  // Linux 5.14
-#endif
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25  // Linux 6.1
-#endif
 
 namespace bequest {
 
@@ -27,7 +21,7 @@ public:
         // MADV_COLLAPSE wants address and file offset aligned alike: take room to choose.
         room_ = mmap(nullptr, nbytes + kHugePageBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                      -1, 0);
-        if (room_ == MAP_FAILED) fail("reserving addresses to map a slab");
+        if (room_ == MAP_FAILED) fail("reserving addresses to map a slab", errno);
         const uint64_t start = reinterpret_cast<uint64_t>(room_);
         const uint64_t aligned = (start + kHugePageBytes - 1) & ~(kHugePageBytes - 1);
         base_ = reinterpret_cast<unsigned char*>(aligned);
@@ -35,17 +29,12 @@ public:
             MAP_FAILED) {
             const int error = errno;
             munmap(room_, nbytes_ + kHugePageBytes);
-            errno = error;
-            fail("mapping a slab");
+            fail("mapping a slab", error);
         }
     }
     ~Mapping() { munmap(room_, nbytes_ + kHugePageBytes); }
     Mapping(const Mapping&) = delete;
     unsigned char* base() const { return base_; }
-
-    [[noreturn]] static void fail(const char* what) {
-        throw std::system_error(errno, std::generic_category(), what);
-    }
 
 private:
     void* room_;
@@ -63,8 +52,7 @@ uint64_t warm_slab(int fd, uint64_t offset, uint64_t nbytes, bool huge) {
     for (uint64_t done = 0; done < nbytes; done += kHugePageBytes) {
         unsigned char* at = mapping.base() + done;
         const uint64_t step = std::min(kHugePageBytes, nbytes - done);
-        if (madvise(at, step, MADV_POPULATE_WRITE) != 0 && errno != EINVAL)
-            Mapping::fail("populating a slab");
+        if (madvise(at, step, MADV_POPULATE_WRITE) != 0 && errno != EINVAL) fail("populating a slab", errno);
         if (huge && step == kHugePageBytes && madvise(at, step, MADV_COLLAPSE) == 0) collapsed += step;
     }
     return collapsed;
@@ -79,7 +67,7 @@ void copy_pages(int source, uint64_t source_offset, int destination, uint64_t de
             pread(source, to.base() + done, nbytes - done, static_cast<off_t>(source_offset + done));
         if (got < 0 && errno == EINTR) continue;
         if (got == 0) errno = EIO;
-        if (got <= 0) Mapping::fail("copying pages of a slab that has lost its memory");
+        if (got <= 0) fail("copying pages of a slab that has lost its memory", errno);
         done += static_cast<uint64_t>(got);
     }
 }

@@ -9,22 +9,22 @@
 
 #include <cerrno>
 #include <map>
-#include <system_error>
 
+#include "../kernel.hpp"
 #include "../liveness.hpp"
 #include "python.hpp"
 
 namespace bequest {
 
 namespace {
-[[noreturn]] void fail(const char* what, int fd) {
+[[noreturn]] void close_and_fail(const char* what, int fd) {
     const int error = errno;
     if (fd >= 0) ::close(fd);
-    throw std::system_error(error, std::generic_category(), what);
+    fail(what, error);
 }
 void* map_table(int fd) {
     void* base = mmap(nullptr, kTableBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (base == MAP_FAILED) fail("mapping the V2P table", fd);
+    if (base == MAP_FAILED) close_and_fail("mapping the V2P table", fd);
     return base;
 }
 Addressee addressee(uint32_t to, uint32_t incarnation, uint32_t sender, const nb::bytes& tag) {
@@ -306,11 +306,11 @@ void bind_reports(TableClass& table) {
 
 TableFile* TableFile::create(uint32_t group_id) {
     const int fd = memfd_create("bequest-v2p", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0) fail("creating the V2P table", -1);
-    if (ftruncate(fd, static_cast<off_t>(kTableBytes)) != 0) fail("sizing the V2P table", fd);
+    if (fd < 0) fail("creating the V2P table", errno);
+    if (ftruncate(fd, static_cast<off_t>(kTableBytes)) != 0) close_and_fail("sizing the V2P table", fd);
     // Nobody who has it may pull it away under the others.
     if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
-        fail("sealing the V2P table", fd);
+        close_and_fail("sealing the V2P table", fd);
     auto* file = new TableFile(fd, map_table(fd));
     file->table().format(group_id);
     return file;
@@ -318,7 +318,7 @@ TableFile* TableFile::create(uint32_t group_id) {
 
 TableFile* TableFile::open(int fd) {
     const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    if (copy < 0) fail("duplicating the V2P table's descriptor", -1);
+    if (copy < 0) fail("duplicating the V2P table's descriptor", errno);
     const off_t size = lseek(copy, 0, SEEK_END);
     void* base = size == static_cast<off_t>(kTableBytes) ? map_table(copy) : nullptr;
     auto* file = base ? new TableFile(copy, base) : nullptr;
