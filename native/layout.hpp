@@ -55,7 +55,7 @@ constexpr uint32_t kTagBytesMax = 216;
 constexpr uint32_t kNoDescriptor = UINT32_MAX;
 
 constexpr uint64_t kTableMagic = 0x3156'5453'4551'4542;  // "BEQSTV1" and a version below it
-constexpr uint32_t kTableVersion = 2;
+constexpr uint32_t kTableVersion = 3;
 
 // --- the owner word: who owns this run of pages, how many, and since which epoch -------------
 //
@@ -125,14 +125,6 @@ struct Intent {
     IntentKind kind() const { return kind(armed.load()); }
 };
 
-// A robust futex: while its bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The kernel
-// marks it when that thread has ended and wakes one who waits. Others wait on each line, so that nobody's
-// wake-up is lost.
-struct alignas(64) Lifeline {
-    Shared<uint32_t> word;  // 0: not attached, or left in good order
-};
-enum LifelineUse : uint32_t { kLifelineOfMonitor = 0, kLifelineOfStandbys = 1, kLifelineCount = 2 };
-
 struct Slot {               // one per id
     Shared<uint64_t> life;  // incarnation << 2 | Life
     uint32_t os_pid;
@@ -150,7 +142,10 @@ struct Slot {               // one per id
     Shared<uint64_t> granted_pages, accepts, allocs, frees;
     Shared<uint32_t> revocations;  // how often memory was taken from it: it must look what it still has
     Shared<uint32_t> heir;  // who may empty its inbox now that it is dead: incarnation << 10 | id, or 0
-    alignas(64) Lifeline lifelines[kLifelineCount];
+    // A robust futex: while the bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The
+    // kernel marks it when that thread has ended, and wakes one who waits. 0: not attached, or left in good
+    // order.
+    alignas(64) Shared<uint32_t> lifeline;
     Shared<uint32_t> watched;  // how many want it to beat
     Shared<uint32_t> beats;
 };

@@ -1,7 +1,6 @@
 #include "liveness.hpp"
 
 #include <linux/futex.h>
-#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -21,8 +20,7 @@ namespace {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr uint32_t kRuns = 1, kEnded = 2;  // phases of a keeper's thread
 constexpr int64_t kForEver_ns = INT64_MAX / 2, kNudge_ns = 1'000'000, kFallbackLook_ns = 20'000'000;
-constexpr size_t kWaitsMax = FUTEX_WAITV_MAX;  // 128, one of them for news of the squad itself
-std::atomic<bool> has_waitv{true};             // Linux 5.16
+std::atomic<bool> has_waitv{true};  // Linux 5.16
 
 // A thread that takes no signals: they are meant for the program, and its handlers may need more stack.
 pthread_t start_thread(const char* name, void* (*run)(void*), void* argument) {
@@ -65,44 +63,37 @@ void wait_for_any(const futex_waitv* waits, size_t count, int64_t timeout_ns) {
 
 LifelineKeeper::LifelineKeeper(Table table, uint32_t id)
     : slot_(table.slot(id)), lookout_(table, id), owner_(getpid()) {
-    static_assert(sizeof(Node) == sizeof(Lifeline), "one futex_offset serves all words");
     thread_ = start_thread("bequest-life", run, this);
     while (phase_.load() != kRuns) sleep_on(phase_, 0, kNudge_ns);
 }
 
 void* LifelineKeeper::run(void* self) {
     auto& keeper = *static_cast<LifelineKeeper*>(self);
-    keeper.hold_lines();
+    keeper.hold_line();
     keeper.phase_.store(kRuns);
     wake(keeper.phase_, INT_MAX);
     while (keeper.leaving_.load() == 0) keeper.beat();
-    keeper.drop_lines();
+    keeper.drop_line();
     keeper.phase_.store(kEnded);
     wake(keeper.phase_, INT_MAX);
     return nullptr;
 }
 
 // In this order: a word that names a thread is in that thread's list.
-void LifelineKeeper::hold_lines() {
+void LifelineKeeper::hold_line() {
     auto* const head = reinterpret_cast<Node*>(&list_);
-    list_ = {nodes_, reinterpret_cast<char*>(&slot_.lifelines[0].word) - reinterpret_cast<char*>(&nodes_[0]),
-             nullptr};
-    for (uint32_t i = 0; i < kLifelineCount; i++)
-        nodes_[i].next = i + 1 < kLifelineCount ? &nodes_[i + 1] : head;
+    list_ = {&node_, reinterpret_cast<char*>(&slot_.lifeline) - reinterpret_cast<char*>(&node_), nullptr};
+    node_.next = head;
     syscall(SYS_set_robust_list, &list_, sizeof list_);
     held_ = static_cast<uint32_t>(gettid()) | FUTEX_WAITERS;
-    for (Lifeline& line : slot_.lifelines) {
-        line.word.store(held_);
-        wake(line.word, INT_MAX);
-    }
+    slot_.lifeline.store(held_);
+    wake(slot_.lifeline, INT_MAX);
 }
 
 // And the other way round; a word that is somebody else's by now stays as it is.
-void LifelineKeeper::drop_lines() {
-    for (Lifeline& line : slot_.lifelines) {
-        uint32_t expected = held_;
-        if (line.word.compare_exchange_strong(expected, 0)) wake(line.word, INT_MAX);
-    }
+void LifelineKeeper::drop_line() {
+    uint32_t expected = held_;
+    if (slot_.lifeline.compare_exchange_strong(expected, 0)) wake(slot_.lifeline, INT_MAX);
     list_.first = reinterpret_cast<Node*>(&list_);
 }
 
@@ -138,120 +129,56 @@ void set_watchers(Slot& slot, uint32_t watchers) {
     wake(slot.watched, INT_MAX);
 }
 
-// --- watching others' --------------------------------------------------------------------------------------
+// --- watching another's ------------------------------------------------------------------------------------
 
-// Some lines and the thread that waits on them. All but `wait` happens under the watch's lock.
-class DeathWatch::Squad {
-public:
-    explicit Squad(DeathWatch& watch) : watch_(watch), thread_(start_thread("bequest-watch", run, this)) {}
-    // Without the lock.
-    void end() {
-        leaving_.store(1);
-        tell_news();
-        pthread_join(thread_, nullptr);
-    }
-    bool has_room() const { return lines_.size() + 1 < (has_waitv ? kWaitsMax : 2); }
-    void add(uint64_t key, Shared<uint32_t>& word) {
-        lines_.push_back({key, &word, word.load() != 0});
-        tell_news();
-    }
-    bool remove(uint64_t key) {
-        const size_t removed = std::erase_if(lines_, [&](const Line& line) { return line.key == key; });
-        if (removed) tell_news();
-        return removed != 0;
-    }
+bool is_broken(const Slot& slot) { return slot.lifeline.load() & FUTEX_OWNER_DIED; }
 
-private:
-    struct Line {
-        uint64_t key;
-        Shared<uint32_t>* word;
-        bool begun;
-    };
+void Vigil::keep(Slot& slot, uint32_t id, uint64_t incarnation) {
+    {
+        const std::lock_guard guard(lock_);
+        line_ = &slot.lifeline;
+        end_ = {id, incarnation, LineEvent::kDied};
+        has_begun_ = false;
+    }
+    nudge();
+}
 
-    static void* run(void* self) {
-        auto& squad = *static_cast<Squad*>(self);
-        std::vector<futex_waitv> waits;
-        while (squad.leaving_.load() == 0) {
-            {
-                const std::lock_guard guard(squad.watch_.lock_);
-                squad.look(waits);
-            }
-            wait_for_any(waits.data(), waits.size(), kForEver_ns);
+void Vigil::nudge() {
+    news_.fetch_add(1);
+    wake(news_, INT_MAX);
+}
+
+std::optional<Vigil::End> Vigil::wait() {
+    while (true) {
+        const uint32_t news = news_.load();
+        if (news != heard_) {
+            heard_ = news;
+            return {};
         }
-        return nullptr;
+        futex_waitv waits[2] = {as_wait(news_, news)};
+        size_t count = 1;
+        {
+            const std::lock_guard guard(lock_);
+            if (auto end = look(waits, count)) return end;
+        }
+        wait_for_any(waits, count, kForEver_ns);
     }
-
-    void tell_news() {
-        news_.fetch_add(1);
-        wake(news_, INT_MAX);
-    }
-
-    // Reports what has ended, and gathers what is to be waited for.
-    void look(std::vector<futex_waitv>& waits) {
-        waits.clear();
-        waits.push_back(as_wait(news_, news_.load()));
-        std::erase_if(lines_, [&](Line& line) {
-            const uint32_t value = line.word->load();
-            const bool has_ended = value & FUTEX_OWNER_DIED || (value == 0 && line.begun);
-            if (has_ended) {
-                report(line.key, value ? LineEvent::kDied : LineEvent::kLeft);
-                wake(*line.word, INT_MAX);  // the kernel has woken one of all who wait
-                return true;
-            }
-            line.begun = value != 0;
-            waits.push_back(as_wait(*line.word, value));
-            return false;
-        });
-    }
-
-    void report(uint64_t key, LineEvent event) {
-        watch_.told_.emplace_back(key, event);
-        const uint64_t one = 1;
-        [[maybe_unused]] const ssize_t written = write(watch_.eventfd_, &one, sizeof one);
-    }
-
-    DeathWatch& watch_;
-    std::vector<Line> lines_;
-    Shared<uint32_t> news_{0};
-    Shared<uint32_t> leaving_{0};
-    pthread_t thread_;  // last: it uses all of the above
-};
-
-DeathWatch::DeathWatch(LifelineUse use)
-    : use_(use), eventfd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), owner_(getpid()) {
-    if (eventfd_ < 0) fail("opening an eventfd for hints of deaths", errno);
 }
 
-DeathWatch::~DeathWatch() {
-    for (auto& squad : squads_) {
-        if (owner_ == getpid())
-            squad->end();
-        else
-            squad.release();  // the threads are the parent's
+// Whether the line has ended; else what is to be waited for.
+std::optional<Vigil::End> Vigil::look(futex_waitv* waits, size_t& count) {
+    if (!line_) return {};
+    const uint32_t value = line_->load();
+    const bool has_died = value & FUTEX_OWNER_DIED;
+    if (!has_died && !(value == 0 && has_begun_)) {
+        has_begun_ = value != 0;
+        waits[count++] = as_wait(*line_, value);
+        return {};
     }
-    ::close(eventfd_);
-}
-
-void DeathWatch::add(uint64_t key, Slot& slot) {
-    const std::lock_guard guard(lock_);
-    auto squad = std::find_if(squads_.begin(), squads_.end(), [](const auto& s) { return s->has_room(); });
-    if (squad == squads_.end()) squad = squads_.insert(squads_.end(), std::make_unique<Squad>(*this));
-    (*squad)->add(key, slot.lifelines[use_].word);
-}
-
-void DeathWatch::remove(uint64_t key) {
-    const std::lock_guard guard(lock_);
-    for (auto& squad : squads_)
-        if (squad->remove(key)) return;
-}
-
-std::vector<std::pair<uint64_t, LineEvent>> DeathWatch::drain() {
-    const std::lock_guard guard(lock_);
-    uint64_t count;
-    [[maybe_unused]] const ssize_t got = read(eventfd_, &count, sizeof count);
-    std::vector<std::pair<uint64_t, LineEvent>> told(told_.begin(), told_.end());
-    told_.clear();
-    return told;
+    if (has_died) wake(*line_, INT_MAX);  // the kernel has woken one of all who wait
+    line_ = nullptr;
+    end_.event = has_died ? LineEvent::kDied : LineEvent::kLeft;
+    return end_;
 }
 
 }  // namespace bequest

@@ -83,7 +83,7 @@ void Table::admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char
     s.rescan.store(0);
     s.revocations.store(0);
     s.heir.store(kNobody);
-    for (Lifeline& line : s.lifelines) line.word.store(0);
+    s.lifeline.store(0);
     s.watched.store(0);
     s.beats.store(0);
     s.grants = s.granted_pages = s.accepts = s.allocs = s.frees = 0;

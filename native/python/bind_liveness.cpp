@@ -8,8 +8,8 @@
 #include <cerrno>
 #include <system_error>
 
-#include <map>
 #include <memory>
+#include <optional>
 
 #include "../fence.hpp"
 #include "../liveness.hpp"
@@ -90,49 +90,36 @@ uint32_t checked(uint32_t id) {
     return id;
 }
 
-// Own and watched lifelines keep the tables mapped that they lie in.
+// Own and others' lifelines keep the tables mapped that they lie in.
 struct OwnLifeline {
     nb::object table;
     std::unique_ptr<LifelineKeeper> keeper;
 };
 
-class Watch {
+class OthersLifeline {
 public:
-    explicit Watch(LifelineUse use) : watch_(std::make_unique<DeathWatch>(use)) {}
-    DeathWatch& usable() {
-        if (!watch_) raise_error("ValueError", "this watch has been closed");
-        return *watch_;
+    void keep(const nb::object& table, uint32_t id, uint64_t incarnation) {
+        vigil_.keep(nb::cast<TableFile*>(table)->table().slot(checked(id)), id, incarnation);
+        table_ = table;  // the one before is let go only now
     }
-    void add(uint64_t key, const nb::object& table, uint32_t id) {
-        if (tables_.contains(key)) raise_error("ValueError", "key %lu is watched already", key);
-        usable().add(key, nb::cast<TableFile*>(table)->table().slot(checked(id)));
-        tables_[key] = table;
-    }
-    void remove(uint64_t key) {
-        usable().remove(key);
-        tables_.erase(key);
-    }
-    nb::list drain() {
-        nb::list events;
-        for (const auto& [key, event] : usable().drain()) {
-            if (tables_.erase(key)) events.append(nb::make_tuple(key, event == LineEvent::kDied));
+    nb::object wait() {
+        std::optional<Vigil::End> end;
+        {
+            nb::gil_scoped_release release;
+            end = vigil_.wait();
         }
-        return events;
+        if (!end) return nb::none();
+        return nb::make_tuple(end->id, end->incarnation, end->event == LineEvent::kDied);
     }
-    void close() {
-        watch_.reset();
-        tables_.clear();
-    }
+    void nudge() { vigil_.nudge(); }
 
 private:
-    std::map<uint64_t, nb::object> tables_;  // by key
-    std::unique_ptr<DeathWatch> watch_;      // ends first
+    nb::object table_;
+    Vigil vigil_;
 };
 
 void bind_lifelines(nb::module_& m) {
     using namespace nb::literals;
-    m.attr("LIFELINE_OF_MONITOR") = static_cast<uint32_t>(kLifelineOfMonitor);
-    m.attr("LIFELINE_OF_STANDBYS") = static_cast<uint32_t>(kLifelineOfStandbys);
     m.attr("BEAT_INTERVAL") = kBeatInterval_ns / 1e9;
     m.attr("LOOK_INTERVAL") = kLookInterval_ns / 1e9;
     nb::class_<OwnLifeline>(m, "Lifeline")
@@ -148,19 +135,11 @@ void bind_lifelines(nb::module_& m) {
             "expect_by",
             [](OwnLifeline& self, double when) { self.keeper->expect_by(static_cast<int64_t>(when * 1e9)); },
             "when"_a);
-    nb::class_<Watch>(m, "DeathWatch")
-        .def(
-            "__init__",
-            [](Watch* self, uint32_t use) {
-                if (use >= kLifelineCount) raise_error("ValueError", "there is no lifeline %u", use);
-                new (self) Watch(static_cast<LifelineUse>(use));
-            },
-            "use"_a)
-        .def("fileno", [](Watch& self) { return self.usable().fd(); })
-        .def("add", &Watch::add, "key"_a, "table"_a, "id"_a)
-        .def("remove", &Watch::remove, "key"_a)
-        .def("drain", &Watch::drain)
-        .def("close", &Watch::close);
+    nb::class_<OthersLifeline>(m, "Vigil")
+        .def(nb::init<>())
+        .def("keep", &OthersLifeline::keep, "table"_a, "id"_a, "incarnation"_a)
+        .def("wait", &OthersLifeline::wait)
+        .def("nudge", &OthersLifeline::nudge);
 }
 
 }  // namespace

@@ -147,8 +147,8 @@ void bind_signs(TableClass& table) {
             "id"_a)
         .def(
             "is_stuck",
-            [](TableFile& t, uint32_t id) { return (t.table().slot(id).beats.load() & kStuck) != 0; },
-            "id"_a);
+            [](TableFile& t, uint32_t id) { return (t.table().slot(id).beats.load() & kStuck) != 0; }, "id"_a)
+        .def("is_broken", [](TableFile& t, uint32_t id) { return is_broken(t.table().slot(id)); }, "id"_a);
 }
 
 // What becomes of the dead's steps and memory.

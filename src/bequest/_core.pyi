@@ -104,6 +104,9 @@ class Table:
     def is_stuck(self, id: int) -> bool:
         """Whether the time has passed by which it was to have got on: see `Lifeline.expect_by`."""
 
+    def is_broken(self, id: int) -> bool:
+        """Whether the process's lifeline is: a hint of its death."""
+
     def audit(self) -> list[str]: ...
 
 class RegionBase:
@@ -224,8 +227,6 @@ def ptrace_close(os_pid: int, pidfd: int, ranges: Sequence[tuple[int, int]], sec
 def allow_tracer(os_pid: int) -> bool:
     """Lets that process, and its descendants, trace this one, where Yama asks."""
 
-LIFELINE_OF_MONITOR: int
-LIFELINE_OF_STANDBYS: int
 BEAT_INTERVAL: float
 LOOK_INTERVAL: float
 
@@ -239,18 +240,16 @@ class Lifeline:
     def expect_by(self, when: float) -> None:
         """By then (time.monotonic) this is called again, or the process counts as stuck; 0: never."""
 
-class DeathWatch:
-    """Waits on many processes' lifelines (native/liveness.hpp); for a selector: readable while there are hints."""
+class Vigil:
+    """Waits for the end of another process's lifeline (native/liveness.hpp)."""
 
-    def __init__(self, use: int) -> None:
-        """``use`` is LIFELINE_OF_MONITOR or LIFELINE_OF_STANDBYS."""
+    def keep(self, table: Table, id: int, incarnation: int) -> None:
+        """From now on over this one, instead of the one before; from any thread."""
 
-    def fileno(self) -> int: ...
-    def add(self, key: int, table: Table, id: int) -> None:
-        """``key`` is the caller's own number for it; it is told of once, and then watched no more."""
+    def wait(self) -> tuple[int, int, bool] | None:
+        """(id, incarnation, True for a hint of its death or False if it has left in good order); None after a nudge.
 
-    def remove(self, key: int) -> None: ...
-    def drain(self) -> list[tuple[int, bool]]:
-        """(key, True for a hint of its death or False if it has left in good order), without waiting."""
+        The end of a line is told once. In one thread at a time.
+        """
 
-    def close(self) -> None: ...
+    def nudge(self) -> None: ...

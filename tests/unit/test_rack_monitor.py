@@ -27,6 +27,7 @@ class Machine:
         self.said: list[tuple[float, wire.Message]] = []
         self.looks = 0
         self.stuck: set[Key] = set()
+        self.broken: set[Key] = set()
         self.pings: list[int | str] = []
 
     def admit(self, key: Key = VICTIM, watched: bool = True) -> None:
@@ -56,7 +57,7 @@ class Machine:
                 self.last[key] += BEAT_INTERVAL
                 self.counts[key] += 1
         sights = {
-            key: Sight(self.watched[key], self.counts[key], key in self.stuck)
+            key: Sight(self.watched[key], self.counts[key], key in self.stuck, key in self.broken)
             for key, _ in self.monitor.watched()
         }
         self.obey(self.monitor.tick(self.now, sights))
@@ -208,14 +209,19 @@ def test_noise_alone_suspects_nobody() -> None:
         assert machine.said == []
 
 
-def test_a_broken_lifeline_is_passed_on_for_those_who_are_watched() -> None:
+def test_a_broken_lifeline_is_passed_on_once_to_each_who_asks_to_watch() -> None:
     machine = Machine()
-    machine.admit()
-    machine.obey(machine.monitor.lifeline_broke(VICTIM))
-    machine.obey(machine.monitor.lifeline_broke((3, 8)))
+    machine.admit(watched=False)
+    machine.run(1)
+    assert machine.said == []
+    machine.broken.add(VICTIM)
+    machine.run(1)
     assert [said for _, said in machine.said] == [wire.DeathHint(3, 7)]
+    assert machine.said[0][0] <= 1001.0 + 2 * POLL_IDLE
+    machine.monitor.watch(wire.WatchProcess(*VICTIM, 4711, 1))  # a Rack MMU that has just come
+    machine.run(1)
+    assert [said for _, said in machine.said] == [wire.DeathHint(3, 7)] * 2
     machine.monitor.unwatch(wire.UnwatchProcess(*VICTIM))
-    assert machine.monitor.lifeline_broke(VICTIM) == []
     assert machine.monitor.watched() == []
 
 

@@ -42,7 +42,12 @@ class Callbacks:
 
 def _work(jobs: SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        try:
-            job()
-        except BaseException:
-            log.exception("a callback has failed")
+        run_job(job)
+
+
+def run_job(job: Job) -> None:
+    """What it raises is logged."""
+    try:
+        job()
+    except BaseException:
+        log.exception("a callback has failed")

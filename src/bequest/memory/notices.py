@@ -41,7 +41,7 @@ from bequest.memory.events import (
     ProcessDied,
     ProcessSuspected,
 )
-from bequest.memory.lifelines import Lifelines
+from bequest.memory.vigil import Broke, Vigil
 from bequest.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -71,16 +71,21 @@ class Notices:
         self._handler: Handler | None = None
         self._contacts: list[str] | None = None
         self._outcomes: dict[int, bool | None] = {}  # of failures of memory by number; None: not known yet
-        self._callers: weakref.WeakSet[Callbacks] = weakref.WeakSet()
+        self._callers: weakref.WeakSet[Callbacks | Vigil] = weakref.WeakSet()
         self._handling = self.caller("bequest-handler")
         self._reporting = self.caller("bequest-reports")
-        self.lifelines = Lifelines()
 
     def caller(self, thread_name: str) -> Callbacks:
         """Runs callbacks until the process detaches."""
         callbacks = Callbacks(thread_name)
         self._callers.add(callbacks)
         return callbacks
+
+    def vigil(self, thread_name: str, broke: Broke) -> Vigil:
+        """Likewise, and waits for a lifeline to break."""
+        vigil = Vigil(thread_name, broke)
+        self._callers.add(vigil)
+        return vigil
 
     # --- what a program asks for ----------------------------------------------------------------------------
 
@@ -143,7 +148,6 @@ class Notices:
         with self._lock:
             self._is_closed = True
             channel = self._channel
-        self.lifelines.close()
         for callbacks in list(self._callers):
             callbacks.close()
         if channel is not None:

@@ -1,10 +1,10 @@
 """Standbys: being called at once when another process dies (paper, sections 3.2 and 4.1).
 
 Theory of operation. The library itself watches the victim's lifeline in the shared table: the kernel marks it within a
-fraction of a millisecond of the death, and one thread of this process, which waits on all lifelines that this process
-stands by for, has the callback run. That is a *hint*: it speaks of one thread of the victim. So a `Death` is
-``confirmed`` only when the rack has said so, which needs the kernel's word; and stealing, which moves memory, has the
-rack prove the death or fence the victim first. The rack's notice is also the second way by which a death is heard.
+fraction of a millisecond of the death, and wakes a thread of this standby's, which runs the callback. That is a *hint*:
+it speaks of one thread of the victim. So a `Death` is ``confirmed`` only when the rack has said so, which needs the
+kernel's word; and stealing, which moves memory, has the rack prove the death or fence the victim first. The rack's
+notice is also the second way by which a death is heard.
 
 A standby stands by for a *name*. Its bearer may attach later, and again under a new incarnation; each of its deaths is
 told once. Who detaches in good order has not died.
@@ -100,7 +100,7 @@ class Standby:
         self._told: dict[int, Death] = {}  # by incarnation
         self._is_cancelled = False
         self._number: int | None = None
-        self._calling = process._notices.caller(f"bequest-standby-{name}"[:31])
+        self._vigil = process._notices.vigil(f"bequest-standby-{name}"[:31], self._broke)
         process._notices.subscribe()
         process._notices.listen(self._hear)
         try:
@@ -111,7 +111,7 @@ class Standby:
         except BaseException:
             self._withdraw()
             raise
-        self._calling.start()
+        self._vigil.start()
         # In a thread of its own: a memory element that does not answer holds up nobody who only wants to be told.
         threading.Thread(target=self._make_ready, name="bequest-ready", daemon=True).start()
 
@@ -127,8 +127,7 @@ class Standby:
 
     def _withdraw(self) -> None:
         self._process._notices.unlisten(self._hear)
-        self._process._notices.lifelines.forget(self)
-        self._calling.close()
+        self._vigil.close()
         if self._process.attached:
             with contextlib.suppress(BequestError):
                 self._process._notices.stand_down(self._number)
@@ -147,6 +146,11 @@ class Standby:
 
     # --- what is heard, in the library's threads -------------------------------------------------------------
 
+    def _broke(self, id_: int, incarnation: int) -> None:
+        death, is_news = self._death(id_, incarnation)
+        if is_news and not self._is_cancelled:
+            self._then(death)
+
     def _make_ready(self) -> None:
         """What a theft needs and can be had before: then it only fetches what is allocated from now on."""
         check(wire.Steal(self.name, self._capability))
@@ -158,28 +162,30 @@ class Standby:
         process = self._process
         life, bearer, _, _ = process.table.life(id_)
         if life == _LIVE and bearer == incarnation:
-            process._notices.lifelines.watch(process.table, id_, incarnation, self, self._died)
+            self._vigil.keep(process.table, id_, incarnation)
 
     def _hear(self, event: Event | wire.NoticeAttached) -> None:
         match event:
             case wire.NoticeAttached(name, id_, incarnation) if name == self.name:
                 self._watch(id_, incarnation)
             case ProcessDied(name, id_, incarnation) if name == self.name:
-                self._died(id_, incarnation)._confirmed.set()
+                death, is_news = self._death(id_, incarnation)
+                death._confirmed.set()
+                if is_news:
+                    self._call(self._then, death)
             case ProcessSuspected(name, id_, incarnation) if name == self.name:
                 if self._on_suspicion is not None:
                     self._call(self._on_suspicion, Death(self, id_, incarnation, is_suspicion=True))
 
-    def _died(self, id_: int, incarnation: int) -> Death:
-        """By either way; the callback runs for the first of them."""
+    def _death(self, id_: int, incarnation: int) -> tuple[Death, bool]:
+        """Heard of in either way; and whether that was the first time, which calls for the callback."""
         with self._lock:
             known = self._told.get(incarnation)
             if known is not None:
-                return known
+                return known, False
             death = self._told[incarnation] = Death(self, id_, incarnation)
-        self._call(self._then, death)
-        return death
+            return death, True
 
     def _call(self, callback: Then, death: Death) -> None:
         if not self._is_cancelled:
-            self._calling.run(partial(callback, death))
+            self._vigil.run(partial(callback, death))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from bequest.ids import GroupId
 from bequest.limits import COME_BACK_TIMEOUT, EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
 from bequest.protocol.announcer import Announcer
 from bequest.protocol.books import Change
@@ -24,7 +25,7 @@ from bequest.protocol.groups import Group, Rules
 from bequest.protocol.mailboxes import Mailboxes
 from bequest.protocol.memory_failure import MemoryFailures
 from bequest.protocol.namespace import Namespace
-from bequest.protocol.outputs import Note, Output, PeerId, StopRack, ToAgent, ToMonitor
+from bequest.protocol.outputs import Note, Output, PeerId, ProcessKey, StopRack, ToAgent, ToMonitor
 from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import MmuConfig, RackState, Session
@@ -216,6 +217,11 @@ class RackMmu:
         """Whether this life of a process is attached, or may still write though its connection has gone."""
         process = self._state.processes.exact(pid, incarnation)
         return process is not None and process.state in (State.ATTACHED, State.LOST)
+
+    def bearer(self, name: str) -> tuple[GroupId, ProcessKey] | None:
+        """Who has this name now, and in which group."""
+        process = self._state.processes.attached(name)
+        return None if process is None else (process.group, (process.id, process.incarnation))
 
     def daemon_runs(self, report: wire.DaemonReport) -> None:
         """For the report: this daemon runs, for the first time or again."""
@@ -495,9 +501,6 @@ class RackMmu:
         self._watch.died(process, now)
         self._mailboxes.close_all(process.id)
         self._standbys.gone(process)
-        self._unwatch(process)
-        if not process.enrolled:
-            self._forget_at_agent(process)
         self._state.later(partial(self._settle, process, now))
 
     def _unwatch(self, process: Member) -> None:
@@ -507,7 +510,15 @@ class RackMmu:
         shard = self._state.shard_of(process.group)
         shard.mark_dead(process.id)
         settled = shard.settle(process.id)
-        self._steals.victim_died(process, now)  # first: somebody may wait for that
+        self._steals.victim_died(process, now)
+        self._state.later(
+            partial(self._tell_end, process, settled)
+        )  # when who waits to steal has been answered
+
+    def _tell_end(self, process: Member, settled: int) -> None:
+        self._unwatch(process)
+        if not process.enrolled:
+            self._forget_at_agent(process)
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
         self._state.outputs.append(Note(text))
         self._watch.tell_death(process)

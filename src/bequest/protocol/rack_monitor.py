@@ -3,8 +3,9 @@
 Theory of operation. It is an optimisation and never an authority: what it says makes others look, and tells people, but
 moves no memory. Three kinds of signs come in, and it keeps them apart.
 
-- *Lifelines*: the kernel has marked a process's lifeline. That is a hint of a death, passed on at once, which the agent
-  has to prove.
+- *Lifelines*: the kernel has marked a process's lifeline. That is a hint of a death, which the agent has to prove. The
+  monitor passes it on when it looks next, and does not wait on the futex: standbys do that themselves, and need the
+  processor in the first millisecond more than it does.
 - *Beats*: a process that somebody stands by for counts up in shared memory, every `BEAT_INTERVAL`. Silence that lasts
   longer than a time-out makes the monitor look at the process's threads. Stopped: *suspected*. Runnable: the kernel
   does not let it run, so it is not suspected, however long that takes. Asleep: only after much longer, for a beating
@@ -88,6 +89,7 @@ class Watched(msgspec.Struct):
     heart: Heart
     beats: int | None = None  # None: not looked at yet
     watched_for: float | None = None  # seconds since somebody began to stand by for it
+    is_broken: bool = False  # and that has been told
 
 
 class Sight(msgspec.Struct, frozen=True):
@@ -96,6 +98,7 @@ class Sight(msgspec.Struct, frozen=True):
     is_watched: bool
     beats: int
     is_stuck: bool = False
+    is_broken: bool = False  # its lifeline
 
 
 class Neighbour(msgspec.Struct):
@@ -163,9 +166,6 @@ class RackMonitor:
 
     # --- signs ---------------------------------------------------------------------------------------------
 
-    def lifeline_broke(self, key: Key) -> list[Output]:
-        return [ToMmu(wire.DeathHint(*key))] if key in self._processes else []
-
     def pong(self, name: int | str, now: float) -> list[Output]:
         neighbour = self._neighbours.get(name)
         if neighbour is None:
@@ -180,7 +180,8 @@ class RackMonitor:
         elapsed = min(now - self._last_tick, 2 * planned)
         self._last_tick = now
         self._own_noise.note(late, now)
-        outputs = [out for key, sight in sights.items() for out in self._see(key, sight, elapsed, now)]
+        outputs = [out for key, sight in sights.items() for out in self._hint(key, sight)]
+        outputs += [out for key, sight in sights.items() for out in self._see(key, sight, elapsed, now)]
         outputs += [out for name in list(self._neighbours) for out in self._check(name, elapsed, now)]
         self._expected_tick = now + (POLL_INTERVAL if self._somebody_beats() else POLL_IDLE)
         return outputs
@@ -194,7 +195,7 @@ class RackMonitor:
         if heart is None or heart.is_suspect or heart.next_look == 0.0:
             return []  # a sign of life has come since
         if isinstance(target, tuple) and threads == GONE:
-            return self.lifeline_broke(target)
+            return [ToMmu(wire.DeathHint(*target))]
         is_suspicious = threads == STOPPED or (threads == ASLEEP and heart.silence >= ASLEEP_TIMEOUT)
         if not is_suspicious:
             return []
@@ -204,6 +205,13 @@ class RackMonitor:
         return [ToMmu(wire.ElementSilent(target, heart.silence))] if isinstance(target, int) else []
 
     # --- within --------------------------------------------------------------------------------------------
+
+    def _hint(self, key: Key, sight: Sight) -> list[Output]:
+        process = self._processes.get(key)
+        if process is None or process.is_broken or not sight.is_broken:
+            return []
+        process.is_broken = True
+        return [ToMmu(wire.DeathHint(*key))]
 
     def _see(self, key: Key, sight: Sight, elapsed: float, now: float) -> list[Output]:
         process = self._processes.get(key)

@@ -109,12 +109,14 @@ class MmuDaemon(Daemon):
         self._take(partial(self._ask, peer.id, message))
 
     def _ask(self, peer: int, message: wire.Message) -> list[Output]:
+        outputs = self._look_at_victim(message)
         try:
-            return self._machine.client_message(peer, message, time.monotonic())
+            outputs += self._machine.client_message(peer, message, time.monotonic())
         except MemoryError as error:
             # Out of descriptors or memory for a table, say: this request fails, the rack lives.
             log.exception("no memory for %s", type(message).__name__)
-            return [Reply(peer, wire.Failed("memory", f"the Rack MMU has no memory left: {error}"))]
+            outputs.append(Reply(peer, wire.Failed("memory", f"the Rack MMU has no memory left: {error}")))
+        return outputs
 
     def peer_gone(self, peer: Peer) -> None:
         self._take(lambda: self._machine.client_gone(peer.id, time.monotonic()))
@@ -179,8 +181,7 @@ class MmuDaemon(Daemon):
             case ToElement(element, message):
                 self.send_to_link(self._elements[element], message)
             case ToAgent(compute, message):
-                if not self._has_seen(message):
-                    self.send_to_link(self._agents[compute], message)
+                self.send_to_link(self._agents[compute], message)
             case ToMonitor(message, table):
                 if isinstance(message, wire.UnwatchProcess):
                     self._witnesses.dismiss((message.pid, message.incarnation))
@@ -206,18 +207,19 @@ class MmuDaemon(Daemon):
         if self._machine.is_running(enrolled.pid, enrolled.incarnation):
             self._witnesses.call((enrolled.pid, enrolled.incarnation), link.fds.pop())
 
-    def _has_seen(self, message: wire.Message) -> bool:
-        """Whether that need not be asked of the agent, since the process can be seen from here to have gone."""
-        match message:
-            case wire.FenceProcess(job, pid, incarnation):
-                patience = WITNESS_PATIENCE if message.hinted else 0.0
-                if self._witnesses.saw_the_end_of((pid, incarnation), patience):
-                    self._take(partial(self._hear_agent, wire.ProcessFenced(job, "dead")))
-                    return True
-            case wire.ProveDeath(pid, incarnation):
-                if self._witnesses.saw_the_end_of((pid, incarnation)):
-                    self._take(partial(self._hear_agent, wire.ProcessExited(pid, incarnation)))
-        return False  # the agent has contacts to call, whoever else has seen it
+    def _look_at_victim(self, message: wire.Message) -> list[Output]:
+        """Whether somebody that is to be stolen from has died is decided first, and written down in the same frame."""
+        request = message.request if isinstance(message, wire.Once) else message
+        if not isinstance(request, wire.Steal):
+            return []
+        bearer = self._machine.bearer(request.victim)
+        if bearer is None:
+            return []
+        group, key = bearer
+        is_hinted = self._tables[group].is_broken(key[0])
+        if self._witnesses.saw_the_end_of(key, WITNESS_PATIENCE if is_hinted else 0.0):
+            return self._hear_agent(wire.ProcessExited(*key))
+        return self._machine.monitor_message(wire.DeathHint(*key)) if is_hinted else []
 
     def _open_table(self, group: int) -> Table:
         """The one that a run before had, or a new one, which is kept before its group is written down."""

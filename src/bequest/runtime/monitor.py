@@ -1,4 +1,4 @@
-"""Drives the rack monitor: lifelines break, beats are read from the shared tables, daemons are pinged.
+"""Drives the rack monitor: lifelines and beats are read from the shared tables, daemons are pinged.
 
 It holds the tables of all groups, which the Rack MMU hands over, but changes nothing in them. When it dies, its
 supervisor starts another, which the Rack MMU tells everything anew.
@@ -10,7 +10,7 @@ import socket
 import time
 from pathlib import Path
 
-from bequest._core import LIFELINE_OF_MONITOR, DeathWatch, Table
+from bequest._core import Table
 from bequest.protocol.outputs import LookAt, Output, SendPing, ToMmu
 from bequest.protocol.rack_monitor import ASLEEP, GONE, RUNNABLE, STOPPED, Key, RackMonitor, Sight
 from bequest.protocol.rack_state import MmuConfig
@@ -26,10 +26,6 @@ class Monitor(Daemon):
         super().__init__(config.name, config.uid, listener, wire.ClientToMonitor, tether)
         self._machine = RackMonitor(time.monotonic())
         self._tables: dict[int, Table] = {}  # by group
-        self._deaths = DeathWatch(LIFELINE_OF_MONITOR)
-        self._lines: dict[int, Key] = {}
-        self._keys: dict[Key, int] = {}
-        self._last_line = 0
         self._mmu = self.add_link("mmu", "mmu", "the Rack MMU", wire.MmuToMonitor)
         self._neighbours: dict[int | str, Link] = {
             element.id: self.add_link("element", element.name, f"memory element {element.name}", wire.Pong)
@@ -40,7 +36,6 @@ class Monitor(Daemon):
             for compute in config.computes
         }
         self._names = {id(link): name for name, link in self._neighbours.items()}
-        self.watch(self._deaths.fileno(), self._lifelines_broke)
 
     # --- inputs --------------------------------------------------------------------------------------------
 
@@ -75,7 +70,10 @@ class Monitor(Daemon):
         sights = {}
         for key, group in self._machine.watched():
             table = self._tables[group]
-            sights[key] = Sight(table.watchers(key[0]) > 0, table.beats(key[0]), table.is_stuck(key[0]))
+            pid = key[0]
+            sights[key] = Sight(
+                table.watchers(pid) > 0, table.beats(pid), table.is_stuck(pid), table.is_broken(pid)
+            )
         self._carry_out(self._machine.tick(now, sights))
 
     def next_deadline(self) -> float:
@@ -84,32 +82,18 @@ class Monitor(Daemon):
     # --- processes -----------------------------------------------------------------------------------------
 
     def _watch_process(self, link: Link, message: wire.WatchProcess) -> None:
-        key = (message.pid, message.incarnation)
-        self._unwatch_process(key)  # it may have been announced twice
         if message.group not in self._tables:
             if len(link.fds) != 1:
                 log.error("the rack monitor got no table of group %d", message.group)
                 return
             self._tables[message.group] = Table.open(link.fds[0])
         self._machine.watch(message)
-        self._last_line += 1
-        self._lines[self._last_line], self._keys[key] = key, self._last_line
-        self._deaths.add(self._last_line, self._tables[message.group], message.pid)
 
     def _unwatch_process(self, key: Key) -> None:
         self._machine.unwatch(wire.UnwatchProcess(*key))
-        line = self._keys.pop(key, None)
-        if line is not None and self._lines.pop(line, None) is not None:
-            self._deaths.remove(line)
         used = {group for _, group in self._machine.watched()}
         for group in [group for group in self._tables if group not in used]:
             del self._tables[group]
-
-    def _lifelines_broke(self) -> None:
-        for line, died in self._deaths.drain():
-            key = self._lines.pop(line, None)
-            if key is not None and died:
-                self._carry_out(self._machine.lifeline_broke(key))
 
     # --- outputs -------------------------------------------------------------------------------------------
 

@@ -1,8 +1,7 @@
-"""The rack monitor of the world: lifelines break, beats are counted, threads are looked at, daemons are pinged."""
+"""The rack monitor of the world: lifelines, beats and threads are looked at, daemons are pinged."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from bequest.protocol.outputs import LookAt, Note, Output, SendPing, ToMmu
@@ -45,10 +44,6 @@ class Monitor(Daemon):
                 self.machine.watch(message)
                 self._os_pids[pid, incarnation] = os_pid
                 self._tables[pid, incarnation] = self.world.mmu.tables[message.group]
-                process = self.world.processes[os_pid]
-                process.when_killed.append(partial(self.call, partial(self._lifeline, (pid, incarnation))))
-                if not process.is_alive:
-                    self._lifeline((pid, incarnation))
             case wire.UnwatchProcess():
                 self.machine.unwatch(message)
             case wire.Pong():
@@ -61,14 +56,11 @@ class Monitor(Daemon):
         for key, _ in self.machine.watched():
             watchers = self._tables[key].watchers.get(key[0], 0)
             process = self.world.processes[self._os_pids[key]]
-            sights[key] = Sight(watchers > 0, process.beats())
+            sights[key] = Sight(watchers > 0, process.beats(), is_broken=not process.is_alive)
         self._carry_out(self.machine.tick(now, sights))
 
     def next_deadline(self) -> float:
         return self.machine.next_deadline()
-
-    def _lifeline(self, key: Key) -> None:
-        self._carry_out(self.machine.lifeline_broke(key))
 
     def _carry_out(self, outputs: list[Output]) -> None:
         for output in outputs:

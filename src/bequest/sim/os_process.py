@@ -67,7 +67,6 @@ class OsProcess:
         self.was_cut_off = False
         self.has_exited = False  # and the kernel says so
         self.when_exited: list[Callable[[], None]] = []
-        self.when_killed: list[Callable[[], None]] = []  # and so its lifeline breaks
         self._open: list[OpenRun] = []  # as far as they are not protected
         self._protected: list[Run] = []
         self.connections: list[Connection] = []
@@ -112,8 +111,6 @@ class OsProcess:
         self._threads = []
         self._open.clear()
         self.world.process_ended(self)
-        for tell in self.when_killed:
-            tell()
         for connection in self.connections:
             self.world.events.after(self.world.delay(), connection.close)
         self.world.events.after(self.world.delay(), self._exited)
