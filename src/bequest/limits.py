@@ -148,6 +148,7 @@ FENCE_LANES = 8  # fences at a time; a victim that is busy in the kernel holds u
 DEATH_PATIENCE = (
     0.25  # after a hint of a death: proof comes within 1 ms, or 20 ms on a busy machine, or never
 )
+HEAD_START = 0.002  # who steals from the dead goes first: so long do others wait for the news, and the log for its line
 WITNESS_PATIENCE = (
     0.001  # the Rack MMU, which has others to serve, waits so long itself; then it asks the agent
 )

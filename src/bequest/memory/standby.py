@@ -46,16 +46,18 @@ class Death:
         self.incarnation = incarnation
         self.is_suspicion = is_suspicion
         self._standby = standby
-        self._confirmed = threading.Event()
+        self._is_confirmed = False
 
     @property
     def confirmed(self) -> bool:
         """Whether the kernel has said that it has gone. Until then this is a hint, if a good one."""
-        return self._confirmed.is_set()
+        return self._is_confirmed
 
     def wait_confirmed(self, timeout: float | None = None) -> bool:
         """Waits until it is confirmed; False if that takes longer than ``timeout`` seconds."""
-        return self._confirmed.wait(timeout)
+        news = self._standby._news
+        with news:
+            return news.wait_for(lambda: self._is_confirmed, timeout)
 
     def steal(
         self, only: Iterable[str | int] | None = None, *, shares: Iterable[bytes] | None = None
@@ -97,6 +99,7 @@ class Standby:
         self._on_suspicion = on_suspicion
         self._own_process = own_process  # it was attached for this standby, and goes with it
         self._lock = threading.Lock()
+        self._news = threading.Condition()  # a death has been confirmed
         self._told: dict[int, Death] = {}  # by incarnation
         self._is_cancelled = False
         self._number: int | None = None
@@ -170,7 +173,9 @@ class Standby:
                 self._watch(id_, incarnation)
             case ProcessDied(name, id_, incarnation) if name == self.name:
                 death, is_news = self._death(id_, incarnation)
-                death._confirmed.set()
+                with self._news:
+                    death._is_confirmed = True
+                    self._news.notify_all()
                 if is_news:
                     self._call(self._then, death)
             case ProcessSuspected(name, id_, incarnation) if name == self.name:

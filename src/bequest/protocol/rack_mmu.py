@@ -17,7 +17,13 @@ from functools import partial
 from typing import Any
 
 from bequest.ids import GroupId
-from bequest.limits import COME_BACK_TIMEOUT, EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
+from bequest.limits import (
+    COME_BACK_TIMEOUT,
+    EMBEDDED_FIRST_CLIENT,
+    HEAD_START,
+    SWEEP_INTERVAL,
+    TICKET_BYTES,
+)
 from bequest.protocol.announcer import Announcer
 from bequest.protocol.books import Change
 from bequest.protocol.cross_grant import CrossGrants
@@ -60,6 +66,7 @@ class RackMmu:
         self._status = StatusDesk(
             self._state, self._steals.book, now if config.started is None else config.started
         )
+        self._ended: list[tuple[float, Member, int]] = []  # of whom it is to be told, and when
         self._next_sweep = now + SWEEP_INTERVAL
         self._stop_at = None if config.linger is None else now + EMBEDDED_FIRST_CLIENT
         self._come_back_by = now
@@ -279,6 +286,8 @@ class RackMmu:
         return self._state.take_outputs()
 
     def tick(self, now: float) -> list[Output]:
+        while self._ended and now >= self._ended[0][0]:
+            self._tell_end(*self._ended.pop(0)[1:])
         self._failures.tick(now)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_INTERVAL
@@ -291,7 +300,9 @@ class RackMmu:
 
     def next_deadline(self) -> float:
         stop_at = float("inf") if self._stop_at is None else self._stop_at
-        return min(self._next_sweep, stop_at, self._failures.next_deadline(), self._steals.next_deadline())
+        tell_at = self._ended[0][0] if self._ended else float("inf")
+        others = self._failures.next_deadline(), self._steals.next_deadline()
+        return min(self._next_sweep, stop_at, tell_at, *others)
 
     def go_on(self) -> list[Output]:
         """What was put off until the changes have been written down; asked for by the output `GoOn`."""
@@ -511,11 +522,10 @@ class RackMmu:
         shard.mark_dead(process.id)
         settled = shard.settle(process.id)
         self._steals.victim_died(process, now)
-        self._state.later(
-            partial(self._tell_end, process, settled)
-        )  # when who waits to steal has been answered
+        self._ended.append((now + HEAD_START, process, settled))
 
     def _tell_end(self, process: Member, settled: int) -> None:
+        """To whom it may concern; who steals from it has had a moment's start."""
         self._unwatch(process)
         if not process.enrolled:
             self._forget_at_agent(process)

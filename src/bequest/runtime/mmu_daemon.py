@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bequest._core import Table
-from bequest.limits import WITNESS_PATIENCE
+from bequest.limits import HEAD_START, WITNESS_PATIENCE
 from bequest.protocol.outputs import (
     AwaitExit,
     DropTable,
@@ -53,6 +53,7 @@ class MmuDaemon(Daemon):
         self._tables: dict[int, Table] = {}
         self._witnesses = Witnesses()
         self._inputs: deque[Input] = deque()
+        self._notes: deque[tuple[float, Note]] = deque()  # and when they were made
         self._unwatched: dict[
             int, int
         ] = {}  # os pids of clients whose end is awaited, and could not be watched
@@ -145,11 +146,13 @@ class MmuDaemon(Daemon):
 
     def tick(self, now: float) -> None:
         self._take(partial(self._machine.tick, now))
+        self._log_notes(now - HEAD_START)
         for client, os_pid in list(self._unwatched.items()):
             self._await_exit(client, os_pid)
 
     def next_deadline(self) -> float:
-        return self._machine.next_deadline()
+        log_at = self._notes[0][0] + HEAD_START if self._notes else float("inf")
+        return min(log_at, self._machine.next_deadline())
 
     # --- outputs -------------------------------------------------------------------------------------------
 
@@ -168,11 +171,15 @@ class MmuDaemon(Daemon):
     def _carry_out(self, outputs: list[Output]) -> None:
         self._write_down()
         for output in outputs:
-            if not isinstance(output, Note):
+            if isinstance(output, Note):  # what people may read later keeps nobody waiting
+                self._notes.append((time.monotonic(), output))
+            else:
                 self._carry_out_one(output)
-        for output in outputs:  # what people may read later keeps nobody waiting
-            if isinstance(output, Note):
-                (log.warning if output.trouble else log.info)("%s", output.text)
+
+    def _log_notes(self, until: float) -> None:
+        while self._notes and self._notes[0][0] <= until:
+            note = self._notes.popleft()[1]
+            (log.warning if note.trouble else log.info)("%s", note.text)
 
     def _carry_out_one(self, output: Output) -> None:
         match output:
