@@ -12,6 +12,7 @@
 
 #include "doorbell.hpp"
 #include "kernel.hpp"
+#include "promptness.hpp"
 
 namespace bequest {
 
@@ -69,6 +70,7 @@ LifelineKeeper::LifelineKeeper(Table table, uint32_t id)
 
 void* LifelineKeeper::run(void* self) {
     auto& keeper = *static_cast<LifelineKeeper*>(self);
+    ask_for_short_slices();
     keeper.hold_line();
     keeper.phase_.store(kRuns);
     wake(keeper.phase_, INT_MAX);

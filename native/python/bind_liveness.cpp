@@ -13,6 +13,7 @@
 
 #include "../fence.hpp"
 #include "../liveness.hpp"
+#include "../promptness.hpp"
 #include "../ptrace_fence.hpp"
 #include "python.hpp"
 
@@ -120,6 +121,7 @@ private:
 
 void bind_lifelines(nb::module_& m) {
     using namespace nb::literals;
+    m.def("ask_for_short_slices", &ask_for_short_slices);
     m.attr("BEAT_INTERVAL") = kBeatInterval_ns / 1e9;
     m.attr("LOOK_INTERVAL") = kLookInterval_ns / 1e9;
     nb::class_<OwnLifeline>(m, "Lifeline")

@@ -227,6 +227,9 @@ def ptrace_close(os_pid: int, pidfd: int, ranges: Sequence[tuple[int, int]], sec
 def allow_tracer(os_pid: int) -> bool:
     """Lets that process, and its descendants, trace this one, where Yama asks."""
 
+def ask_for_short_slices() -> None:
+    """Has the scheduler let this thread run soon after it has been woken (native/promptness.hpp)."""
+
 BEAT_INTERVAL: float
 LOOK_INTERVAL: float
 

@@ -46,6 +46,7 @@ class Vigil:
         self._core.nudge()
 
     def _work(self) -> None:
+        _core.ask_for_short_slices()
         while not self._is_closed:
             end = self._core.wait()
             if end is not None and end[2] and not self._is_closed:
