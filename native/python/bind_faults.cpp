@@ -51,14 +51,6 @@ PyThreadState* running_thread() {
 #endif
 }
 
-bool is_finalizing() {
-#if PY_VERSION_HEX >= 0x030D0000
-    return Py_IsFinalizing() != 0;
-#else
-    return _Py_IsFinalizing() != 0;
-#endif
-}
-
 // --- word is left --------------------------------------------------------------------------------
 
 // Under the GIL, for a thread that is in the handler: so no garbage collection, which would run anybody's

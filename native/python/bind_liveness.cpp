@@ -104,11 +104,7 @@ public:
         table_ = table;  // the one before is let go only now
     }
     nb::object wait() {
-        std::optional<Vigil::End> end;
-        {
-            nb::gil_scoped_release release;
-            end = vigil_.wait();
-        }
+        const std::optional<Vigil::End> end = without_gil([&] { return vigil_.wait(); });
         if (!end) return nb::none();
         return nb::make_tuple(end->id, end->incarnation, end->event == LineEvent::kDied);
     }

@@ -131,12 +131,9 @@ bool wait(const Ready& ready, std::atomic<uint32_t>& bell, std::atomic<uint32_t>
     for (;;) {
         const int64_t waited = monotonic_ns() - start;
         const int64_t left = timeout_ns < 0 ? INT64_MAX / 2 : timeout_ns - waited;
-        bool came;
-        {
-            nb::gil_scoped_release release;
-            came = wait_until(ready, bell, sleepers, spin_ns > waited ? spin_ns - waited : 0,
-                              left > 0 ? left : 0);
-        }
+        const int64_t spin = spin_ns > waited ? spin_ns - waited : 0;
+        const bool came =
+            without_gil([&] { return wait_until(ready, bell, sleepers, spin, left > 0 ? left : 0); });
         if (came) return true;
         if (PyErr_CheckSignals() != 0) throw nb::python_error();
         if (timeout_ns >= 0 && monotonic_ns() - start >= timeout_ns) return false;

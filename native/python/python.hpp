@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <unistd.h>
 
 #include <exception>
 #include <utility>
@@ -69,6 +70,25 @@ public:
 private:
     Holding* holding_ = nullptr;
 };
+
+inline bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// Waits without the GIL. A thread that would come back to an interpreter which has ended does not: Python
+// would end it there, and C++ takes an end that unwinds its frames for a mistake.
+template <class Wait>
+auto without_gil(const Wait& wait) {
+    PyThreadState* const thread = PyEval_SaveThread();
+    const auto result = wait();
+    while (is_finalizing()) pause();
+    PyEval_RestoreThread(thread);
+    return result;
+}
 
 struct RegionBase {
     nb::object process;

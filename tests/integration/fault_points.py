@@ -168,8 +168,7 @@ def _watch_tasks(points: FaultPoints) -> None:
         return do
 
     for kind in (mmu_daemon.MmuDaemon, element_server.ElementServer, agent.Agent, monitor.Monitor):
-        for name in ("tick", "link_restored", "link_broken", "peer_gone", "_process_ended", "_absent_exited",
-                     "_lifelines_broke"):  # fmt: skip
+        for name in ("tick", "link_restored", "link_broken", "peer_gone", "_process_ended", "_absent_exited"):
             if name in vars(kind):
                 setattr(kind, name, turning(vars(kind)[name], name.strip("_").replace("_", " ")))
     Workers.collect = turning(Workers.collect, "done by a worker")  # type: ignore[method-assign]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,31 +22,45 @@ DIED, LEFT = True, False
 
 
 class Hints:
-    """What a watch has told."""
+    """What the ends of lines have told, by a vigil for each."""
 
-    def __init__(self, use: int = _core.LIFELINE_OF_MONITOR) -> None:
-        self.watch = _core.DeathWatch(use)
+    def __init__(self) -> None:
         self.told: dict[int, bool] = {}
+        self.vigils: list[_core.Vigil] = []
 
-    def drain(self, seconds: float = 0.0) -> dict[int, bool]:
-        if select.select([self.watch], [], [], seconds)[0]:
-            for key, died in self.watch.drain():
-                assert key not in self.told
-                self.told[key] = died
+    def watch(self, key: int, table: _core.Table, id: int) -> _core.Vigil:
+        vigil = _core.Vigil()
+        vigil.keep(table, id, key)
+        self.vigils.append(vigil)
+        threading.Thread(target=self._wait, args=(vigil, id), daemon=True).start()
+        return vigil
+
+    def _wait(self, vigil: _core.Vigil, id: int) -> None:
+        while self.vigils:
+            end = vigil.wait()
+            if end is not None:
+                assert end[0] == id
+                assert end[1] not in self.told
+                self.told[end[1]] = end[2]
+
+    def after(self, seconds: float) -> dict[int, bool]:
+        time.sleep(seconds)
         return self.told
 
     def expect(self, told: dict[int, bool]) -> None:
-        deadline = time.monotonic() + DEADLINE
-        while self.told != told and time.monotonic() < deadline:
-            self.drain(deadline - time.monotonic())
-        assert self.told == told
+        until(lambda: self.told == told, f"{told}, not {self.told}")
+
+    def close(self) -> None:
+        vigils, self.vigils = self.vigils, []
+        for vigil in vigils:
+            vigil.nudge()
 
 
 @pytest.fixture
 def hints() -> Iterator[Hints]:
     one = Hints()
     yield one
-    one.watch.close()
+    one.close()
 
 
 @pytest.fixture
@@ -107,74 +122,93 @@ def admit(table: _core.Table, ids: list[int]) -> None:
 
 def test_a_kill_is_a_hint_of_a_death_for_each_who_watches(table: _core.Table, hints: Hints) -> None:
     admit(table, [1])
-    others = [Hints(use) for use in (_core.LIFELINE_OF_MONITOR, *[_core.LIFELINE_OF_STANDBYS] * 3)]
     keeper = Keeper(table, [1], pause)
-    for one in (hints, *others):
-        one.watch.add(1, table, 1)
-    assert hints.drain(0.05) == {}
+    for key in range(5):  # the kernel wakes one of them
+        hints.watch(key, table, 1)
+    assert hints.after(0.05) == {}
+    assert not table.is_broken(1)
     keeper.end()
-    for one in (hints, *others):
-        one.expect({1: DIED})
-    for one in others:
-        one.watch.close()
+    hints.expect(dict.fromkeys(range(5), DIED))
+    assert table.is_broken(1)
 
 
 def test_who_leaves_in_good_order_has_not_died(table: _core.Table, hints: Hints) -> None:
     admit(table, [1, 2])
     keeper = Keeper(table, [1, 2], leave)
-    hints.watch.add(1, table, 1)
-    hints.watch.add(2, table, 2)
+    hints.watch(1, table, 1)
+    hints.watch(2, table, 2)
     keeper.release()
     hints.expect({1: LEFT, 2: LEFT})
     keeper.end()
-    assert hints.drain(0.05) == {1: LEFT, 2: LEFT}
+    assert hints.after(0.05) == {1: LEFT, 2: LEFT}
+    assert not table.is_broken(1)
 
 
 def test_a_line_is_watched_before_it_begins_and_after_it_broke(table: _core.Table, hints: Hints) -> None:
     admit(table, [1])
-    hints.watch.add(1, table, 1)
-    assert hints.drain(0.05) == {}
+    hints.watch(1, table, 1)
+    assert hints.after(0.05) == {}
     Keeper(table, [1], pause).end()
     hints.expect({1: DIED})
-    hints.watch.add(2, table, 1)
+    hints.watch(2, table, 1)
     hints.expect({1: DIED, 2: DIED})
 
 
-def test_more_lines_than_one_thread_can_wait_for_added_and_removed_at_any_time(
-    table: _core.Table, hints: Hints
-) -> None:
-    ids = list(range(1, 401))
-    admit(table, ids)
-    first, second = Keeper(table, ids[:200], pause), Keeper(table, ids[200:], pause)
-    for id in ids:
-        hints.watch.add(id, table, id)
-    assert len(statuses("bequest-watch")) == 4  # 127 each
-    for id in ids[::2]:
-        hints.watch.remove(id)
-    second.end()
-    hints.expect(dict.fromkeys((id for id in ids[200:] if id % 2 == 0), DIED))
-    for id in ids[:200:2]:
-        hints.watch.add(id, table, id)
-    first.end()
-    hints.expect(dict.fromkeys([*(id for id in ids[200:] if id % 2 == 0), *ids[:200]], DIED))
-
-
-def test_a_line_that_is_added_to_a_watch_asleep_is_watched(table: _core.Table, hints: Hints) -> None:
+def test_a_vigil_that_is_kept_over_another_tells_of_that_one_alone(table: _core.Table, hints: Hints) -> None:
     admit(table, [1, 2])
     first, second = Keeper(table, [1], pause), Keeper(table, [2], pause)
-    hints.watch.add(1, table, 1)
-    assert hints.drain(0.05) == {}
-    hints.watch.add(2, table, 2)
-    second.end()
-    hints.expect({2: DIED})
+    vigil = _core.Vigil()
+    told = []
+
+    def wait() -> None:
+        while len(told) < 2:
+            if (end := vigil.wait()) is not None:
+                told.append(end)
+
+    vigil.keep(table, 1, 10)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.05)
+    vigil.keep(table, 2, 20)  # while it waits for the first
     first.end()
-    hints.expect({2: DIED, 1: DIED})
+    time.sleep(0.05)
+    assert told == []
+    second.end()
+    until(lambda: told == [(2, 20, DIED)], "the end of the second")
+    time.sleep(0.05)
+    assert told == [(2, 20, DIED)], "an end is told once"
+    vigil.keep(table, 2, 21)
+    waiting.join(DEADLINE)
+    assert told == [(2, 20, DIED), (2, 21, DIED)]
+
+
+def test_a_nudge_has_a_vigil_return_whether_it_waits_yet_or_not(table: _core.Table) -> None:
+    vigil = _core.Vigil()
+    vigil.nudge()
+    assert vigil.wait() is None
+    nudger = threading.Timer(0.05, vigil.nudge)
+    nudger.start()
+    assert vigil.wait() is None  # though it is kept over nobody
+    nudger.join()
+
+
+def test_a_vigil_keeps_the_table_it_looks_at(hints: Hints) -> None:
+    table = _core.Table.create(1)
+    admit(table, [1])
+    keeper = Keeper(table, [1], pause)
+    hints.watch(1, table, 1)
+    fd = os.dup(table.fileno())
+    del table
+    gc.collect()
+    keeper.end()
+    hints.expect({1: DIED})
+    os.close(fd)
 
 
 def test_an_exec_is_a_hint_of_a_death(table: _core.Table, hints: Hints) -> None:
     admit(table, [1])
     keeper = Keeper(table, [1], lambda lines: os.execv("/bin/sleep", ["sleep", "60"]))
-    hints.watch.add(1, table, 1)
+    hints.watch(1, table, 1)
     keeper.release()
     hints.expect({1: DIED})
     assert os.waitpid(keeper.pid, os.WNOHANG) == (0, 0)
@@ -194,23 +228,26 @@ def test_the_child_of_a_fork_neither_keeps_nor_breaks_the_line(table: _core.Tabl
         signal.pause()
 
     keeper = Keeper(table, [1], fork_and_leave)
-    hints.watch.add(1, table, 1)
+    hints.watch(1, table, 1)
     keeper.release()
-    assert hints.drain(0.1) == {}
+    assert hints.after(0.1) == {}
     keeper.end()
     hints.expect({1: DIED})
 
 
-def test_a_watch_in_the_child_of_a_fork_is_closed_without_its_threads(
-    table: _core.Table, hints: Hints
-) -> None:
-    admit(table, [1])
-    hints.watch.add(1, table, 1)
-    child = os.fork()
-    if child == 0:
-        hints.watch.close()
-        os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+def test_a_thread_may_ask_for_short_slices() -> None:
+    """What the scheduler makes of it is its own affair: asking neither fails nor changes the thread's niceness."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    found = []
+
+    def ask() -> None:
+        _core.ask_for_short_slices()
+        found.append((os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert found == [(before, os.SCHED_OTHER)]
 
 
 def test_beats_come_while_somebody_watches_and_stop_with_the_process(table: _core.Table) -> None:
@@ -248,8 +285,8 @@ def test_an_attached_process_has_a_lifeline_until_it_detaches(
     me: bq.Process, yard: Yard, hints: Hints
 ) -> None:
     alice, bob = yard.actor("alice"), yard.actor("bob")
-    hints.watch.add(1, me.table, alice.id)
-    hints.watch.add(2, me.table, bob.id)
+    hints.watch(1, me.table, alice.id)
+    hints.watch(2, me.table, bob.id)
     alice.kill()
     hints.expect({1: DIED})
     assert bob.close() == 0
@@ -260,7 +297,7 @@ def test_an_exec_of_an_attached_process_is_a_hint_of_its_death(
     me: bq.Process, yard: Yard, rack: RackUnderTest, hints: Hints
 ) -> None:
     alice = yard.actor("alice")
-    hints.watch.add(1, me.table, alice.id)
+    hints.watch(1, me.table, alice.id)
     alice.start(fork_users.become_a_sleeper)
     hints.expect({1: DIED})
     alice.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from typing import ClassVar
 
 import pytest
@@ -155,7 +156,7 @@ def test_a_process_that_cannot_be_watched_has_not_ended(monkeypatch: pytest.Monk
             return []
 
     daemon = MmuDaemon.__new__(MmuDaemon)
-    daemon._machine, daemon._unwatched = Machine(), {}  # type: ignore[assignment]
+    daemon._machine, daemon._unwatched, daemon._notes = Machine(), {}, deque()  # type: ignore[assignment]
     monkeypatch.setattr(daemon, "_take", lambda given: given())
     trouble = OSError(errno.EMFILE, "out of descriptors")
 

@@ -9,6 +9,7 @@ from bequest.limits import (
     DEATH_TOLD_FOR,
     FAILED_RUNS_MAX,
     GUARD_TIMEOUT,
+    HEAD_START,
     PAGE_BYTES,
     SLAB_FAILED_RUNS_MAX,
 )
@@ -343,8 +344,10 @@ def test_only_a_death_is_told_as_one(state: str) -> None:
     del one.to_agents[:]
     if state == "exited":
         one.exit(victim)
+        assert not any(isinstance(message, wire.TellGroup) for message in one.to_agents), "heirs go first"
     else:
         one.ask(peer, wire.Detach())
+    one.pass_time(HEAD_START)
     told = [message.notice for message in one.to_agents if isinstance(message, wire.TellGroup)]
     assert told == (
         [wire.NoticeDied("victim", victim.pid, victim.incarnation, 1)] * 2 if state == "exited" else []

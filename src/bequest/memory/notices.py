@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from bequest._core import ask_for_short_slices
 from bequest.errors import BequestError, NotAttached
 from bequest.ids import check_name
 from bequest.limits import FAILURES_KEPT_MAX, RESUBSCRIBE_TIMEOUT
@@ -157,6 +158,7 @@ class Notices:
     # --- the thread that reads ------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        ask_for_short_slices()
         try:
             while (notice := self._next_notice()) is not None:
                 self._tell(notice)

@@ -14,6 +14,8 @@ from functools import partial
 from bequest import _core
 from bequest.memory.callbacks import Job, run_job
 
+_END_TIMEOUT = 0.1  # seconds, for a thread that is not in a callback
+
 Broke = Callable[[int, int], object]  # gets the process id and incarnation
 
 
@@ -26,10 +28,12 @@ class Vigil:
         self._core = _core.Vigil()
         self._jobs: deque[Job] = deque()
         self._is_closed = False
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """From now on it waits, and runs what it was given before."""
-        threading.Thread(target=self._work, name=self._thread_name, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name=self._thread_name, daemon=True)
+        self._thread.start()
 
     def keep(self, table: _core.Table, id_: int, incarnation: int) -> None:
         """Over this one from now on: ``broke`` is called once, should its lifeline break."""
@@ -44,6 +48,8 @@ class Vigil:
         """Calls nobody any more on account of a lifeline; what `run` was given before still runs."""
         self._is_closed = True
         self._core.nudge()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_END_TIMEOUT)  # unless a callback takes its time
 
     def _work(self) -> None:
         _core.ask_for_short_slices()

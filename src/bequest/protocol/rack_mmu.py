@@ -20,7 +20,6 @@ from bequest.ids import GroupId
 from bequest.limits import (
     COME_BACK_TIMEOUT,
     EMBEDDED_FIRST_CLIENT,
-    HEAD_START,
     SWEEP_INTERVAL,
     TICKET_BYTES,
 )
@@ -31,7 +30,7 @@ from bequest.protocol.groups import Group, Rules
 from bequest.protocol.mailboxes import Mailboxes
 from bequest.protocol.memory_failure import MemoryFailures
 from bequest.protocol.namespace import Namespace
-from bequest.protocol.outputs import Note, Output, PeerId, ProcessKey, StopRack, ToAgent, ToMonitor
+from bequest.protocol.outputs import Note, Output, PeerId, ProcessKey, StopRack, ToAgent
 from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import MmuConfig, RackState, Session
@@ -66,7 +65,6 @@ class RackMmu:
         self._status = StatusDesk(
             self._state, self._steals.book, now if config.started is None else config.started
         )
-        self._ended: list[tuple[float, Member, int]] = []  # of whom it is to be told, and when
         self._next_sweep = now + SWEEP_INTERVAL
         self._stop_at = None if config.linger is None else now + EMBEDDED_FIRST_CLIENT
         self._come_back_by = now
@@ -286,8 +284,7 @@ class RackMmu:
         return self._state.take_outputs()
 
     def tick(self, now: float) -> list[Output]:
-        while self._ended and now >= self._ended[0][0]:
-            self._tell_end(*self._ended.pop(0)[1:])
+        self._watch.tick(now)
         self._failures.tick(now)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_INTERVAL
@@ -300,9 +297,8 @@ class RackMmu:
 
     def next_deadline(self) -> float:
         stop_at = float("inf") if self._stop_at is None else self._stop_at
-        tell_at = self._ended[0][0] if self._ended else float("inf")
-        others = self._failures.next_deadline(), self._steals.next_deadline()
-        return min(self._next_sweep, stop_at, tell_at, *others)
+        desks = (self._watch, self._failures, self._steals)
+        return min(self._next_sweep, stop_at, *(desk.next_deadline() for desk in desks))
 
     def go_on(self) -> list[Output]:
         """What was put off until the changes have been written down; asked for by the output `GoOn`."""
@@ -406,8 +402,8 @@ class RackMmu:
         self._standbys.gone(process)
         self._state.clients.detached(session)
         process.peer = None
-        self._forget_at_agent(process)
-        self._unwatch(process)
+        self._watch.forget_at_agent(process)
+        self._watch.unwatch(process)
         process.become(State.GONE)
         self._state.later(partial(self._finish_detach, process, session.peer, now))
 
@@ -514,28 +510,12 @@ class RackMmu:
         self._standbys.gone(process)
         self._state.later(partial(self._settle, process, now))
 
-    def _unwatch(self, process: Member) -> None:
-        self._state.outputs.append(ToMonitor(wire.UnwatchProcess(process.id, process.incarnation)))
-
     def _settle(self, process: Member, now: float) -> None:
         shard = self._state.shard_of(process.group)
         shard.mark_dead(process.id)
         settled = shard.settle(process.id)
         self._steals.victim_died(process, now)
-        self._ended.append((now + HEAD_START, process, settled))
-
-    def _tell_end(self, process: Member, settled: int) -> None:
-        """To whom it may concern; who steals from it has had a moment's start."""
-        self._unwatch(process)
-        if not process.enrolled:
-            self._forget_at_agent(process)
-        text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {settled} steps settled"
-        self._state.outputs.append(Note(text))
-        self._watch.tell_death(process)
-
-    def _forget_at_agent(self, process: Member) -> None:
-        forget = wire.ForgetProcess(process.id, process.incarnation)
-        self._state.outputs.append(ToAgent(process.compute, forget))
+        self._watch.settled(process, settled, now)
 
     def _slab_lost(self, element: int, slab: int) -> None:
         """An element that was started anew does not have it: its memory is gone, whoever owns it."""
@@ -560,7 +540,7 @@ class RackMmu:
         for member in self._state.processes:
             if member.state is State.ORPHANED and member.free_at is not None and now >= member.free_at:
                 self._free_all(member, now)
-                self._forget_at_agent(member)
+                self._watch.forget_at_agent(member)
             elif self._never_came(member, now):
                 self._exited(member, now)
         self._state.later(partial(self._clear_up, now))

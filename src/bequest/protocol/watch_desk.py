@@ -5,16 +5,19 @@ contacts that their process's agent does not know are called through their own.
 
 A death must not be lost on its way, for somebody may wait for nothing else. So it is written down, with a number, and
 told again on every new link to an agent, as long as an agent may be away; who has heard it before knows by the number.
+The first time it is told a moment late, so that heirs have the processors to themselves.
 Suspicions that stand are said on every new link as well: the agent tells those that it has not heard of, and withdraws
 those that stand no more.
 """
 
 from __future__ import annotations
 
-from bequest.limits import DEATH_TOLD_FOR
+from collections import deque
+
+from bequest.limits import DEATH_TOLD_FOR, HEAD_START
 from bequest.protocol.books import Row
 from bequest.protocol.memory_failure import MemoryFailures
-from bequest.protocol.outputs import ToAgent
+from bequest.protocol.outputs import Note, ToAgent, ToMonitor
 from bequest.protocol.process_table import Member, State
 from bequest.protocol.rack_state import RackState
 from bequest.wire import messages as wire
@@ -31,17 +34,43 @@ class WatchDesk:
         self._state = state
         self._failures = failures
         self._deaths = state.books.open("deaths", DeathRow, int)  # by their numbers
+        self._ends: deque[tuple[float, Member, int]] = (
+            deque()
+        )  # when to tell of whom, and how many steps were settled
 
     def died(self, process: Member, now: float) -> None:
-        """To be told by `tell_death`, when this has been written down."""
+        """To be written down; told when it is `settled`."""
         number = self._state.books.counter("death").next()
         notice = wire.NoticeDied(process.name, process.id, process.incarnation, number)
         self._deaths.put(number, DeathRow(process.group, notice, now + DEATH_TOLD_FOR))
 
-    def tell_death(self, process: Member) -> None:
+    def settled(self, process: Member, steps: int, now: float) -> None:
+        """Whoever waits to steal from it goes first: others hear of it a moment later."""
+        self._ends.append((now + HEAD_START, process, steps))
+
+    def tick(self, now: float) -> None:
+        while self._ends and now >= self._ends[0][0]:
+            self._tell_end(*self._ends.popleft()[1:])
+
+    def next_deadline(self) -> float:
+        return self._ends[0][0] if self._ends else float("inf")
+
+    def _tell_end(self, process: Member, steps: int) -> None:
+        self.unwatch(process)
+        if not process.enrolled:
+            self.forget_at_agent(process)
+        text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {steps} steps settled"
+        self._state.outputs.append(Note(text))
         for death in self._deaths:
             if death.notice.incarnation == process.incarnation:
                 self.tell_group(process, death.notice)
+
+    def unwatch(self, process: Member) -> None:
+        self._state.outputs.append(ToMonitor(wire.UnwatchProcess(process.id, process.incarnation)))
+
+    def forget_at_agent(self, process: Member) -> None:
+        forget = wire.ForgetProcess(process.id, process.incarnation)
+        self._state.outputs.append(ToAgent(process.compute, forget))
 
     def agent_linked(self, compute: str) -> None:
         """What has been told it may not have heard, or not passed on."""

@@ -28,7 +28,6 @@ from contextlib import suppress
 
 import msgspec
 
-from bequest._core import ask_for_short_slices
 from bequest.errors import BadSize
 from bequest.limits import (
     HELLO_TIMEOUT,
@@ -241,7 +240,6 @@ class Daemon(ABC):
             return True
 
     def run(self) -> None:
-        ask_for_short_slices()
         self._wakeup = self._catch_signals()  # open to the end: a signal may come until then
         self._selector.register(
             self._wakeup[0], selectors.EVENT_READ, lambda: self.stop("terminated by a signal")

@@ -3,8 +3,9 @@
 Theory of operation. With the news that a process has enrolled, its agent sends a copy of the userfaultfd by which it
 can fence it. Through it the kernel tells at once whether anybody still runs in the address space (native/fence.hpp):
 the same proof that the agent would find, without the way there and back, which is most of what a theft from the dead
-would take. It only ever says that somebody has gone. Whom it does not know, and who runs, is the agent's to judge and
-to fence. Copies are let go as soon as their process has ended, so that no fence outlasts the agent's.
+would take. It is asked before a theft begins. It only ever says that somebody has
+gone. Whom it does not know, and who runs, is the agent's to judge and to fence. Copies are let go as soon as their
+process has ended, so that no fence outlasts the agent's.
 """
 
 from __future__ import annotations
