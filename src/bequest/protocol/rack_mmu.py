@@ -223,10 +223,13 @@ class RackMmu:
         process = self._state.processes.exact(pid, incarnation)
         return process is not None and process.state in (State.ATTACHED, State.LOST)
 
-    def bearer(self, name: str) -> tuple[GroupId, ProcessKey] | None:
-        """Who has this name now, and in which group."""
-        process = self._state.processes.attached(name)
-        return None if process is None else (process.group, (process.id, process.incarnation))
+    def running(self, name: str) -> list[tuple[GroupId, ProcessKey]]:
+        """Who bears this name and may still write, and in which group."""
+        return [
+            (process.group, (process.id, process.incarnation))
+            for process in self._state.processes
+            if process.name == name and process.state in (State.ATTACHED, State.LOST)
+        ]
 
     def daemon_runs(self, report: wire.DaemonReport) -> None:
         """For the report: this daemon runs, for the first time or again."""

@@ -219,14 +219,14 @@ class MmuDaemon(Daemon):
         request = message.request if isinstance(message, wire.Once) else message
         if not isinstance(request, wire.Steal):
             return []
-        bearer = self._machine.bearer(request.victim)
-        if bearer is None:
-            return []
-        group, key = bearer
-        is_hinted = self._tables[group].is_broken(key[0])
-        if self._witnesses.saw_the_end_of(key, WITNESS_PATIENCE if is_hinted else 0.0):
-            return self._hear_agent(wire.ProcessExited(*key))
-        return self._machine.monitor_message(wire.DeathHint(*key)) if is_hinted else []
+        outputs = []
+        for group, key in self._machine.running(request.victim):
+            is_hinted = self._tables[group].is_broken(key[0])
+            if self._witnesses.saw_the_end_of(key, WITNESS_PATIENCE if is_hinted else 0.0):
+                outputs += self._hear_agent(wire.ProcessExited(*key))
+            elif is_hinted:
+                outputs += self._machine.monitor_message(wire.DeathHint(*key))
+        return outputs
 
     def _open_table(self, group: int) -> Table:
         """The one that a run before had, or a new one, which is kept before its group is written down."""
