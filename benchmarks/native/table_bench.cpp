@@ -103,7 +103,7 @@ int main(int argc, char** argv) {
     Table table = new_table();
     Steward steward(table);
     DescriptorPool pool(table, 1);
-    Arena arena(table, 1, pool);
+    Arena arena(table, 1, pool, [](uint64_t, uint64_t) { return false; });
     steward.add_slab({1, kWindowBase + kProcessSpaceBytes, kExtents, 0, false, 1});
 
     std::vector<Extent> extents;
