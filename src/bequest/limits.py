@@ -168,7 +168,8 @@ NOISE_FACTOR = 3  # the worst lateness seen lately counts so many times
 NOISE_MAX = 0.5
 
 # --- the supervisor ----------------------------------------------------------------------------------------
-UPKEEP_INTERVAL = 0.5  # between looks whether the rack's directory and sockets are still there
+UPKEEP_INTERVAL = 0.5  # between looks whether the rack's directory, sockets and log are as they should be
+RACK_LOG_BYTES_MAX = 1 << 20  # some 10,000 lines, and as many in the former log
 STOP_TIMEOUT = 3.0  # from SIGTERM to SIGKILL for a daemon that does not end
 SHORT_LIFE = 0.5  # a daemon that dies sooner may do so again, and again
 SHORT_LIVES_AT_ONCE = (

@@ -23,8 +23,9 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import msgspec
 
@@ -38,11 +39,21 @@ from bequest.limits import (
     WIRE_VERSION,
 )
 from bequest.runtime.admission import NO_DESCRIPTORS, last_words, refusal, send_away
+from bequest.runtime.rack_log import follow
 from bequest.runtime.safe import Deposit, Tether
 from bequest.runtime.transport import Packet, new_buffer, peer_credentials, receive_packet, send_packet
 from bequest.wire import messages as wire
 from bequest.wire.codec import Decoder, GarbledPacket, encode
-from bequest.wire.supervision import Hold, Keep, Kept, Listen, Release, Relink, SupervisorToDaemon
+from bequest.wire.supervision import (
+    Hold,
+    Keep,
+    Kept,
+    Listen,
+    Release,
+    Relink,
+    SupervisorToDaemon,
+    WriteLog,
+)
 
 log = logging.getLogger("bequest.daemon")
 
@@ -331,6 +342,9 @@ class Daemon(ABC):
                 if self.lock is not None:
                     os.close(self.lock)
                 self.lock = fds[0]
+            case WriteLog(path):
+                with self._spare_descriptor(), suppress(OSError):
+                    follow(Path(path))
             case _:
                 raise AssertionError(f"the supervisor says {message}")
 
@@ -474,11 +488,16 @@ class Daemon(ABC):
     def _refuse_one(self, error: OSError) -> None:
         """Out of descriptors: the spare one serves to accept a client and send it away, or it would wait for ever."""
         log.error("%s cannot accept a client: %s", self.role, error)
+        with self._spare_descriptor(), suppress(OSError):
+            send_away(self._listener.accept()[0], NO_DESCRIPTORS.format(self.role))
+
+    @contextmanager
+    def _spare_descriptor(self) -> Iterator[None]:
+        """For what needs one for a moment when all are in use."""
         if self._spare_fd is not None:
             os.close(self._spare_fd)
             self._spare_fd = None
-        with suppress(OSError):
-            send_away(self._listener.accept()[0], NO_DESCRIPTORS.format(self.role))
+        yield
         with suppress(OSError):  # another thread was quicker: at the next one, perhaps
             self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 

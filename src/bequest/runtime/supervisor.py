@@ -41,6 +41,7 @@ from bequest.runtime.loop import STOP_SIGNALS, Daemon, SlowReader, Wire
 from bequest.runtime.mmu_daemon import MmuDaemon
 from bequest.runtime.monitor import Monitor
 from bequest.runtime.post import Child, Post, obituary
+from bequest.runtime.rack_log import Lines, RackLog
 from bequest.runtime.safe import Deposit, Safe, Tether
 from bequest.runtime.slab_files import SlabFileError, SlabFiles
 from bequest.runtime.transport import link, listen, new_buffer, receive_packet
@@ -57,9 +58,12 @@ _ERRORS_MAX = 3
 
 
 class Supervisor:
-    def __init__(self, config: RackConfig, directory: ClaimedDirectory) -> None:
+    def __init__(
+        self, config: RackConfig, directory: ClaimedDirectory, rack_log: RackLog | None = None
+    ) -> None:
         self._config = config
         self._directory = directory
+        self._log = rack_log
         self._safe = Safe()
         self._posts: list[Post] = []
         self._selector = selectors.DefaultSelector()
@@ -74,7 +78,7 @@ class Supervisor:
         self._catch_signals()
         try:
             self._posts = self._plan(self._config.for_mmu())
-            upkeep = Upkeep(self._directory, self._posts, self._tell)
+            upkeep = Upkeep(self._directory, self._posts, self._tell, self._log)
             gc.collect()
             for post in self._posts:
                 self._start(post)
@@ -398,11 +402,11 @@ def run_rack(
             raise BadConfig(str(error)) from error
     directory = claim(config.name)
     try:
-        _set_up_log(None if log_to_stderr else directory.log)
-        if not log_to_stderr:
-            _leave_terminal(directory.log)  # before the daemons are forked: they must not keep it either
+        # Before the daemons are forked: they must not keep the terminal either.
+        rack_log = None if log_to_stderr else _leave_terminal(directory.log)
+        _set_up_log(logging.StreamHandler() if rack_log is None else logging.StreamHandler(Lines()))
         directory.write_notes(RackNotes(config.name, os.getpid(), _version(), config.linger is not None))
-        supervisor = Supervisor(config, directory)
+        supervisor = Supervisor(config, directory, rack_log)
     except BaseException:
         directory.remove()
         raise
@@ -414,9 +418,9 @@ def embedded_config() -> RackConfig:
     return make_config(name=f"{EMBEDDED_PREFIX}{os.getpid()}", linger=EMBEDDED_LINGER)
 
 
-def _set_up_log(path: Path | None) -> None:
+def _set_up_log(handler: logging.Handler) -> None:
     logging.basicConfig(
-        filename=path,
+        handlers=[handler],
         format="%(asctime)s %(process)d %(levelname)s %(message)s",
         level=logging.INFO,
         force=True,
@@ -467,14 +471,13 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
-def _leave_terminal(log_path: Path) -> None:
-    """Whoever started the rack may wait for the end of its output; what Python cannot log goes to the log as well."""
+def _leave_terminal(log_path: Path) -> RackLog:
+    """Whoever started the rack may wait for the end of its output."""
     null = os.open("/dev/null", os.O_RDWR)
-    errors = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    for target, source in ((0, null), (1, null), (2, errors)):
-        os.dup2(source, target)
+    for target in (0, 1):
+        os.dup2(null, target)
     os.close(null)
-    os.close(errors)
+    return RackLog(log_path)
 
 
 if __name__ == "__main__":

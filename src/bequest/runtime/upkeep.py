@@ -2,8 +2,9 @@
 
 Theory of operation. A rack lives in its processes; its directory is only how it is found. Whoever is attached notices
 nothing when that is deleted, but nobody could join the rack any more, look at it or end it. So the supervisor looks
-every so often, and makes the directory, the lock, the notes and the sockets again. A socket that has been bound cannot
-be bound a second time: a post gets another, and its daemon is handed a copy.
+every so often, and makes the directory, the lock, the notes, the log and the sockets again. A socket that has been
+bound cannot be bound a second time: a post gets another, and its daemon is handed a copy. A log that has grown too long
+is begun anew on the same occasion (`bequest.runtime.rack_log`).
 
 If another rack has been started in that place meanwhile, this one cannot be found again, by anybody: it ends.
 """
@@ -13,16 +14,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bequest.errors import BequestError, NameTaken
 from bequest.limits import UPKEEP_INTERVAL
 from bequest.runtime.directory import ClaimedDirectory
 from bequest.runtime.post import Post
+from bequest.runtime.rack_log import RackLog
 from bequest.runtime.transport import listen
 from bequest.wire.message import Message
-from bequest.wire.supervision import Hold, Listen
+from bequest.wire.supervision import Hold, Listen, WriteLog
 
 log = logging.getLogger("bequest.supervisor")
 
@@ -32,10 +34,13 @@ Tell = Callable[[Post, Message, list[int]], None]
 class Upkeep:
     """The supervisor's. ``tell`` hands a message and descriptors to a post's daemon, if there is one."""
 
-    def __init__(self, directory: ClaimedDirectory, posts: list[Post], tell: Tell) -> None:
+    def __init__(
+        self, directory: ClaimedDirectory, posts: list[Post], tell: Tell, rack_log: RackLog | None
+    ) -> None:
         self._directory = directory
         self._posts = posts
         self._tell = tell
+        self._log = rack_log
         self._bound = {post.key: _identity(post.path) for post in posts}
         self._trouble = ""
         self.next_look = time.monotonic() + UPKEEP_INTERVAL
@@ -57,13 +62,19 @@ class Upkeep:
             self._trouble = ""
 
     def _look(self) -> None:
-        if self._directory.restore():
+        has_moved = self._directory.restore()
+        if self._log is not None and self._log.look():  # first, so that the rest is told in it
+            self._tell_all(WriteLog(str(self._log.path)))
+        if has_moved:
             log.warning("%s had been deleted, and has been made again", self._directory.path)
-            for post in self._posts:
-                self._tell(post, Hold(), [self._directory.lock])
+            self._tell_all(Hold(), [self._directory.lock])
         for post in self._posts:
             if post.path is not None and _identity(post.path) != self._bound[post.key]:
                 self._listen_again(post, post.path)
+
+    def _tell_all(self, message: Message, fds: Sequence[int] = ()) -> None:
+        for post in self._posts:
+            self._tell(post, message, list(fds))
 
     def _listen_again(self, post: Post, path: Path) -> None:
         path.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 A daemon keeps with its supervisor what it must not lose: `Keep` with file descriptors, `Release`. The supervisor
 answers each `Keep` with `Kept`, in order, and hands out the ends of fresh links with `Relink`. What has been deleted of
-the rack's directory it makes again, and hands to the daemons with `Listen` and `Hold`.
+the rack's directory it makes again, and hands to the daemons with `Listen` and `Hold`. `WriteLog` tells of a new log.
 """
 
 from __future__ import annotations
@@ -45,5 +45,11 @@ class Hold(Message, frozen=True):
     """With the lock of the rack's directory, which was deleted and made again: to be held for life."""
 
 
+class WriteLog(Message, frozen=True):
+    """The rack's log is a new file, since the former one has grown too long or was deleted."""
+
+    path: str
+
+
 DaemonToSupervisor = Keep | Release
-SupervisorToDaemon = Kept | Relink | Listen | Hold
+SupervisorToDaemon = Kept | Relink | Listen | Hold | WriteLog
