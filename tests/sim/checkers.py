@@ -200,20 +200,33 @@ class DeathsAreTold(Attachments):
 
     def ended(self, world: World) -> None:
         for key, (victim, at) in self.dead.items():
-            library = self.libraries[victim]
-            for process, since in self.since.items():
-                is_there = since < at and self.left[process] > max(at, world.healed_at) + IN_TIME
-                is_of_group = self.libraries[process].table is library.table
-                if not is_there or not is_of_group or process is victim:
-                    continue
+            there = [process for process in self.since if self._is_there(process, victim, at)]
+            for process in there:
                 is_told = key in self.heard.get(process, [])
                 require(is_told, f"{process!r} was never told that {victim!r} {key} has died")
-                is_near = self.libraries[process].attached_at == library.attached_at
-                if process.was_cut_off:
-                    continue  # what was on its way over that connection is lost, as it is told (`EventsDropped`)
-                if process.name in library.contacts and (is_near or not world.daemons_die):
-                    is_called = key in self.called.get(process, [])
-                    require(is_called, f"{process!r}, a contact of {victim!r} {key}, was never called")
+            self._check_contacts(victim, key, there)
+
+    def _is_there(self, process: OsProcess, victim: OsProcess, at: float) -> bool:
+        is_in_time = self.since[process] < at and self.left[process] > max(at, self.world.healed_at) + IN_TIME
+        return is_in_time and process is not victim and self.table_of(process) is self.table_of(victim)
+
+    def _check_contacts(self, victim: OsProcess, key: tuple[int, int], there: list[OsProcess]) -> None:
+        """Those are called that its agent has confirmed; or those it was asking for when it died."""
+        library = self.libraries[victim]
+        owed = [process for process in there if self._is_owed_a_call(process, library, key)]
+        choices = (
+            [library.contacts]
+            if library.contacts_asked is None
+            else [library.contacts, library.contacts_asked]
+        )
+        uncalled = [[process for process in owed if process.name in names] for names in choices]
+        require(not all(uncalled), f"{uncalled}, contacts of {victim!r} {key}, were never called")
+
+    def _is_owed_a_call(self, process: OsProcess, library: Library, key: tuple[int, int]) -> bool:
+        """What was on its way over a connection that was cut is lost, as its process is told (`EventsDropped`)."""
+        is_near = self.libraries[process].attached_at == library.attached_at
+        is_reached = not process.was_cut_off and (is_near or not self.world.daemons_die)
+        return is_reached and key not in self.called.get(process, [])
 
 
 IN_TIME = 0.5  # seconds, after the last fault

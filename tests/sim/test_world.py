@@ -75,10 +75,15 @@ def test_the_world_is_not_kind() -> None:
         drawn = Options.drawn(Random(seed))
         watched = msgspec.structs.replace(drawn, groups=1, **WATCHED)
         World(seed, all_checkers(), count, watched).run()
+        World(seed, all_checkers(), count, msgspec.structs.replace(drawn, groups=1, **GREEDY)).run()
     assert not [word for word in MET if seen[word] < 3], dict(seen)
 
 
 WATCHED = {"has_monitor": True, "safety_seconds": 2.0, "stop_every": 0.1, "stall_chance": 0.0, "think": 0.01}
+GREEDY = {
+    "greed": 1.0, "safety_seconds": 2.0, "think": 0.01, "has_monitor": False,
+    "kill_every": 2e3, "daemon_every": 2e3, "hang_up_every": 2e3,
+}  # fmt: skip
 MET = (
     "killed", "stopped", "is cut off", "SlabRefused", "inbox-full", "CrossGranted(copied_bytes=0)", "CopyPages",
     "PunchPages", "RegroupSlab", "name-taken", "MailboxOpened", "CloseMailbox", "kind='dead'",

@@ -1,7 +1,7 @@
 """A client's connection to a daemon: one request at a time, one reply to each, or notices as they come.
 
-What the client sent before it closed is still read; what a daemon has not read when it dies is lost, and so is what the
-client had not read.
+What either has sent before its end is still read by the other, as of a socket; but what a daemon had not read when it
+died is lost.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class Connection:
 
     def break_off(self) -> None:
         self.is_broken = True
-        self._notices.clear()
         self._give(None)
 
     def _give(self, answer: Answer | None) -> None:

@@ -86,6 +86,7 @@ class Library:
         self.mailboxes: list[wire.MailboxOpened] = []
         self.peers: dict[str, Peer] = {}
         self.contacts: list[str] = []  # as its agent has confirmed them
+        self.contacts_asked: list[str] | None = None  # for, and it is not known whether they are in force
         self.attached_at = ""
         self._revocations = 0
         self._elements: dict[int, Line] = {}
@@ -150,9 +151,11 @@ class Library:
             yield 0.002
 
     def name_contacts(self, names: list[str]) -> Acting:
+        self.contacts_asked = names
         reply, _ = yield from self._request(self._agent, wire.SetContacts(names))
         if isinstance(reply, wire.Done):
             self.contacts = names
+        self.contacts_asked = None
 
     def stand_by(self, name: str) -> Acting:
         yield from self._request(self.mmu, wire.StandBy(name), "unknown", "config", "capability")
@@ -166,6 +169,7 @@ class Library:
             reply, _ = yield from self._request(self.mmu, wire.NeedSlab(wanted), "memory", "address-space")
             if not isinstance(reply, wire.SlabReady):
                 return
+            self.reconcile()
             descriptor = self.table.alloc(self.id, pages)
         if descriptor is not None:
             handle = self._handle(descriptor)
@@ -229,7 +233,7 @@ class Library:
             yield 0.001
 
     def reconcile(self) -> None:
-        """What of its regions was stolen."""
+        """What of its regions was stolen. The library looks whenever it is called, and before it has more memory."""
         if self.table.revocations.get(self.id, 0) != self._revocations:
             self._revocations = self.table.revocations.get(self.id, 0)
             for handle in list(self.handles):
@@ -253,9 +257,11 @@ class Library:
         if not isinstance(reply, wire.Stolen):
             return
         self.world.stole(self.process, self, reply)
+        self.reconcile()  # some of it may have been ours, and have been fenced off
         for descriptor in self.table.adopt(self.id, reply.pid, reply.incarnation):
             yield from self._have(descriptor)
         while reply.heir and self.table.heirs.get(reply.pid) == self.id:
+            self.reconcile()
             taken = self.table.take(reply.pid, self.id)
             if taken is None:
                 return
@@ -315,6 +321,7 @@ class Library:
         reply, _ = yield from self._request(self.mmu, message, "dead", "inbox-full", "memory", "moved")
         if isinstance(reply, wire.Failed):
             self.peers.pop(to, None)
+            self.reconcile()
             yield from self._take_back(handle)
 
     def _take_back(self, handle: Handle) -> Acting:
@@ -329,6 +336,7 @@ class Library:
         yield from self._have(again.descriptor)
 
     def accept(self, inbox: int) -> Acting:
+        self.reconcile()
         taken = self.table.take(inbox, self.id)
         if taken is not None:
             descriptor, tag = taken
