@@ -42,6 +42,7 @@ $(VENV)/.made: $(LOCK)
 $(VENV)/.installed: $(VENV)/.made $(NATIVE_SOURCES) CMakeLists.txt pyproject.toml
 	$(SAY) "build: compiling the native core, installing bequest into $(VENV)"
 	$(ALONE) $(PIP) --no-build-isolation --editable '.[test,lint]'
+	@$(BIN)/python -m compileall -q src  # as pip does with what is not editable; else each start compiles, where nobody may write
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.installed

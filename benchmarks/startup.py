@@ -21,6 +21,7 @@ from .measure import MIB, Figure, Noise, Outcome, Target
 REPEATS = 11
 QUICK_REPEATS = 3
 LARGEST_WAIT_SECONDS = 60
+UNWANTED = {"BEQUEST_RACK", "PYTHONDONTWRITEBYTECODE"}  # modules are compiled once, as pip does
 
 IMPORT = """
 import sys, time
@@ -42,7 +43,7 @@ with bequest.connect().attach("first") as me:
 
 def fresh_interpreter(program: str) -> list[float]:
     """Runs the program in a Python of its own, without the user's rack; returns the numbers it prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "BEQUEST_RACK"}
+    environment = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     with tempfile.TemporaryDirectory() as elsewhere:  # where no rack of the user runs
         environment["XDG_RUNTIME_DIR"] = elsewhere
         command = [sys.executable, "-c", program]
