@@ -109,6 +109,23 @@ def test_stolen_memory_that_is_granted_back_is_as_good_as_new(yard: Yard, me: bq
     assert thief.do(actors.values, "again") == [10]
 
 
+def test_what_is_stolen_back_can_be_stored_to(yard: Yard, me: bq.Process, fence: int) -> None:
+    """What a fence has left on it goes, though nothing of ours was touched or looked at since."""
+    thief = yard.actor("thief")
+    thief_id = thief.do(actors.own_id)
+    region = me.alloc(4 * PAGE)
+    region.array()[:] = 5
+    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    rob(me, thief_id, region)
+    thief.do(actors.adopt, "region", me.id, me.table.life(me.id)[1])
+    taken = [(descriptor, word) for descriptor, word, _, _ in me.table.stealable(thief_id)]
+    assert len(me.table.steal(taken, thief_id, me.id)) == 1
+    [again] = me._adopt(thief_id, me.table.life(thief_id)[1])
+    again.array()[:] = 10
+    assert again.address == region.address and set(again.array()) == {10}
+    again.free()
+
+
 def test_free_runs_at_home_are_mapped_anew_after_a_theft(yard: Yard, me: bq.Process, fence: int) -> None:
     """They are open to the process that allocated them, and a fence may have gone over them."""
     thief = yard.actor("thief").do(actors.own_id)
