@@ -75,7 +75,6 @@ SECRET_BYTES = 16
 NONCE_BYTES_MAX = 32  # of a request; what is longer is no message
 TICKET_BYTES = 16
 ORPHAN_KEEP = 60.0  # a dead process's memory waits this long for somebody to take it
-ID_REST = 1.0  # an id rests this long after its bearer has gone, so that late messages find nobody
 SWEEP_INTERVAL = 1.0
 JOURNAL_BYTES_MIN = 128 << 10  # a shorter journal is never begun anew: it is read in some 20 ms
 JOURNAL_GROWTH = 4  # and a longer one when it has grown to so many times what the books take

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bequest.limits import FENCE_TIMEOUT, ID_REST, STEAL_PASSES_MAX, STEAL_SELECTION_MAX
+from bequest.limits import FENCE_TIMEOUT, STEAL_PASSES_MAX, STEAL_SELECTION_MAX, SWEEP_INTERVAL
 from bequest.protocol import steal_desk
 from bequest.sim.fake_shard import PAGE, FakeShard
 from bequest.wire import messages as wire
@@ -378,7 +378,7 @@ def test_a_victim_that_detaches_while_it_is_fenced_leaves_nothing() -> None:
     scene.hold_fences()
     scene.steal()
     assert scene.box.ask(scene.victim, wire.Detach()) == wire.Done()
-    scene.box.pass_time(2 * ID_REST)
+    scene.box.pass_time(2 * SWEEP_INTERVAL)
     scene.box.agent(wire.ProcessFenced(scene.last_fence(), "protected"))
     failed(scene.box.replies[scene.thief][-1], "dead")
     scene.box.pass_time(2)

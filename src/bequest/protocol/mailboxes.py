@@ -68,7 +68,7 @@ class Mailboxes:
         if name is not None and not create:
             raise Refusal("unknown", f"no mailbox {name!r} is open in this group")
         processes = self._state.processes
-        mailbox = processes.admit(Kind.MAILBOX, name or "", opener.group, now)
+        mailbox = processes.admit(Kind.MAILBOX, name or "", opener.group)
         mailbox.name = name or f"mailbox-{mailbox.id}-{mailbox.incarnation}"
         self._state.shard_of(mailbox.group).admit(mailbox.id, mailbox.incarnation, 0, mailbox.name)
         return mailbox

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from bequest.ids import GroupId, ProcessId
-from bequest.limits import FIRST_MAILBOX_ID, ID_REST, LAST_MAILBOX_ID, MAX_PROCESS_ID
+from bequest.limits import FIRST_MAILBOX_ID, LAST_MAILBOX_ID, MAX_PROCESS_ID
 from bequest.protocol.books import Books, Row
 from bequest.protocol.outputs import PeerId
 from bequest.protocol.refusal import Refusal
@@ -79,28 +79,28 @@ class Member(Row):
 class Resting(Row):
     """An id between two bearers."""
 
-    until: float
-
 
 class IdPool:
-    """Ids of one kind: those that were never borne, then those that have rested, longest first."""
+    """Ids of one kind: those that were never borne, then those that have rested longest.
+
+    So what is late will hardly find somebody else. That it does no harm if it does is owed to the incarnation, which
+    goes with every id.
+    """
 
     def __init__(self, books: Books, kind: Kind, first: int, last: int) -> None:
         self._resting = books.open(f"resting {kind.value} ids", Resting, int)
         self._fresh = deque(range(first, last + 1))
 
-    def take(self, now: float) -> int | None:
+    def take(self) -> int | None:
         if self._fresh:
             return self._fresh.popleft()
-        for number, rest in self._resting.items():
-            if rest.until > now:
-                break
+        number = next((number for number, _ in self._resting.items()), None)
+        if number is not None:
             self._resting.remove(number)
-            return number
-        return None
+        return number
 
-    def give_back(self, number: int, now: float) -> None:
-        self._resting.put(number, Resting(now + ID_REST))
+    def give_back(self, number: int) -> None:
+        self._resting.put(number, Resting())
 
     def restored(self, borne: Sequence[int]) -> None:
         """``borne`` are the ids that have bearers."""
@@ -128,8 +128,8 @@ class ProcessTable:
         member = self._members.get(number)
         return member if member is not None and member.incarnation == incarnation else None
 
-    def admit(self, kind: Kind, name: str, group: GroupId, now: float) -> Member:
-        number = self._pools[kind].take(now)
+    def admit(self, kind: Kind, name: str, group: GroupId) -> Member:
+        number = self._pools[kind].take()
         if number is None:
             raise Refusal(
                 "memory",
@@ -144,10 +144,10 @@ class ProcessTable:
         self._books.counter("incarnation").pass_by(incarnation)
         self._members.put(number, Member(kind, number, incarnation, "", group, state=State.GONE))
 
-    def forget(self, member: Member, now: float) -> None:
+    def forget(self, member: Member) -> None:
         assert member.state is State.GONE and member.pending == 0, member
         self._members.remove(member.id)
-        self._pools[member.kind].give_back(member.id, now)
+        self._pools[member.kind].give_back(member.id)
 
     def attached(self, name: str) -> Member | None:
         for member in self._members:

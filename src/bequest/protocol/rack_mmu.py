@@ -339,7 +339,7 @@ class RackMmu:
         compute = self._compute(message.compute)
         heir = None if message.heir is None else checked_name(message.heir, "heir's name")
         group = self._group_for(session, message.secret)
-        process = state.processes.admit(Kind.PROCESS, name, group.id, now)
+        process = state.processes.admit(Kind.PROCESS, name, group.id)
         process.os_pid, process.compute, process.nonce = session.os_pid, compute, message.nonce
         process.ticket = state.fresh_bytes(TICKET_BYTES)
         process.heir = heir
@@ -577,7 +577,7 @@ class RackMmu:
                 self._release(member, now)
             elif member.pending == 0 and member.id not in held and not self._state.plan.in_use(member.id):
                 group.shard.vacate(member.id)
-                self._state.processes.forget(member, now)
+                self._state.processes.forget(member)
                 self._state.clients.forget_answers_of(member.id)
 
     # --- within --------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Restorer:
             member = None
         if life == LIFE_EMPTY:
             if member is not None:  # it was about to be forgotten
-                self._state.processes.forget(member, self._now)
+                self._state.processes.forget(member)
             return
         if member is None or member.incarnation != incarnation:
             kind = Kind.PROCESS if number < FIRST_MAILBOX_ID else Kind.MAILBOX

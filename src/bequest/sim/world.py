@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from random import Random
 
-from bequest.limits import ID_REST, SWEEP_INTERVAL
+from bequest.limits import SWEEP_INTERVAL
 from bequest.sim.agent import Agent
 from bequest.sim.connection import Connection
 from bequest.sim.daemon import Daemon, Link
@@ -86,7 +86,7 @@ class World:
         self.is_winding_down = True
         if not self.events.run(self.events.now + _WIND_DOWN_MAX, enough=lambda: not self.living()):
             raise Finding(f"{self.living()} have not come to their end: a request was never answered")
-        self.events.run(self.events.now + self.config.orphan_keep + ID_REST + 4 * SWEEP_INTERVAL)
+        self.events.run(self.events.now + self.config.orphan_keep + 5 * SWEEP_INTERVAL)
         self.observe("ended", self)
 
     def living(self) -> list[OsProcess]:
