@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <unistd.h>
 
+#include <cxxabi.h>
 #include <exception>
 #include <utility>
 
@@ -79,14 +80,17 @@ inline bool is_finalizing() {
 #endif
 }
 
-// Waits without the GIL. A thread that would come back to an interpreter which has ended does not: Python
-// would end it there, and C++ takes an end that unwinds its frames for a mistake.
+// Waits without the GIL. Python ends a thread that comes back to an interpreter which is ending, by unwinding
+// its frames; C++ would take that for a mistake. So it stays here: the process is about to end.
 template <class Wait>
 auto without_gil(const Wait& wait) {
     PyThreadState* const thread = PyEval_SaveThread();
     const auto result = wait();
-    while (is_finalizing()) pause();
-    PyEval_RestoreThread(thread);
+    try {
+        PyEval_RestoreThread(thread);
+    } catch (abi::__forced_unwind&) {
+        for (;;) pause();
+    }
     return result;
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -233,6 +235,23 @@ def test_the_child_of_a_fork_neither_keeps_nor_breaks_the_line(table: _core.Tabl
     assert hints.after(0.1) == {}
     keeper.end()
     hints.expect({1: DIED})
+
+
+def test_a_thread_that_is_woken_while_the_interpreter_ends_does_no_harm() -> None:
+    program = """if True:
+        import time
+        from bequest.memory.vigil import Vigil
+        vigil = Vigil("vigil", print)
+        vigil.start()
+        time.sleep(0.01)
+        vigil.run(lambda: None)
+        end = time.perf_counter() + 0.001
+        while time.perf_counter() < end:
+            pass
+    """
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_thread_may_ask_for_short_slices() -> None:

@@ -55,11 +55,15 @@ def everybody(rack: RackUnderTest) -> list[int]:
 
 def provoke(rack: RackUnderTest, role: str) -> None:
     """A daemon writes a line about who sends it garbage."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-        client.connect(str(rack.directory / SOCKETS[role]))
-        send_packet(client, b"garbage")
-        client.settimeout(10)
-        client.recv(4096)
+    directory = os.open(rack.directory, os.O_PATH)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(f"/proc/self/fd/{directory}/{SOCKETS[role]}")  # a path of any length
+            send_packet(client, b"garbage")
+            client.settimeout(10)
+            client.recv(4096)
+    finally:
+        os.close(directory)
 
 
 def all_are_heard_in(rack: RackUnderTest, path: Path) -> None:

@@ -57,5 +57,9 @@ class Vigil:
             end = self._core.wait()
             if end is not None and end[2] and not self._is_closed:
                 run_job(partial(self._broke, *end[:2]))
-            while self._jobs:
-                run_job(self._jobs.popleft())
+            self._run_jobs()
+        self._run_jobs()  # what came while it was told to end
+
+    def _run_jobs(self) -> None:
+        while self._jobs:
+            run_job(self._jobs.popleft())

@@ -155,6 +155,11 @@ class ProcessTable:
                 return member
         return None
 
+    def running(self, name: str, group: GroupId) -> list[Member]:
+        """Who may still write."""
+        named = [member for member in self._members if (member.name, member.group) == (name, group)]
+        return [member for member in named if member.state in (State.ATTACHED, State.LOST)]
+
     def admitted_by(self, nonce: bytes) -> Member | None:
         """Whom this very request has attached before."""
         for member in self._members:

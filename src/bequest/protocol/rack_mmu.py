@@ -223,13 +223,11 @@ class RackMmu:
         process = self._state.processes.exact(pid, incarnation)
         return process is not None and process.state in (State.ATTACHED, State.LOST)
 
-    def running(self, name: str) -> list[tuple[GroupId, ProcessKey]]:
-        """Who bears this name and may still write, and in which group."""
-        return [
-            (process.group, (process.id, process.incarnation))
-            for process in self._state.processes
-            if process.name == name and process.state in (State.ATTACHED, State.LOST)
-        ]
+    def running(self, name: str, peer: PeerId) -> list[tuple[GroupId, ProcessKey]]:
+        """Who bears this name and may still write, of the group of the process behind this connection."""
+        asker = self._process_of(self._state.sessions[peer])
+        found = [] if asker is None else self._state.processes.running(name, asker.group)
+        return [(member.group, (member.id, member.incarnation)) for member in found]
 
     def daemon_runs(self, report: wire.DaemonReport) -> None:
         """For the report: this daemon runs, for the first time or again."""
@@ -511,6 +509,8 @@ class RackMmu:
         self._watch.died(process, now)
         self._mailboxes.close_all(process.id)
         self._standbys.gone(process)
+        if not process.enrolled:
+            self._watch.forget_at_agent(process)
         self._state.later(partial(self._settle, process, now))
 
     def _settle(self, process: Member, now: float) -> None:

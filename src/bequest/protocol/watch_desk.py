@@ -57,8 +57,6 @@ class WatchDesk:
 
     def _tell_end(self, process: Member, steps: int) -> None:
         self.unwatch(process)
-        if not process.enrolled:
-            self.forget_at_agent(process)
         text = f"process {process.name!r} ({process.id}, os pid {process.os_pid}) has died; {steps} steps settled"
         self._state.outputs.append(Note(text))
         for death in self._deaths:

@@ -110,7 +110,7 @@ class MmuDaemon(Daemon):
         self._take(partial(self._ask, peer.id, message))
 
     def _ask(self, peer: int, message: wire.Message) -> list[Output]:
-        outputs = self._look_at_victim(message)
+        outputs = self._look_at_victim(peer, message)
         try:
             outputs += self._machine.client_message(peer, message, time.monotonic())
         except MemoryError as error:
@@ -154,6 +154,10 @@ class MmuDaemon(Daemon):
         log_at = self._notes[0][0] + HEAD_START if self._notes else float("inf")
         return min(log_at, self._machine.next_deadline())
 
+    def stop(self, reason: str) -> None:
+        self._log_notes(float("inf"))
+        super().stop(reason)
+
     # --- outputs -------------------------------------------------------------------------------------------
 
     def _take(self, given: Input) -> None:
@@ -173,6 +177,8 @@ class MmuDaemon(Daemon):
         for output in outputs:
             if isinstance(output, Note):  # what people may read later keeps nobody waiting
                 self._notes.append((time.monotonic(), output))
+                if self._stopping is not None:
+                    self._log_notes(float("inf"))
             else:
                 self._carry_out_one(output)
 
@@ -214,13 +220,13 @@ class MmuDaemon(Daemon):
         if self._machine.is_running(enrolled.pid, enrolled.incarnation):
             self._witnesses.call((enrolled.pid, enrolled.incarnation), link.fds.pop())
 
-    def _look_at_victim(self, message: wire.Message) -> list[Output]:
+    def _look_at_victim(self, peer: int, message: wire.Message) -> list[Output]:
         """Whether somebody that is to be stolen from has died is decided first, and written down in the same frame."""
         request = message.request if isinstance(message, wire.Once) else message
         if not isinstance(request, wire.Steal):
             return []
         outputs = []
-        for group, key in self._machine.running(request.victim):
+        for group, key in self._machine.running(request.victim, peer):
             is_hinted = self._tables[group].is_broken(key[0])
             if self._witnesses.saw_the_end_of(key, WITNESS_PATIENCE if is_hinted else 0.0):
                 outputs += self._hear_agent(wire.ProcessExited(*key))

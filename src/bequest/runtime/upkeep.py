@@ -78,9 +78,10 @@ class Upkeep:
 
     def _listen_again(self, post: Post, path: Path) -> None:
         path.unlink(missing_ok=True)
+        fresh = listen(path)  # if it cannot be had now, the old one stays
         assert post.listener is not None
         post.listener.close()
-        post.listener = listen(path)
+        post.listener = fresh
         self._bound[post.key] = _identity(path)
         log.warning("the socket of %s had been deleted: it has another", post.title)
         self._tell(post, Listen(), [post.listener.fileno()])
