@@ -25,6 +25,7 @@ import soaking
 import storm_users
 from actors import until
 from alive import is_running
+from bequest.limits import SHORT_LIFE
 from bequest.wire import messages as wire
 from racks import MIB, RackUnderTest, Yard
 
@@ -214,8 +215,11 @@ def test_a_storm_goes_on_while_daemons_are_killed(
     for user in users:
         user.start(storm_users.storm, str(population), chance.getrandbits(32))
     try:
-        for victims in [*VICTIMS, *(chance.choice(TOGETHER) for _ in range(KILLS - len(VICTIMS)))]:
+        rounds = [*VICTIMS, *(chance.choice(TOGETHER) for _ in range(KILLS - len(VICTIMS)))]
+        for number, victims in enumerate(rounds):
             time.sleep(chance.uniform(0.02, 0.2))
+            if number % 8 == 7:
+                time.sleep(SHORT_LIFE)  # short lives in a row, without end, would end the rack
             for user in users:
                 assert user.is_busy(), f"{user.name} has stopped: {user.result()}"
             kill(rack, *victims)
