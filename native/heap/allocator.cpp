@@ -59,7 +59,7 @@ void Allocator::walk(Segment* segment) {
             segment->note_run(chunk, record.chunks(), Note::kRunListed);
             listed_[record.size_class()].push_back({segment, chunk});
         } else {
-            segment->note(chunk).note = Note::kBlock;
+            segment->note(chunk) = Note::kBlock;
         }
         chunk += record.chunks();
     }
@@ -112,7 +112,7 @@ Block Allocator::reserve_chunks(uint64_t nbytes) {
         !(grow_(nbytes) && take(nbytes, taken)))
         raise<HeapFull>("the heap has no room for %lu bytes in one piece", nbytes);
     const Segment& segment = *taken.segment;
-    segment.note(taken.chunk).note = Note::kBlock;
+    segment.note(taken.chunk) = Note::kBlock;
     const uint64_t address = segment.address_of(taken.chunk);
     reserved_.push_back(address);
     return {address,     taken.chunks * segment.chunk_bytes(), &segment,
@@ -167,7 +167,7 @@ bool Allocator::use_listed_run(uint32_t size_class, uint64_t tries) {
     for (; tries > 0 && !listed.empty(); tries--) {
         const Place place = listed.back();
         listed.pop_back();
-        if (place.segment->note(place.chunk).note != Note::kRunListed) continue;
+        if (place.segment->note(place.chunk) != Note::kRunListed) continue;
         if (place.segment->record(place.chunk).size_class() != size_class) continue;
         CurrentRun& run = current_[size_class];
         use(run, place);
@@ -189,11 +189,11 @@ void Allocator::use(CurrentRun& run, const Place& place) {
         const uint64_t units = std::min<uint64_t>(64, run.shape.units - i * 64);
         run.available[i] = ~bitmap[i] & (units == 64 ? ~0ull : (1ull << units) - 1);
     }
-    place.segment->note(place.chunk).note = Note::kRunCurrent;
+    place.segment->note(place.chunk) = Note::kRunCurrent;
 }
 
 void Allocator::leave(CurrentRun& run) {
-    if (run.segment) run.segment->note(run.chunk).note = Note::kRunFull;
+    if (run.segment) run.segment->note(run.chunk) = Note::kRunFull;
     run.segment = nullptr;
     run.shape = {};
     run.cursor = 0;
@@ -222,9 +222,8 @@ Block Allocator::find(uint64_t address) {
     if (!walked_) walk();
     const Segment* segment = segment_with(address, 1);
     if (!segment) raise<HeapMisuse>("%#lx is not an address in this heap", address);
-    uint64_t chunk = segment->chunk_of(address);
-    chunk -= segment->note(chunk).back;
-    const Note note = segment->note(chunk).note;
+    const uint64_t chunk = segment->first_of(segment->chunk_of(address));
+    const Note note = segment->note(chunk);
     if (note == Note::kBlock && address == segment->address_of(chunk))
         return {address,
                 segment->record(chunk).chunks() * segment->chunk_bytes(),
@@ -249,7 +248,7 @@ void Allocator::release(const Block& block) {
         segment.forget(block.chunk, chunks);
         return add_free({&segment, block.chunk, chunks});
     }
-    Note& note = segment.note(block.chunk).note;
+    Note& note = segment.note(block.chunk);
     const uint32_t size_class = segment.record(block.chunk).size_class();
     if (note == Note::kRunCurrent) {
         CurrentRun& run = current_[size_class];
@@ -283,7 +282,7 @@ bool Allocator::reclaim() {
             const ChunkWord record = segment->record(chunk);
             if (record.kind() == ChunkKind::kRun && is_empty({segment, chunk}, segment->shape(record)) &&
                 !spared.contains(segment->address_of(chunk))) {
-                if (segment->note(chunk).note == Note::kRunCurrent) leave(current_[record.size_class()]);
+                if (segment->note(chunk) == Note::kRunCurrent) leave(current_[record.size_class()]);
                 segment->unmake_run(chunk);
                 segment->forget(chunk, record.chunks());
                 add_free({segment, chunk, record.chunks()});

@@ -218,7 +218,17 @@ uint64_t Heap::alloc(uint64_t nbytes, Flushed flushed) {
     return reservations_.back().block.address;
 }
 
-void Heap::free(uint64_t address) {
+void Heap::free(uint64_t address) { release(address, false); }
+
+void Heap::free_own(uint64_t address) {
+    try {
+        release(address, true);
+    } catch (const HeapMisuse& stray) {
+        throw CorruptHeap(stray.what());
+    }
+}
+
+void Heap::release(uint64_t address, bool is_own) {
     if (levels_.empty()) raise<HeapMisuse>("memory is freed within a transaction");
     const Block block = allocator_.find(address);
     uint64_t reservation = kNone;
@@ -229,7 +239,7 @@ void Heap::free(uint64_t address) {
         if (reservation == kNone) raise<HeapMisuse>("what lay at %#lx has been freed before", address);
         reservations_[reservation].dropped = true;
     }
-    releases_.push_back({block, reservation});
+    releases_.push_back({block, reservation, is_own});
 }
 
 void Heap::publish(uint64_t& word, uint64_t value) {
@@ -264,8 +274,12 @@ const std::vector<Heap::Change>& Heap::word_changes() {
     for (const Release& release : releases_) {
         if (release.reservation != kNone) continue;
         uint64_t& value = value_of(release.block.word);
-        if (!release.block.is_taken(value))
+        if (!release.block.is_taken(value)) {
+            if (release.is_own)
+                raise<CorruptHeap>("two places of the heap refer to what lies at %#lx",
+                                   release.block.address);
             raise<HeapMisuse>("what lies at %#lx is freed twice", release.block.address);
+        }
         value = release.block.freed(value);
     }
     return changes_;
@@ -407,7 +421,7 @@ bool Heap::remove_root(std::string_view name) {
     const RootRecord* record = record_of(name, &link);
     if (!record) return false;
     Transaction transaction(*this);
-    free(address_of(record));
+    free_own(address_of(record));
     const uint64_t count = (header().root_count & kCheckedMask) - 1;
     set({{link, record->next}, {&header().root_count, checked(count)}});
     transaction.commit();

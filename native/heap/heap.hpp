@@ -106,6 +106,8 @@ public:
     enum class Flushed { kByCommit, kByUser };
     uint64_t alloc(uint64_t nbytes, Flushed flushed = Flushed::kByCommit);
     void free(uint64_t address);
+    // The same for an object's own memory: that it does not begin an allocation is damage then, not misuse.
+    void free_own(uint64_t address);
     // One word, for which everything has been flushed: at once, or with the transaction under way.
     void publish(uint64_t& word, uint64_t value);
 
@@ -122,6 +124,7 @@ private:
     struct Release {
         Block block;
         uint64_t reservation;  // that it drops, or kNone
+        bool is_own;
     };
     static constexpr uint64_t kNone = UINT64_MAX;
 
@@ -136,6 +139,7 @@ private:
 
     const std::vector<Change>& word_changes();
     void give_up();
+    void release(uint64_t address, bool is_own);
     void flush_reservations() const;
     void commit_outermost();
     void commit_journal(const std::vector<std::pair<uint64_t, std::vector<unsigned char>>>& writes);

@@ -155,7 +155,7 @@ bool Map::put(std::string_view key, std::string_view value) {
     Transaction transaction(heap_);
     const uint64_t slot = make_entry(key, value, hash);
     if (found.entry) {
-        heap_.free(reinterpret_cast<uint64_t>(found.entry));
+        heap_.free_own(reinterpret_cast<uint64_t>(found.entry));
         heap_.set({{&found.line->slots[found.slot], slot}});
     } else {
         insert(found, slot);
@@ -178,13 +178,13 @@ bool Map::erase(std::string_view key) {
     }
     while (last.slot + 1 < kSlotsPerLine && last.line->slots[last.slot + 1] != 0) last.slot++;
     Transaction transaction(heap_);
-    heap_.free(reinterpret_cast<uint64_t>(found.entry));
+    heap_.free_own(reinterpret_cast<uint64_t>(found.entry));
     uint64_t* gap = &found.line->slots[found.slot];
     uint64_t* filler = &last.line->slots[last.slot];
     heap_.set({{gap, *filler}, {&header().count, checked(size() - 1)}});
     if (last.before && last.slot == 0) {
         heap_.set({{&last.before->next, 0}});
-        heap_.free(reinterpret_cast<uint64_t>(last.line));
+        heap_.free_own(reinterpret_cast<uint64_t>(last.line));
     } else {
         heap_.set({{filler, 0}});
     }
@@ -204,7 +204,7 @@ std::vector<uint64_t> Map::empty_bucket(uint64_t bucket) {
         if (line->next == 0) return slots;
         if (lines == 0) raise<CorruptHeap>("the Map at %#lx has a bucket that never ends", address_);
         line = &line_at(line->next);
-        heap_.free(reinterpret_cast<uint64_t>(line));
+        heap_.free_own(reinterpret_cast<uint64_t>(line));
     }
 }
 
@@ -266,7 +266,7 @@ void Map::for_each_block(const std::function<void(uint64_t)>& visit) const {
 void Map::destroy() {
     std::vector<uint64_t> blocks;
     for_each_block([&](uint64_t block) { blocks.push_back(block); });
-    for (uint64_t block : blocks) heap_.free(block);
+    for (uint64_t block : blocks) heap_.free_own(block);
 }
 
 void Map::clear() {
@@ -275,7 +275,7 @@ void Map::clear() {
     for_each_block([&](uint64_t block) {
         if (block != address_) blocks.push_back(block);
     });
-    for (uint64_t block : blocks) heap_.free(block);
+    for (uint64_t block : blocks) heap_.free_own(block);
     const MapHeader fresh = empty_header(heap_, header().object);
     heap_.snapshot(header_, sizeof fresh);
     heap_.medium().copy(header_, &fresh, sizeof fresh);

@@ -66,7 +66,7 @@ public:
 #ifdef BEQUEST_STEP_HOOK
         if (medium_recorder) return medium_recorder->copy(to, from, nbytes, site);
 #endif
-        std::memcpy(to, from, nbytes);
+        if (nbytes > 0) std::memcpy(to, from, nbytes);
         keep_order();
     }
     void flush(const void* at, uint64_t nbytes BEQUEST_SITE) const {

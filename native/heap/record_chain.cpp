@@ -182,7 +182,7 @@ uint64_t RecordChain::drop_before(uint64_t index) {
     }
     Transaction transaction(heap_);
     for (uint64_t address = header().first_block; address != kept; address = block_at(address).next)
-        heap_.free(address);
+        heap_.free_own(address);
     heap_.set({{&header().first_block, kept}, {&header().first, place.packed()}});
     transaction.commit();
     return cursor.index_ - first;
@@ -202,7 +202,7 @@ void RecordChain::for_each_block(const std::function<void(uint64_t)>& visit) con
 void RecordChain::destroy() {
     std::vector<uint64_t> blocks;
     for_each_block([&](uint64_t block) { blocks.push_back(block); });
-    for (uint64_t block : blocks) heap_.free(block);
+    for (uint64_t block : blocks) heap_.free_own(block);
 }
 
 }  // namespace bequest

@@ -1,6 +1,7 @@
 #include "segment.hpp"
 
 #include <algorithm>
+#include <new>
 
 #include "checksum.hpp"
 #include "heap_errors.hpp"
@@ -124,13 +125,19 @@ void Segment::unmake_run(uint64_t chunk) const {
     medium_.commit(table_[chunk], ChunkWord::make(ChunkKind::kFree, record(chunk).chunks()).bits);
 }
 
+// From calloc, so that what is never noted of large free areas costs no memory.
+void Segment::make_notes() {
+    notes_.reset(static_cast<Note*>(std::calloc(chunk_count(), sizeof(Note))));
+    if (!notes_) throw std::bad_alloc();
+}
+
 void Segment::note_run(uint64_t chunk, uint64_t chunks, Note first) const {
-    notes_[chunk] = {first, 0};
-    for (uint64_t i = 1; i < chunks; i++) notes_[chunk + i] = {Note::kRunRest, static_cast<uint8_t>(i)};
+    notes_[chunk] = first;
+    for (uint64_t i = 1; i < chunks; i++) notes_[chunk + i] = static_cast<Note>(i);
 }
 
 void Segment::forget(uint64_t chunk, uint64_t chunks) const {
-    std::fill_n(&notes_[chunk], chunks, ChunkNote{});
+    std::fill_n(&notes_[chunk], chunks, Note::kNothing);
 }
 
 }  // namespace bequest

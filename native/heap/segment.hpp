@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 
 #include "heap_layout.hpp"
@@ -47,22 +48,27 @@ public:
     void unmake_run(uint64_t chunk) const;
 
     // This process's own notes about each chunk, made by whoever walks the table.
-    enum class Note : uint8_t { kNothing, kBlock, kRunRest, kRunFull, kRunListed, kRunCurrent };
-    struct ChunkNote {
-        Note note;
-        uint8_t back;  // to the first chunk of a run
+    enum class Note : uint8_t {
+        kNothing = 0,  // or 1…63: in a run, so many chunks behind its first
+        kBlock = 64,
+        kRunFull,
+        kRunListed,
+        kRunCurrent
     };
-    ChunkNote& note(uint64_t chunk) const { return notes_[chunk]; }
+    Note& note(uint64_t chunk) const { return notes_[chunk]; }
+    uint64_t first_of(uint64_t chunk) const {
+        return notes_[chunk] < Note::kBlock ? chunk - static_cast<uint64_t>(notes_[chunk]) : chunk;
+    }
     void note_run(uint64_t chunk, uint64_t chunks, Note first) const;
     void forget(uint64_t chunk, uint64_t chunks) const;
-    void make_notes() { notes_.reset(new ChunkNote[chunk_count()]()); }
+    void make_notes();
 
 private:
     Medium medium_;
     SegmentHeader* header_;
     uint64_t* table_;
     uint64_t first_chunk_, chunk_area_;
-    std::unique_ptr<ChunkNote[]> notes_;
+    std::unique_ptr<Note[], void (*)(void*)> notes_{nullptr, std::free};
 };
 
 }  // namespace bequest
