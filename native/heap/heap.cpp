@@ -188,7 +188,6 @@ void Heap::abort_or_give_up() noexcept {
     }
 }
 
-// What cannot be undone now is left as it is, for the next opening.
 void Heap::give_up() {
     broken_ = true;
     levels_.clear();

@@ -98,6 +98,8 @@ public:
     void commit();  // of the level that was begun last
     void abort();
     void abort_or_give_up() noexcept;
+    // What was under way is left as it is, for the next opening; nothing can be begun here any more.
+    void give_up();
     uint64_t depth() const { return levels_.size(); }
     void snapshot(const void* at, uint64_t nbytes);
     void set(std::initializer_list<Change> changes);
@@ -138,7 +140,6 @@ private:
     [[noreturn]] static void raise_stray(uint64_t address, uint64_t nbytes);
 
     const std::vector<Change>& word_changes();
-    void give_up();
     void release(uint64_t address, bool is_own);
     void flush_reservations() const;
     void commit_outermost();
