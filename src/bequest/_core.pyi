@@ -3,8 +3,8 @@
 Private to the package: `bequest.memory` and the daemons use it, and `bequest.memory` documents what users see.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Self, TypeVar, overload
 
 from typing_extensions import Buffer
 
@@ -308,7 +308,10 @@ class MapBase:
     @overload
     def get(self, key: Buffer, default: _T) -> bytes | _T: ...
     def clear(self) -> None: ...
-    def _iterate(self, what: int) -> Any: ...
+    @overload
+    def _iterate(self, what: Literal[0, 1]) -> Iterator[bytes]: ...
+    @overload
+    def _iterate(self, what: Literal[2]) -> Iterator[tuple[bytes, bytes]]: ...
     def _destroy(self) -> None: ...
 
 class ChainBase:

@@ -149,7 +149,7 @@ class Heap(HeapBase):
     def _view(self, address: int, nbytes: int) -> memoryview:
         for region in self.regions:
             start = address - region.address
-            if 0 <= start and start + nbytes <= region.nbytes:
+            if start >= 0 and start + nbytes <= region.nbytes:
                 return memoryview(region)[start : start + nbytes]
         raise CorruptHeap(f"{nbytes} bytes at {address:#x} are not in this heap")
 

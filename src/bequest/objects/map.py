@@ -32,7 +32,7 @@ class Map(MapBase):
         return self._iterate(0)
 
     def keys(self) -> Iterator[bytes]:
-        """The keys, one after the other. Raises RuntimeError if the map changes its size meanwhile; so do the others."""
+        """The keys, one after the other. RuntimeError rises if the map changes its size meanwhile."""
         return self._iterate(0)
 
     def values(self) -> Iterator[bytes]:
