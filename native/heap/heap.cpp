@@ -96,10 +96,9 @@ bool Heap::grow(uint64_t nbytes) {
     require_memory(*memory);
     Segment::format(medium_, memory->address, memory->nbytes, id(), static_cast<uint32_t>(index));
     Segment::seal(medium_, memory->address);
-    SegmentPlace& place = header().segments[index];
-    medium_.store(place.address, memory->address);
-    medium_.store(place.nbytes, memory->nbytes);
-    medium_.persist(&place, sizeof place);
+    const SegmentPlace place{memory->address, memory->nbytes};
+    medium_.copy(&header().segments[index], &place, sizeof place);
+    medium_.persist(&header().segments[index], sizeof place);
     segments_.push_back(std::make_unique<Segment>(medium_, memory->address, memory->nbytes));
     medium_.commit(header().segments_used, checked(index + 1));
     allocator_.add(segments_.back().get());

@@ -65,8 +65,9 @@ public:
     explicit Explorer(World& world) : world_(world), recorder_(world.memory(), world.nbytes()) {}
 
     Recorder& recorder() { return recorder_; }
-    uint64_t recovery_states = 20'000, going_on_stride = 16;  // see above
-    Tally explore(const Scenario& scenario);                  // throws Violation
+    static constexpr uint64_t kRecoveryStates = 20'000;
+    uint64_t recovery_states = kRecoveryStates, going_on_stride = 16;  // see above
+    Tally explore(const Scenario& scenario);                           // throws Violation
     // The sites that its steps reach, and recovery from a kill in them.
     std::set<uint32_t> sites_of(const Scenario& scenario);
 

@@ -4,6 +4,7 @@
 // `crash_tests mutants [part of a site]` checks that it would notice whatever could be left out.
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "mutants.hpp"
@@ -15,6 +16,14 @@ using namespace bequest::tests;
 
 namespace {
 using Clock = std::chrono::steady_clock;
+
+// BEQUEST_CRASH_STATES, for the sanitizers, which are slow: of each scenario's states in which recovery is
+// cut off.
+uint64_t recovery_states() {
+    const char* wish = std::getenv("BEQUEST_CRASH_STATES");
+    return wish ? std::strtoull(wish, nullptr, 10) : Explorer::kRecoveryStates;
+}
+
 double seconds_since(Clock::time_point started) {
     return std::chrono::duration<double>(Clock::now() - started).count();
 }
@@ -29,6 +38,7 @@ int main(int argc, char** argv) {
     for (const Scenario& scenario : all_scenarios()) {
         if (argc > 1 && !std::strstr(scenario.name, argv[1])) continue;
         Explorer explorer(world);
+        explorer.recovery_states = recovery_states();
         const auto started = Clock::now();
         try {
             const Tally tally = explorer.explore(scenario);

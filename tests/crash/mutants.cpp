@@ -44,6 +44,8 @@ struct Harmless {
 constexpr Harmless kHarmless[] = {
     {"Segment::cut", Step::kStore, 0, Fault::kEarly,
      "the tail's word lies under a free record, or begins one"},
+    {"Segment::format", Step::kStore, 0, Fault::kEarly,
+     "whoever makes a heap here has given up what was here before"},
 };
 
 const char* reason_to_live(const std::vector<Recorder::SiteName>& sites, const Recorder::SiteName& name,

@@ -25,7 +25,7 @@ uint64_t new_cells(World& world, const char* name, uint64_t nbytes) {
     Heap& heap = world.heap();
     const uint64_t address = heap.alloc(nbytes);
     for (uint64_t i = 0; i < cells_in(heap.nbytes_of(address)); i++)
-        world.write(reinterpret_cast<uint64_t*>(address) + i, i == 0 ? nbytes : 0);
+        world.write(reinterpret_cast<uint64_t*>(address) + i, i == 0 ? nbytes + 1 : 0);
     heap.set_root(name, address, kCells);
     return address;
 }
@@ -215,19 +215,20 @@ std::vector<Scenario> allocations() {
              world.heap().free(block);
              set(world, world.cells("a"), 1);
          })}},
-        {"empty runs become chunks again when there is no room",
+        {"an empty run becomes chunks again when there is no room",
          [](World& world) {
              make_heap(world);
-             for (const char* name : {"b", "c", "d", "e"}) {  // two runs, of which one has been full
+             for (const char* name : {"b", "c", "d", "e", "f"}) {  // "f" is in a second run
                  Transaction transaction(world.heap());
                  new_cells(world, name, 448);
                  transaction.commit();
              }
              Transaction transaction(world.heap());
+             new_cells(world, "g", 14 << 10);  // all chunks that are left
              for (const char* name : {"b", "c", "d", "e"}) drop_cells(world, name);
              transaction.commit();
          },
-         {in_transaction([](World& world) { new_cells(world, "b", 15 << 10); })}},
+         {in_transaction([](World& world) { new_cells(world, "b", 2 << 10); })}},
         {"a heap grows by a segment",
          [](World& world) {
              make_heap(world);
@@ -235,9 +236,23 @@ std::vector<Scenario> allocations() {
          },
          {in_transaction([](World& world) {
               set(world, world.cells("a"), 1);
-              new_cells(world, "b", 18 << 10);
+              new_cells(world, "b", 19 << 10);
           }),
           in_transaction([](World& world) { drop_cells(world, "b"); })}},
+        {"a heap grows behind the last snapshot",  // nothing waits between its growing and the commit's log
+                                                   // entries
+         [](World& world) {
+             make_heap(world);
+             world.may_grow = true;
+         },
+         {in_transaction([](World& world) {
+             Heap& heap = world.heap();
+             const uint64_t pair = heap.alloc(16);
+             heap.set_root("p", pair, kReference);
+             const uint64_t large = heap.alloc(19 << 10);
+             world.write(reinterpret_cast<uint64_t*>(large), 7);
+             world.write(reinterpret_cast<uint64_t*>(pair), large);
+         })}},
     };
 }
 

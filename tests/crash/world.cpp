@@ -89,6 +89,10 @@ std::string World::contents() {
             const uint64_t* cell = &heap_->at<uint64_t>(root.address, heap_->nbytes_of(root.address));
             for (uint64_t i = 0; i < cells_in(heap_->nbytes_of(root.address)); i++)
                 text += std::to_string(cell[i]) + ",";
+        } else if (root.kind == kReference) {
+            reached.push_back(root.address);
+            reached.push_back(heap_->at<uint64_t>(root.address));
+            text += std::to_string(heap_->at<uint64_t>(reached.back()));
         } else {
             add_chain(*heap_, root, text, reached);
         }

@@ -16,6 +16,7 @@ constexpr uint64_t kHeapId = 0x6265'7175'6573'7401;
 
 // Roots of this kind are plain memory, of which the first words count as they are.
 constexpr uint64_t kCells = 100;
+constexpr uint64_t kReference = 101;  // its first word is the address of another block
 constexpr uint64_t cells_in(uint64_t nbytes) { return nbytes / 8 < 16 ? nbytes / 8 : 16; }
 
 class World {
