@@ -407,6 +407,17 @@ def test_mailboxes_are_opened_and_closed_faster_than_their_ids_are_many() -> Non
     )
 
 
+def test_who_steals_has_the_rack_look_at_processes_of_its_own_group_alone() -> None:
+    box = Box()
+    one, _ = box.attach("one")
+    _, victim = box.attach("victim")
+    group = box.ask(box.client(), wire.CreateGroup("others"))
+    assert isinstance(group, wire.GroupCreated)
+    stranger, _ = box.attach("stranger", group.secret)
+    assert box.mmu.running("victim", one) == [(victim.group, (victim.pid, victim.incarnation))]
+    assert box.mmu.running("victim", stranger) == box.mmu.running("victim", box.client()) == []
+
+
 def test_mailboxes_are_their_groups_own() -> None:
     box = Box()
     one, _ = box.attach("one")
