@@ -22,8 +22,8 @@ PIP  := $(BIN)/python -m pip install -qq --constraint $(LOCK)
 ALONE := @mkdir -p build && flock build/.lock
 
 BUILD_TOOLS    := build cmake nanobind ninja scikit-build-core
-NATIVE_SOURCES := $(wildcard native/*.cpp native/*.hpp native/python/*.cpp native/python/*.hpp)
-NATIVE_TESTS   := $(wildcard tests/native/*.[ch]pp)
+NATIVE_SOURCES := $(wildcard native/*.[ch]pp native/heap/*.[ch]pp native/python/*.[ch]pp)
+NATIVE_TESTS   := $(wildcard tests/native/*.[ch]pp tests/crash/*.[ch]pp)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -66,7 +66,7 @@ bench: $(VENV)/.bench build/bench/table_bench ## Bequest beside its peers, in on
 	$(SAY) "bench: python -m benchmarks"
 	@$(BIN)/python -m benchmarks --json build/benchmarks.json --write-docs $(ARGS)
 
-build/bench/table_bench: $(VENV)/.made $(NATIVE_SOURCES) benchmarks/native/table_bench.cpp CMakeLists.txt
+build/bench/table_bench: $(VENV)/.made $(NATIVE_SOURCES) $(wildcard benchmarks/native/*.cpp) CMakeLists.txt
 	$(SAY) "build: the native benchmark"
 	$(ALONE) $(BIN)/cmake -S . -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DBEQUEST_BENCH=ON >build/bench.log
 	$(ALONE) $(BIN)/cmake --build build/bench >>build/bench.log || { cat build/bench.log; exit 1; }

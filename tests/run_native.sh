@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the native core with its step hook and runs tests/native. Usage: run_native.sh BUILD_DIR [CMAKE OPTION…]
+# Builds the native core with its step hook and runs tests/native and tests/crash. What each mutant of the heap was
+# noticed by is in BUILD_DIR/mutants.txt. Usage: run_native.sh BUILD_DIR [CMAKE OPTION…]
 # ThreadSanitizer wants a memory layout without randomisation on newer kernels, hence setarch where it is allowed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,4 +22,13 @@ plainly=()
 case " $* " in
     *=thread*) setarch -R true 2>/dev/null && plainly=(setarch -R) ;;
 esac
-exec "${plainly[@]}" "$directory/native_tests"
+"${plainly[@]}" "$directory/native_tests"
+case " $* " in
+    *=thread*) ;; # a heap is one thread's
+    *=address*) BEQUEST_CRASH_STATES=300 "$directory/crash_tests" ;;
+    *)
+        "$directory/crash_tests"
+        "$directory/crash_tests" mutants >"$directory/mutants.txt" || { grep LIVES "$directory/mutants.txt"; exit 1; }
+        tail -n 1 "$directory/mutants.txt"
+        ;;
+esac

@@ -4,7 +4,7 @@
 #include <system_error>
 
 #include "../slab_file.hpp"
-#include "python.hpp"
+#include "heap_handle.hpp"
 
 namespace bequest {
 
@@ -23,6 +23,11 @@ void raise_error(const char* name, const char* format, ...) {
 
 namespace {
 
+void set_error(const char* name, const std::exception& e) {
+    nb::object type = nb::module_::import_("bequest.errors").attr(name);
+    PyErr_SetString(type.ptr(), e.what());
+}
+
 void translate(const std::exception_ptr& pointer, void*) {
     try {
         std::rethrow_exception(pointer);
@@ -35,6 +40,14 @@ void translate(const std::exception_ptr& pointer, void*) {
     } catch (const WindowTaken& e) {
         nb::object type = nb::module_::import_("bequest.errors").attr("UnsupportedPlatform");
         PyErr_SetString(type.ptr(), e.what());
+    } catch (const CorruptHeap& e) {
+        set_error("CorruptHeap", e);
+    } catch (const ForeignHeap& e) {
+        set_error("ForeignHeap", e);
+    } catch (const HeapFull& e) {
+        set_error("HeapFull", e);
+    } catch (const HeapMisuse& e) {
+        set_error("HeapMisuse", e);
     } catch (const std::system_error& e) {
         nb::object arguments = nb::make_tuple(e.code().value(), e.what());
         PyErr_SetObject(PyExc_OSError, arguments.ptr());
@@ -95,6 +108,8 @@ NB_MODULE(_core, m) {
     bind_process(m);
     bind_liveness(m);
     bind_faults(m);
+    bind_heap(m);
+    bind_objects(m);
 
     m.def("warm", &warm_slab, nb::arg("fd"), nb::arg("offset"), nb::arg("nbytes"), nb::arg("huge"),
           nb::call_guard<nb::gil_scoped_release>(),

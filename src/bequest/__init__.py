@@ -11,7 +11,8 @@ A *rack* pools memory; programs *attach* to it as named processes and own *regio
 
 `connect` finds or starts a rack, `Rack.attach` joins it, `Process` allocates, grants and accepts, and `Region` is
 memory with one owner. `dumps` and `loads` put Python objects into regions, and `Queue` replaces
-`multiprocessing.Queue`.
+`multiprocessing.Queue`. A `Heap` in regions, with `Map` and `Log`, is state that is consistent at every instant, and so
+worth inheriting.
 
 This module only re-exports, and imports what is asked for when it is asked for:
 the daemons and the command line pay for nothing else. Everything is documented where it is defined.
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
         BadSize,
         BequestError,
         ConnectionRefused,
+        CorruptHeap,
         FenceFailed,
+        ForeignHeap,
+        HeapFull,
+        HeapMisuse,
         InboxFull,
         MemoryFailure,
         MemoryLost,
@@ -78,6 +83,9 @@ if TYPE_CHECKING:
     from bequest.memory.region import Region
     from bequest.memory.standby import Death, Standby
     from bequest.memory.watchdog import Watchdog
+    from bequest.objects.heap import Heap
+    from bequest.objects.log import Log
+    from bequest.objects.map import Map
     from bequest.queue import Queue
 
 __version__ = "0.1.0"
@@ -92,6 +100,7 @@ __all__ = [
     "BequestError",
     "ConnectionRefused",
     "ContactCalled",
+    "CorruptHeap",
     "Death",
     "ElementBack",
     "ElementSilent",
@@ -100,9 +109,15 @@ __all__ = [
     "Events",
     "EventsDropped",
     "FenceFailed",
+    "ForeignHeap",
     "Group",
+    "Heap",
+    "HeapFull",
+    "HeapMisuse",
     "Inbox",
     "InboxFull",
+    "Log",
+    "Map",
     "MemoryFailed",
     "MemoryFailure",
     "MemoryLost",
@@ -165,6 +180,9 @@ _HOMES = {
     "bequest.memory.region": ("Region",),
     "bequest.memory.standby": ("Death", "Standby"),
     "bequest.memory.watchdog": ("Watchdog",),
+    "bequest.objects.heap": ("Heap",),
+    "bequest.objects.log": ("Log",),
+    "bequest.objects.map": ("Map",),
     "bequest.queue": ("Queue",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -87,6 +87,10 @@ class BadDirectory(BequestError, PermissionError):
     """The directory for racks, or one rack's, is not this user's own. Remove it, or name another one."""
 
 
+class HeapMisuse(BequestError, ValueError):
+    """What was asked of a heap makes no sense: the message says why. Nothing was changed."""
+
+
 # --- the peers' doing -------------------------------------------------------------------------------------
 
 
@@ -198,6 +202,21 @@ class AddressSpaceFull(RackMemoryError):
 
 class TooManyMappings(RackMemoryError):
     """Mapping more would hit the kernel's vm.max_map_count. Use fewer, larger regions, or raise it by sysctl."""
+
+
+class HeapFull(RackMemoryError):
+    """The heap has no room, and could not grow. The transaction under way can be aborted, and is if this leaves it."""
+
+
+class CorruptHeap(BequestError, RuntimeError):
+    """What lies in a heap contradicts itself: something else has written there, or the memory has gone bad.
+
+    Also: there is no heap, or only a part of one. The message says what was found, and where.
+    """
+
+
+class ForeignHeap(BequestError, RuntimeError):
+    """The heap was made by another version of Bequest, which writes another format. Open it with that one."""
 
 
 class VersionMismatch(BequestError, ConnectionError):

@@ -1,0 +1,207 @@
+// A crash-consistent heap: named roots, allocation, and the three ways to change what is in it.
+//
+// Theory of operation: heap_layout.hpp. What users choose between:
+//
+//   Transaction  undo log. Says which bytes it will change, then changes them in place and reads what it has
+//                written. For changes whose extent shows only as they are made, and for those that span
+//                several objects. Nested, each level can fail by itself; all of it counts when the outermost
+//                commits.
+//   Journal      redo log. Collects what shall be written, and writes it when it commits: four waits for
+//   memory
+//                however many places there are, where a transaction waits once more for each snapshot. For
+//                changes that are known beforehand, of scattered words.
+//   publish      shadow copy. What is new was built aside; one word is changed. The cheapest, where one word
+//   is
+//                all that has to change.
+//
+// As in PMDK's libpmemobj, memory allocated within a transaction needs no snapshot, is nobody's if the
+// transaction fails, and what is freed within it is kept until it commits. Different from there, addresses
+// are plain, and an inner transaction that fails undoes what it did and no more.
+#pragma once
+
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "allocator.hpp"
+#include "heap_errors.hpp"
+#include "transaction_log.hpp"
+
+namespace bequest {
+
+struct HeapMemory {
+    uint64_t address, nbytes;
+};
+
+struct HeapOptions {
+    Medium::Backing backing = Medium::Backing::kRam;
+    // Another region of this owner, of at least so many bytes, and so many are wished for.
+    std::function<std::optional<HeapMemory>(uint64_t nbytes_min, uint64_t nbytes_wished)> grow = {};
+    // Is all of this memory ours? Asked for each segment but the first before it is touched.
+    std::function<bool(const HeapMemory&)> is_ours = {};
+};
+
+struct Root {
+    std::string name;
+    uint64_t address, kind;
+    uint64_t record;  // where its record lies
+};
+
+class Heap : private LogHost {
+public:
+    using Recovery = TransactionLog::Recovery;
+    struct Change {
+        uint64_t* word;
+        uint64_t value;
+    };
+
+    static std::unique_ptr<Heap> create(const HeapMemory& memory, uint64_t heap_id, HeapOptions options = {});
+    static std::unique_ptr<Heap> open(const HeapMemory& memory, HeapOptions options = {});
+    ~Heap() override;
+    Heap(const Heap&) = delete;
+
+    const Recovery& recovery() const { return recovery_; }
+    uint64_t address() const { return first().header().address; }
+    uint64_t id() const { return first().header().heap_id; }
+    uint64_t nbytes() const { return heap_bytes(); }
+    uint64_t free_bytes() const { return allocator_.free_bytes(); }
+    std::vector<HeapMemory> segments() const;
+    const Medium& medium() const { return medium_; }
+
+    // --- roots --------------------------------------------------------------------------------
+    std::optional<Root> find_root(std::string_view name) const;
+    void set_root(std::string_view name, uint64_t address, uint64_t kind);
+    bool remove_root(std::string_view name);
+    std::vector<Root> roots() const;
+
+    // --- what is read from the heap is checked before it is followed -----------------------------
+    void require(uint64_t address, uint64_t nbytes) const {
+        if (!contains(address, nbytes)) raise_stray(address, nbytes);
+    }
+    bool contains(uint64_t address, uint64_t nbytes) const {
+        return first().contains(address, nbytes) ||
+               (segments_.size() > 1 && allocator_.contains(address, nbytes));
+    }
+    template <class T>
+    T& at(uint64_t address, uint64_t nbytes = sizeof(T)) const {
+        if (address % alignof(T) != 0) raise_stray(address, nbytes);
+        require(address, nbytes);
+        return *reinterpret_cast<T*>(address);
+    }
+    uint64_t nbytes_of(uint64_t address) { return allocator_.find(address).nbytes; }
+    void for_each_block(const std::function<void(const Block&)>& visit) const { allocator_.for_each(visit); }
+
+    // --- changes --------------------------------------------------------------------------------
+    void begin();
+    void commit();  // of the level that was begun last
+    void abort();
+    void abort_or_give_up() noexcept;
+    // What was under way is left as it is, for the next opening; nothing can be begun here any more.
+    void give_up();
+    uint64_t depth() const { return levels_.size(); }
+    void snapshot(const void* at, uint64_t nbytes);
+    void set(std::initializer_list<Change> changes);
+    // Neither zeroed nor, before the commit, anybody's. It is flushed whole by the commit, or by the user in
+    // part.
+    enum class Flushed { kByCommit, kByUser };
+    uint64_t alloc(uint64_t nbytes, Flushed flushed = Flushed::kByCommit);
+    void free(uint64_t address);
+    // The same for an object's own memory: that it does not begin an allocation is damage then, not misuse.
+    void free_own(uint64_t address);
+    // One word, for which everything has been flushed: at once, or with the transaction under way.
+    void publish(uint64_t& word, uint64_t value);
+
+private:
+    friend class Journal;
+    struct Level {  // what its abort goes back to
+        uint64_t entries, reservations, releases;
+    };
+    struct Reservation {
+        Block block;
+        bool dropped;  // released again by the transaction that made it
+        bool flushed_by_user;
+    };
+    struct Release {
+        Block block;
+        uint64_t reservation;  // that it drops, or kNone
+        bool is_own;
+    };
+    static constexpr uint64_t kNone = UINT64_MAX;
+
+    Heap(const HeapMemory& memory, HeapOptions options);
+    Segment& first() const { return *segments_[0]; }
+    HeapHeader& header() const { return *header_; }
+    void attach_others();
+    void recover();
+    bool grow(uint64_t nbytes);
+    RootRecord* record_of(std::string_view name, uint64_t** link) const;
+    [[noreturn]] static void raise_stray(uint64_t address, uint64_t nbytes);
+
+    const std::vector<Change>& word_changes();
+    void release(uint64_t address, bool is_own);
+    void flush_reservations() const;
+    void commit_outermost();
+    void commit_journal(const std::vector<std::pair<uint64_t, std::vector<unsigned char>>>& writes);
+    void settle(bool committed);
+
+    LogArea more_log(uint64_t nbytes_min) override;
+    bool can_hold_log(const LogArea& area) const override;
+    bool can_be_logged(uint64_t address, uint64_t nbytes) const override;
+    uint64_t heap_bytes() const override;
+
+    Medium medium_;
+    HeapOptions options_;
+    std::vector<std::unique_ptr<Segment>> segments_;
+    HeapHeader* header_;
+    Allocator allocator_;
+    std::optional<TransactionLog> log_;
+    Recovery recovery_;
+    std::vector<Level> levels_;
+    std::vector<Reservation> reservations_;
+    std::vector<Release> releases_;
+    std::vector<Block> log_areas_;
+    std::vector<Change> changes_;  // kept, to save an allocation in each commit
+    bool broken_ = false;
+};
+
+// A transaction for as long as this lives: aborted, unless it was committed.
+class Transaction {
+public:
+    explicit Transaction(Heap& heap) : heap_(heap) { heap_.begin(); }
+    ~Transaction() {
+        if (open_) heap_.abort_or_give_up();
+    }
+    Transaction(const Transaction&) = delete;
+    void commit() {
+        heap_.commit();
+        open_ = false;
+    }
+
+private:
+    Heap& heap_;
+    bool open_ = true;
+};
+
+// What shall be written, all of it or nothing. Reading back shows it only after the commit.
+class Journal {
+public:
+    explicit Journal(Heap& heap) : heap_(heap) { heap_.begin(); }
+    ~Journal() {
+        if (open_) heap_.abort_or_give_up();
+    }
+    Journal(const Journal&) = delete;
+    void write(void* at, const void* data, uint64_t nbytes);
+    void set(uint64_t& word, uint64_t value) { write(&word, &value, sizeof value); }
+    uint64_t alloc(uint64_t nbytes) { return heap_.alloc(nbytes); }
+    void free(uint64_t address) { heap_.free(address); }
+    void commit();
+
+private:
+    Heap& heap_;
+    bool open_ = true;
+    std::vector<std::pair<uint64_t, std::vector<unsigned char>>> writes_;
+};
+
+}  // namespace bequest

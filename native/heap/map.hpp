@@ -1,0 +1,105 @@
+// Map: bytes to bytes, in a heap.
+//
+// Theory of operation. Linear hashing (Litwin, VLDB 1980): there are `buckets` buckets, and whenever entries
+// become too many for them, one more is made, and the one whose entries it shares is split. So no operation
+// takes long, however large the map is. A bucket is a cache line: seven slots and the address of the next
+// line for what does not fit. A slot has the address of an entry and 16 bits of its hash; slots are filled
+// from the front, and all lines but a bucket's last are full. An entry is one allocation, and never changes:
+// another value is another entry (a shadow copy, as is everything that nobody can see yet), and one slot is
+// swung.
+//
+// Buckets lie in tables, each as large as all before it, so that they never move. A bucket's line is written
+// when the bucket comes into use.
+//
+// Every operation is one transaction, nested in the one under way if there is one.
+#pragma once
+
+#include <functional>
+
+#include "object.hpp"
+
+namespace bequest {
+
+constexpr uint64_t kSlotsPerLine = 7;
+constexpr uint64_t kFirstBuckets = 8;
+constexpr uint64_t kEntriesPerBucket = 5;  // on the average, before there is one bucket more
+constexpr uint32_t kMapTables = 44;
+
+struct MapLine {
+    uint64_t slots[kSlotsPerLine];  // [ 16 bits of the hash | address ], or 0
+    uint64_t next;
+};
+
+struct MapHeader {
+    ObjectHeader object;  // its seed is the hash's
+    uint64_t count;       // checked
+    uint64_t buckets;     // checked
+    uint64_t tables[kMapTables];
+};
+
+struct MapEntry {  // then the key, then the value
+    uint64_t hash;
+    uint32_t key_bytes, value_bytes;
+
+    std::string_view key() const { return {reinterpret_cast<const char*>(this + 1), key_bytes}; }
+    std::string_view value() const {
+        return {reinterpret_cast<const char*>(this + 1) + key_bytes, value_bytes};
+    }
+};
+
+class Map {
+public:
+    Map(Heap& heap, std::string_view name) : Map(heap, find_or_make(heap, name, ObjectKind::kMap, make)) {}
+    Map(Heap& heap, uint64_t address);
+    static uint64_t make(Heap& heap);  // within a transaction
+
+    Heap& heap() const { return heap_; }
+    uint64_t address() const { return address_; }
+    uint64_t size() const;
+    // Good until the next change. Nothing if there is no such key.
+    std::optional<std::string_view> get(std::string_view key) const;
+    bool put(std::string_view key, std::string_view value);  // true if the key is new
+    bool erase(std::string_view key);                        // false if there was none
+    void clear();
+    void destroy();  // frees everything, within a transaction; the root is the caller's to remove
+
+    // An iterator that knows when the map has changed its size, as a dict's does.
+    class Cursor {
+    public:
+        explicit Cursor(const Map& map) : map_(map), size_(map.size()) {}
+        const MapEntry* next();  // nullptr at the end
+        bool is_stale() const { return map_.size() != size_; }
+
+    private:
+        const Map& map_;
+        uint64_t size_, bucket_ = 0, line_ = 0, slot_ = 0, lines_ = 0;
+    };
+    // Every allocation of this map, for whoever looks for leaks.
+    void for_each_block(const std::function<void(uint64_t)>& visit) const;
+
+private:
+    struct Found {
+        MapLine *line, *before;  // and the line that leads to it
+        uint64_t slot;
+        const MapEntry* entry;  // nullptr: it is not there, and the slot is where it would go
+    };
+    MapHeader& header() const { return *header_; }
+    uint64_t buckets() const;
+    uint64_t lines_max() const { return size() / kSlotsPerLine + 2; }
+    MapLine& line_of_bucket(uint64_t bucket) const;
+    MapLine& line_at(uint64_t address) const { return heap_.at<MapLine>(address); }
+    const MapEntry& entry_in(uint64_t slot) const;
+    Found find(std::string_view key, uint64_t hash) const;
+    uint64_t make_entry(std::string_view key, std::string_view value, uint64_t hash);
+    void insert(const Found& where, uint64_t slot);
+    void split();
+    void write_bucket(uint64_t bucket, bool is_new, const std::vector<uint64_t>& slots);
+    std::vector<uint64_t> empty_bucket(uint64_t bucket);
+    uint64_t make_line(const uint64_t* slots, uint64_t count, uint64_t next);
+
+    Heap& heap_;
+    uint64_t address_;
+    MapHeader* header_;
+};
+
+}  // namespace bequest

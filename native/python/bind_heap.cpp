@@ -1,0 +1,238 @@
+// bequest._core.HeapBase and TransactionBase.
+#include "heap_handle.hpp"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <set>
+
+namespace bequest {
+
+namespace {
+
+std::set<uint64_t>& open_heaps() {  // in this process: two handles would not know of each other's changes
+    static std::set<uint64_t> addresses;
+    return addresses;
+}
+
+struct TransactionBase {
+    nb::object heap;
+    uint64_t depth = 0;  // of the heap when it had begun, or 0
+
+    HeapBase& base() const { return *nb::inst_ptr<HeapBase>(heap); }
+    Heap& begun() const {
+        Heap& all = base().usable();
+        if (depth == 0) raise<HeapMisuse>("this transaction is not under way: use it in a with statement");
+        if (all.depth() != depth)
+            raise<HeapMisuse>("another transaction has begun within this one, and not ended");
+        return all;
+    }
+};
+
+void snapshot(TransactionBase& transaction, nb::handle buffer) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
+    try {
+        transaction.begun().snapshot(view.buf, static_cast<uint64_t>(view.len));
+    } catch (...) {
+        PyBuffer_Release(&view);
+        throw;
+    }
+    PyBuffer_Release(&view);
+}
+
+// An exception in the body undoes it. Of memory that is ours no more nothing can be undone: that is left to
+// whoever opens the heap there.
+bool leave(TransactionBase& transaction, nb::handle type, nb::handle, nb::handle) {
+    Heap* heap = nullptr;
+    try {
+        heap = &transaction.begun();
+    } catch (const nb::python_error&) {
+        transaction.depth = 0;
+        transaction.base().give_up();
+        throw;
+    }
+    transaction.depth = 0;
+    if (!type.is_none()) {
+        heap->abort_or_give_up();
+        return false;
+    }
+    try {
+        heap->commit();
+    } catch (...) {
+        heap->abort_or_give_up();
+        throw;
+    }
+    return false;
+}
+
+nb::object recovery_of(HeapBase& base) {
+    const Heap::Recovery& recovery = base.usable().recovery();
+    const char* did = recovery.rolled_forward ? "completed" : recovery.rolled_back ? "undone" : "clean";
+    return nb::make_tuple(did, recovery.entries, recovery.nbytes);
+}
+
+nb::list roots_of(HeapBase& base) {
+    nb::list all;
+    for (const Root& root : base.usable().roots())
+        all.append(nb::make_tuple(nb::bytes(root.name.data(), root.name.size()), root.kind, root.address));
+    return all;
+}
+
+}  // namespace
+
+HeapBase::HeapBase(nb::object region, std::optional<uint64_t> heap_id, bool durable, nb::object grow)
+    : grow_(std::move(grow)) {
+    try {
+        const HeapMemory memory = borrow(region);
+        if (open_heaps().contains(memory.address))
+            raise<HeapMisuse>("the heap at %#lx is open in this process already: use that one, or close it",
+                              memory.address);
+        HeapOptions options{durable ? Medium::Backing::kFile : Medium::Backing::kRam,
+                            [this](uint64_t least, uint64_t wished) { return this->grow(least, wished); },
+                            [this](const HeapMemory& other) { return find(other); }};
+        heap_ = heap_id ? Heap::create(memory, *heap_id, std::move(options))
+                        : Heap::open(memory, std::move(options));
+        open_heaps().insert(memory.address);
+    } catch (...) {
+        give_back();
+        throw;
+    }
+}
+
+HeapBase::~HeapBase() {
+    if (heap_) open_heaps().erase(heap_->address());
+    heap_.reset();
+    give_back();
+}
+
+void HeapBase::give_back() {
+    for (const auto& view : views_) PyBuffer_Release(view.get());
+    views_.clear();
+}
+
+HeapMemory HeapBase::borrow(const nb::object& region) {
+    auto view = std::make_unique<Py_buffer>();
+    if (PyObject_GetBuffer(region.ptr(), view.get(), PyBUF_WRITABLE) != 0) throw nb::python_error();
+    const HeapMemory memory{reinterpret_cast<uint64_t>(view->buf), static_cast<uint64_t>(view->len)};
+    views_.push_back(std::move(view));
+    regions_.append(region);
+    return memory;
+}
+
+// A segment of this heap among what its owner has: the region that begins there.
+bool HeapBase::find(const HeapMemory& memory) {
+    nb::object first = regions_[0];
+    const RegionBase& region = *nb::inst_ptr<RegionBase>(first);
+    const Holding* holding = region.holding->member()->holding_at(memory.address);
+    if (!holding || holding->address() != memory.address || holding->nbytes() < memory.nbytes) return false;
+    nb::object handle = region_of(*holding);
+    if (handle.is_none()) return false;
+    borrow(handle);
+    return true;
+}
+
+std::optional<HeapMemory> HeapBase::grow(uint64_t least, uint64_t wished) {
+    if (grow_.is_none()) return std::nullopt;
+    nb::object region = grow_(least, wished);
+    if (region.is_none()) return std::nullopt;
+    return borrow(region);
+}
+
+Heap& HeapBase::usable() const {
+    if (!heap_) raise<HeapMisuse>("this heap has been closed");
+    for (size_t i = 0; i < regions_.size(); i++) {
+        nb::object region = regions_[i];
+        nb::inst_ptr<RegionBase>(region)->require_owned();
+    }
+    if (heap_->depth() > 0 && in_transaction_ != std::this_thread::get_id())
+        raise<HeapMisuse>(
+            "another thread is in the middle of a transaction on this heap: let the threads of a process "
+            "share a lock");
+    return *heap_;
+}
+
+void HeapBase::begin() {
+    usable().begin();
+    in_transaction_ = std::this_thread::get_id();
+}
+
+void HeapBase::close() {
+    if (!heap_) return;
+    if (heap_->depth() > 0) raise<HeapMisuse>("a heap is not closed in the middle of a transaction");
+    open_heaps().erase(heap_->address());
+    heap_.reset();
+    give_back();
+}
+
+Bytes::Bytes(PyObject* object) {
+    if (PyBytes_CheckExact(object)) {
+        view_ = {PyBytes_AS_STRING(object), static_cast<size_t>(PyBytes_GET_SIZE(object))};
+        return;
+    }
+    if (PyUnicode_Check(object))
+        raise_error("TypeError", "bytes are wanted here, not str: say text.encode(), or use the typed face");
+    if (PyObject_GetBuffer(object, &buffer_, PyBUF_SIMPLE) != 0) throw nb::python_error();
+    held_ = true;
+    view_ = {static_cast<const char*>(buffer_.buf), static_cast<size_t>(buffer_.len)};
+}
+
+void bind_heap(nb::module_& m) {
+    using namespace nb::literals;
+    nb::class_<HeapBase>(m, "HeapBase", "A crash-consistent heap in regions of this process.")
+        .def(nb::init<nb::object, std::optional<uint64_t>, bool, nb::object>(), "region"_a,
+             "heap_id"_a.none(), "durable"_a, "grow"_a.none())
+        .def("close", &HeapBase::close)
+        .def_prop_ro("is_open", &HeapBase::is_open)
+        .def_prop_ro("_regions", &HeapBase::regions)
+        .def_prop_ro("_recovery", &recovery_of)
+        .def_prop_ro("_roots", &roots_of)
+        .def_prop_ro("address", [](HeapBase& h) { return h.usable().address(); })
+        .def_prop_ro("nbytes", [](HeapBase& h) { return h.usable().nbytes(); })
+        .def_prop_ro("free_bytes", [](HeapBase& h) { return h.usable().free_bytes(); })
+        .def(
+            "_alloc", [](HeapBase& h, uint64_t nbytes) { return h.usable().alloc(nbytes); }, "nbytes"_a)
+        .def(
+            "_free", [](HeapBase& h, uint64_t address) { h.usable().free(address); }, "address"_a)
+        .def(
+            "_nbytes_of", [](HeapBase& h, uint64_t address) { return h.usable().nbytes_of(address); },
+            "address"_a)
+        .def(
+            "_find_root",
+            [](HeapBase& h, const std::string& name) -> nb::object {
+                const auto root = h.usable().find_root(name);
+                if (!root) return nb::none();
+                return nb::make_tuple(root->address, root->kind);
+            },
+            "name"_a)
+        .def(
+            "_set_root",
+            [](HeapBase& h, const std::string& name, uint64_t address, uint64_t kind) {
+                h.usable().set_root(name, address, kind);
+            },
+            "name"_a, "address"_a, "kind"_a)
+        .def(
+            "_remove_root", [](HeapBase& h, const std::string& name) { return h.usable().remove_root(name); },
+            "name"_a);
+    nb::class_<TransactionBase>(m, "TransactionBase",
+                                "What happens whole or not at all; see Heap.transaction.")
+        .def(
+            "__init__",
+            [](TransactionBase* self, nb::handle_t<HeapBase> heap) {
+                new (self) TransactionBase{nb::borrow(heap)};
+            },
+            "heap"_a)
+        .def("__enter__",
+             [](nb::handle_t<TransactionBase> self) {
+                 TransactionBase& transaction = *nb::inst_ptr<TransactionBase>(self);
+                 if (transaction.depth != 0) raise<HeapMisuse>("this transaction is under way already");
+                 transaction.base().begin();
+                 transaction.depth = transaction.base().usable().depth();
+                 return nb::borrow(self);
+             })
+        .def("__exit__", &leave, "type"_a.none(), "value"_a.none(), "traceback"_a.none())
+        .def("snapshot", &snapshot, "buffer"_a,
+             "Note what is in these bytes of the heap, before you change them: an exception brings it back.");
+}
+
+}  // namespace bequest

@@ -1,0 +1,176 @@
+"""The heap: regions in which state is consistent at every instant.
+
+The work is done in native code (native/heap; heap_layout.hpp has the theory). Here are its face, and what it asks of
+the process around it: another region when it grows, and the regions of its other segments when it is opened.
+
+A heap has one owner at a time, like the regions that it lies in, and keeps a buffer of each: while it is open, they
+can be neither granted nor freed (`BufferError`). `close` lets go of them. The threads of the owner take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from bequest._core import HeapBase, TransactionBase
+from bequest.errors import BadSize, CorruptHeap, HeapMisuse, RackMemoryError
+from bequest.limits import HUGE_PAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from bequest.memory.region import Region
+
+_KINDS = {1: "Map", 2: "Log", 3: "Queue"}  # ObjectKind in native/heap/object.hpp
+_MEMORY = 100  # named memory of the user's own
+_SIZE_BYTES = 16  # before it: how long it is, and then alignment
+
+
+class Recovery(NamedTuple):
+    """What opening a heap had to do: ``did`` is "clean" (nothing was under way), "undone" or "completed"."""
+
+    did: Literal["clean", "undone", "completed"]
+    entries: int
+    nbytes: int
+
+
+class Root(NamedTuple):
+    """A name in a heap: of a Map, Log or Queue, or of plain "memory"; and where that lies."""
+
+    name: str
+    kind: str
+    address: int
+
+
+class Transaction(TransactionBase):
+    """What happens whole or not at all: ``with heap.transaction() as tx:``.
+
+    Every operation on the heap's objects within it belongs to it. Memory of your own you change after `snapshot`:
+    ``tx.snapshot(view[10:20]); view[10:20] = …``. If the body raises, or the process dies, everything is as it was
+    before. One within another is a part of that: it can fail by itself, and counts when the outermost is done.
+    """
+
+    __slots__ = ()
+
+
+class Heap(HeapBase):
+    """A crash-consistent heap in regions of this process: `create` makes one, `open` finds one.
+
+    ``address`` is where it lies, ``nbytes`` the bytes of all its regions, ``free_bytes`` how many of them are free (not
+    necessarily in one piece). ``is_open`` is False after `close`. As a context manager it closes.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def create(cls, region: Region, *, grow: bool = True, durable: bool = False) -> Self:
+        """A fresh heap in this region; what was in it is gone.
+
+        With ``grow`` it takes another region of the same process when it is full. With ``durable`` it survives the loss
+        of the processor's caches too, for memory that outlasts those (an element of kind ``file:``); each commit then
+        waits for the memory. Raises HeapMisuse if the region is too small (16 KiB).
+        """
+        return cls(region, secrets.randbits(64) or 1, durable, _grower(region) if grow else None)
+
+    @classmethod
+    def open(cls, region: Region, *, grow: bool = True, durable: bool = False) -> Self:
+        """The heap that was created in this region; `recovery` tells what had been under way.
+
+        The regions that it had grown by must be this process's, too, with their handles alive. Raises CorruptHeap if
+        there is no heap, or not all of one, and ForeignHeap if another version of Bequest wrote it.
+        """
+        return cls(region, None, durable, _grower(region) if grow else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if not self.is_open:
+            return "<Heap closed>"
+        return f"<Heap of {self.nbytes} bytes at {self.address:#x}, {self.free_bytes} free>"
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What it lies in; the first is the one to open it by. To hand it on, close it and grant all of them."""
+        return tuple(self._regions)
+
+    @property
+    def recovery(self) -> Recovery:
+        """What opening it had to do."""
+        return Recovery(*self._recovery)
+
+    @property
+    def roots(self) -> tuple[Root, ...]:
+        """Everything that has a name in it."""
+        return tuple(
+            Root(name.decode(), _KINDS.get(kind, "memory"), address) for name, kind, address in self._roots
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find_root(name) is not None
+
+    def transaction(self) -> Transaction:
+        """Changes that happen whole or not at all: use it in a with statement."""
+        return Transaction(self)
+
+    def memory(self, name: str, nbytes: int | None = None) -> memoryview:
+        """Memory of your own under a name: found, or made, zeroed, if ``nbytes`` says how much.
+
+        Change it within a transaction, each part after a `snapshot`. Raises KeyError if it is not there and ``nbytes``
+        is not given, HeapMisuse if the name is that of something else.
+        """
+        found = self._find_root(name)
+        if found is not None and found[1] != _MEMORY:
+            raise HeapMisuse(f"{name!r} is a {_KINDS.get(found[1], 'thing of another kind')} in this heap")
+        if found is None:
+            if nbytes is None:
+                raise KeyError(name)
+            if nbytes <= 0:
+                raise BadSize(f"memory of {nbytes} bytes cannot be had")
+            with self.transaction():
+                address = self._alloc(nbytes + _SIZE_BYTES)
+                whole = self._view(address, nbytes + _SIZE_BYTES)
+                whole[:_SIZE_BYTES] = nbytes.to_bytes(_SIZE_BYTES, "little")
+                whole[_SIZE_BYTES:] = bytes(nbytes)
+                self._set_root(name, address, _MEMORY)
+        else:
+            address = found[0]
+            nbytes = int.from_bytes(self._view(address, _SIZE_BYTES), "little")
+        return self._view(address + _SIZE_BYTES, nbytes)
+
+    def _view(self, address: int, nbytes: int) -> memoryview:
+        for region in self.regions:
+            start = address - region.address
+            if start >= 0 and start + nbytes <= region.nbytes:
+                return memoryview(region)[start : start + nbytes]
+        raise CorruptHeap(f"{nbytes} bytes at {address:#x} are not in this heap")
+
+
+def _grower(region: Region) -> Callable[[int, int], Region | None]:
+    """Asks the region's process for another one."""
+    process = region.process
+
+    def grow(least: int, wished: int) -> Region | None:
+        for nbytes in _sizes(least, wished):
+            with contextlib.suppress(RackMemoryError):
+                return process.alloc(nbytes)
+        return None
+
+    return grow
+
+
+def _sizes(least: int, wished: int) -> Iterable[int]:
+    """What is worth asking for: as much as there is already, and less if the rack has not that much."""
+    wished = -(-wished // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    while wished > least:
+        yield wished
+        wished //= 4
+    yield least
