@@ -10,6 +10,8 @@ const char* name_of(uint64_t kind) {
         return "Log";
     case ObjectKind::kQueue:
         return "Queue";
+    case ObjectKind::kStruct:
+        return "Struct";
     }
     return "something of another kind";
 }

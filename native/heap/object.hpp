@@ -7,7 +7,7 @@
 
 namespace bequest {
 
-enum class ObjectKind : uint64_t { kMap = 1, kLog = 2, kQueue = 3 };
+enum class ObjectKind : uint64_t { kMap = 1, kLog = 2, kQueue = 3, kStruct = 4 };
 const char* name_of(uint64_t kind);
 
 // At the beginning of each. What follows it changes, and has checks of its own.

@@ -8,32 +8,10 @@ namespace bequest {
 
 namespace {
 
-// Every use asks the heap first: whether it is open, and its memory ours.
-template <class Object>
-struct InHeap {
-    nb::object heap;
-    Object object;
-
-    Object& usable() {
-        nb::inst_ptr<HeapBase>(heap)->usable();
-        return object;
-    }
-};
 using MapBase = InHeap<Map>;
 using ChainBase = InHeap<RecordChain>;
 
-Map& map_of(PyObject* self) { return nb::inst_ptr<MapBase>(self)->usable(); }
-
-// For slots, which are called by C: nothing may pass through them but the sign of an error.
-template <class Result, class Body>
-Result guarded(Result failure, const Body& body) {
-    try {
-        return body();
-    } catch (...) {
-        set_python_error(std::current_exception());
-        return failure;
-    }
-}
+Map& map_of(PyObject* self) { return instance_of<MapBase>(self).usable(); }
 
 PyObject* get_item(PyObject* self, PyObject* key) {
     return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
@@ -106,10 +84,11 @@ void bind_map(nb::module_& m) {
             "__init__",
             [](MapBase* self, nb::handle_t<HeapBase> heap, const std::string& name) {
                 Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
-                new (self) MapBase{nb::borrow(heap), Map(native, name)};
+                new (self) MapBase(heap, name, Map(native, name));
             },
             "heap"_a, "name"_a)
-        .def_prop_ro("_heap", [](MapBase& self) { return self.heap; })
+        .def_prop_ro("_heap", &MapBase::heap)
+        .def_prop_ro("_name", &MapBase::name)
         .def("get", &get_or, "key"_a, "default"_a = nb::none())
         .def(
             "_iterate",
@@ -164,9 +143,11 @@ void bind_chain(nb::module_& m) {
             [](ChainBase* self, nb::handle_t<HeapBase> heap, const std::string& name, bool queue) {
                 Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
                 const ObjectKind kind = queue ? ObjectKind::kQueue : ObjectKind::kLog;
-                new (self) ChainBase{nb::borrow(heap), RecordChain(native, name, kind)};
+                new (self) ChainBase(heap, name, RecordChain(native, name, kind));
             },
             "heap"_a, "name"_a, "queue"_a)
+        .def_prop_ro("_heap", &ChainBase::heap)
+        .def_prop_ro("_name", &ChainBase::name)
         .def_prop_ro("first", [](ChainBase& self) { return self.usable().first_index(); })
         .def_prop_ro("end", [](ChainBase& self) { return self.usable().end_index(); })
         .def("__len__", [](ChainBase& self) { return self.usable().size(); })

@@ -21,11 +21,10 @@ class Log(ChainBase):
     the first. `truncate` drops the oldest. A record whose checksum is wrong raises CorruptHeap when it is read.
     """
 
-    __slots__ = ("_name",)
+    __slots__ = ()
 
     def __init__(self, heap: Heap, name: str) -> None:
         super().__init__(heap, name, False)
-        self._name = name
 
     def __repr__(self) -> str:
         return f"<Log {self._name!r} of {len(self)} records from {self.first}>"

@@ -19,11 +19,7 @@ class Map(MapBase):
     those within one ``with heap.transaction():``.
     """
 
-    __slots__ = ("__weakref__", "_name")
-
-    def __init__(self, heap: Heap, name: str) -> None:
-        super().__init__(heap, name)
-        self._name = name
+    __slots__ = ("__weakref__",)
 
     def __repr__(self) -> str:
         return f"<Map {self._name!r} of {len(self)} entries>"

@@ -25,11 +25,10 @@ class Queue(ChainBase):
             done[job] = b"..."
     """
 
-    __slots__ = ("_name",)
+    __slots__ = ()
 
     def __init__(self, heap: Heap, name: str) -> None:
         super().__init__(heap, name, True)
-        self._name = name
 
     def __repr__(self) -> str:
         return f"<Queue {self._name!r} of {len(self)} records>"
