@@ -87,8 +87,9 @@ void bind_map(nb::module_& m) {
                 new (self) MapBase(heap, name, Map(native, name));
             },
             "heap"_a, "name"_a)
-        .def_prop_ro("_heap", &MapBase::heap)
-        .def_prop_ro("_name", &MapBase::name)
+        .def_prop_ro("heap", &MapBase::heap)
+        .def_prop_ro("name", &MapBase::name)
+        .def("transaction", &MapBase::transaction)
         .def("get", &get_or, "key"_a, "default"_a = nb::none())
         .def(
             "_iterate",
@@ -97,8 +98,7 @@ void bind_map(nb::module_& m) {
                                    what};
             },
             "what"_a, nb::keep_alive<0, 1>())
-        .def("clear", [](MapBase& self) { self.usable().clear(); })
-        .def("_destroy", [](MapBase& self) { self.usable().destroy(); });
+        .def("clear", [](MapBase& self) { self.usable().clear(); });
 }
 
 // --- chains -----------------------------------------------------------------------------------------
@@ -135,6 +135,13 @@ nb::list read(ChainBase& chain, uint64_t index, uint64_t at_most) {
     return records;
 }
 
+nb::list take(ChainBase& chain, uint64_t at_most) {
+    const uint64_t first = chain.usable().first_index();
+    nb::list records = read(chain, first, at_most);
+    if (records.size() > 0) chain.usable().drop_before(first + records.size());
+    return records;
+}
+
 void bind_chain(nb::module_& m) {
     using namespace nb::literals;
     nb::class_<ChainBase>(m, "ChainBase", "Checksummed records in a heap, added behind and dropped in front.")
@@ -146,23 +153,24 @@ void bind_chain(nb::module_& m) {
                 new (self) ChainBase(heap, name, RecordChain(native, name, kind));
             },
             "heap"_a, "name"_a, "queue"_a)
-        .def_prop_ro("_heap", &ChainBase::heap)
-        .def_prop_ro("_name", &ChainBase::name)
-        .def_prop_ro("first", [](ChainBase& self) { return self.usable().first_index(); })
-        .def_prop_ro("end", [](ChainBase& self) { return self.usable().end_index(); })
+        .def_prop_ro("heap", &ChainBase::heap)
+        .def_prop_ro("name", &ChainBase::name)
+        .def("transaction", &ChainBase::transaction)
+        .def_prop_ro("_first", [](ChainBase& self) { return self.usable().first_index(); })
+        .def_prop_ro("_end", [](ChainBase& self) { return self.usable().end_index(); })
         .def("__len__", [](ChainBase& self) { return self.usable().size(); })
         .def(
-            "append",
+            "_append",
             [](ChainBase& self, nb::handle record) {
                 return self.usable().append(Bytes(record.ptr()).view());
             },
             "record"_a)
-        .def("extend", &append_all, "records"_a)
+        .def("_extend", &append_all, "records"_a)
         .def("_read", &read, "index"_a, "at_most"_a)
+        .def("_take", &take, "at_most"_a)
         .def(
             "_drop_before", [](ChainBase& self, uint64_t index) { return self.usable().drop_before(index); },
-            "index"_a)
-        .def("_destroy", [](ChainBase& self) { self.usable().destroy(); });
+            "index"_a);
 }
 
 }  // namespace

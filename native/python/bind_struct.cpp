@@ -193,7 +193,8 @@ void bind_struct(nb::module_& m) {
                     new (self) StructBase(heap, name, find_or_make(native, name, layout, fields));
                 },
                 "heap"_a, "name"_a, "layout"_a, "fields"_a)
-            .def_prop_ro("_heap", &StructBase::heap)
+            .def_prop_ro("heap", &StructBase::heap)
+            .def("transaction", &StructBase::transaction)
             .def_prop_ro("_name", &StructBase::name);
     struct_type = reinterpret_cast<PyTypeObject*>(type.release().ptr());
     m.def("struct_layout", &layout_of, "heap"_a, "name"_a, "Of the Struct of this name, if there is one.");

@@ -72,6 +72,7 @@ public:
     }
     const nb::object& heap() const { return heap_; }
     const std::string& name() const { return name_; }
+    nb::object transaction() const { return heap_.attr("transaction")(); }
     Object& usable() {
         Heap& native = base().usable();
         if (native.roots_generation() != seen_) look_again(native);

@@ -52,7 +52,7 @@ def test_it_begins_with_the_defaults(heap: bq.Heap) -> None:
         float,
         b"raw",
     )
-    assert repr(state) == "<Counter 'counter': count=0, last=0.5, is_on=False, payload=b'raw', label=''>"
+    assert repr(state) == "<Counter 'counter' count=0, last=0.5, is_on=False, payload=b'raw', label=''>"
     assert heap.roots[0].kind == "Struct" and state.heap is heap and state.unit == "events"
 
 
@@ -200,7 +200,7 @@ def test_one_that_is_no_longer_there(heap: bq.Heap) -> None:
     assert heap.roots == ()
     state = Counter(heap, "counter")
     heap.close()
-    assert repr(state) == "<Counter 'counter' in a closed heap>"
+    assert repr(state) == "<Counter 'counter' that cannot be read: this heap has been closed>"
 
 
 def test_one_that_was_never_made() -> None:

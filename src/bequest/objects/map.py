@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bequest._core import MapBase
-
-if TYPE_CHECKING:
-    from bequest.objects.heap import Heap
+from bequest.objects.outline import outline
 
 
 class Map(MapBase):
@@ -22,7 +20,7 @@ class Map(MapBase):
     __slots__ = ("__weakref__",)
 
     def __repr__(self) -> str:
-        return f"<Map {self._name!r} of {len(self)} entries>"
+        return outline(self, self.name, lambda: f"of {len(self)} entries")
 
     def __iter__(self) -> Iterator[bytes]:
         return self._iterate(0)
@@ -76,12 +74,6 @@ class Map(MapBase):
         with self.heap.transaction():
             for key, value in pairs:
                 self[key] = value
-
-    @property
-    def heap(self) -> Heap:
-        """The heap that it is in."""
-        heap: Heap = self._heap
-        return heap
 
 
 MutableMapping.register(Map)

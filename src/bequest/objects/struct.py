@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_origin, get_type_hints
 
 from bequest._core import FieldBase, StructBase, struct_layout
 from bequest.errors import HeapMisuse
+from bequest.objects.outline import outline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bequest.objects.heap import Heap, Transaction
+    from bequest.objects.heap import Heap
 
 # In the order of FieldType in native/heap/structure.hpp, each with what a field without a default begins with.
 _ZEROES: dict[type, Any] = {int: 0, float: 0.0, bool: False, bytes: b"", str: ""}
@@ -74,24 +75,11 @@ class Struct(StructBase):
             raise HeapMisuse(_difference(type(self), name, there))
         super().__init__(heap, name, self._layout, self.fields)
 
-    @property
-    def heap(self) -> Heap:
-        """The heap that it is in."""
-        heap: Heap = self._heap
-        return heap
-
-    def transaction(self) -> Transaction:
-        """The heap's: several changes that happen whole or not at all, in a with statement."""
-        return self.heap.transaction()
-
     def _values(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in self.fields}
 
     def __repr__(self) -> str:
-        if not self.heap.is_open:
-            return f"<{type(self).__name__} {self._name!r} in a closed heap>"
-        values = ", ".join(f"{name}={value!r}" for name, value in self._values().items())
-        return f"<{type(self).__name__} {self._name!r}: {values}>"
+        return outline(self, self._name, lambda: ", ".join(f"{k}={v!r}" for k, v in self._values().items()))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Struct) or type(other) is not type(self):
