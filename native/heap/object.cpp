@@ -16,6 +16,11 @@ const char* name_of(uint64_t kind) {
     return "something of another kind";
 }
 
+const char* name_of(ValueType type) {
+    constexpr const char* kNames[] = {"int", "float", "bool", "bytes", "str", "packed"};
+    return kNames[static_cast<uint8_t>(type)];
+}
+
 ObjectHeader ObjectHeader::make(ObjectKind kind, uint64_t seed) {
     ObjectHeader header{static_cast<uint64_t>(kind), seed, 0};
     header.crc = crc32c(&header, offsetof(ObjectHeader, crc));

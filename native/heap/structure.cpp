@@ -1,12 +1,13 @@
 #include "structure.hpp"
 
-#include <array>
+#include <algorithm>
 
 namespace bequest {
 
 namespace {
 
-constexpr std::array<std::string_view, 5> kTypeNames = {"int", "float", "bool", "bytes", "str"};
+constexpr ValueType kTypes[] = {ValueType::kInt, ValueType::kFloat, ValueType::kBool, ValueType::kBytes,
+                                ValueType::kText};
 constexpr uint64_t kLayoutBytesMax = 1 << 20;
 
 struct TextBlock {    // then the bytes
@@ -33,10 +34,10 @@ StructLayout::StructLayout(std::string said) : text(std::move(said)) {
         const size_t end = text.find('\n', start), space = text.find(' ', start);
         if (end == std::string::npos || space >= end) raise<HeapMisuse>("this is no layout of a Struct");
         const auto type = std::string_view(text).substr(space + 1, end - space - 1);
-        size_t i = 0;
-        while (i < kTypeNames.size() && kTypeNames[i] != type) i++;
-        if (i == kTypeNames.size()) raise<HeapMisuse>("a Struct has no fields of this type");
-        types.push_back(static_cast<FieldType>(i));
+        const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                         [&](ValueType one) { return name_of(one) == type; });
+        if (found == std::end(kTypes)) raise<HeapMisuse>("a Struct has no fields of this type");
+        types.push_back(*found);
         start = end + 1;
     }
 }

@@ -17,11 +17,9 @@
 
 namespace bequest {
 
-enum class FieldType : uint8_t { kInt, kFloat, kBool, kBytes, kText };
-
 struct StructLayout {
     std::string text;  // "count int\nlabel str\n"
-    std::vector<FieldType> types;
+    std::vector<ValueType> types;
 
     explicit StructLayout(std::string text);  // throws HeapMisuse if it says something else
     uint64_t seed() const;
@@ -41,7 +39,7 @@ public:
 
     Heap& heap() const { return *heap_; }
     uint64_t address() const { return address_; }
-    const std::vector<FieldType>& types() const { return types_; }
+    const std::vector<ValueType>& types() const { return types_; }
 
     uint64_t word(uint64_t field) const { return words_[field]; }
     void set_word(uint64_t field, uint64_t value);  // of a number
@@ -54,12 +52,12 @@ public:
 
 private:
     static uint64_t make(Heap& heap, const StructLayout& layout);
-    bool is_reference(uint64_t field) const { return types_[field] >= FieldType::kBytes; }
+    bool is_reference(uint64_t field) const { return types_[field] >= ValueType::kBytes; }
     uint64_t make_text(std::string_view value) const;
 
     Heap* heap_;
     uint64_t address_;
-    std::vector<FieldType> types_;
+    std::vector<ValueType> types_;
     uint64_t* words_;
 };
 

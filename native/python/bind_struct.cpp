@@ -2,9 +2,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
-#include <bit>
-
-#include "heap_handle.hpp"
+#include "values.hpp"
 
 namespace bequest {
 
@@ -15,83 +13,27 @@ using StructBase = InHeap<Struct>;
 struct FieldBase {
     std::string name;  // with its class's, for messages
     uint64_t index;
-    FieldType type;
+    ValueType type;
 };
 
 PyTypeObject* struct_type = nullptr;
 
-[[noreturn]] void raise_type(const FieldBase& field, const char* wanted, PyObject* value) {
-    raise_error("TypeError", "%s is %s, not a %s", field.name.c_str(), wanted, Py_TYPE(value)->tp_name);
-}
-
-// --- between Python's values and words --------------------------------------------------------------
-
-uint64_t word_of_int(const FieldBase& field, PyObject* value) {
-    const nb::object number = nb::steal(PyNumber_Index(value));
-    if (!number.is_valid()) {
-        PyErr_Clear();
-        raise_type(field, "an int", value);
-    }
-    int overflow = 0;
-    const long long result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-    if (overflow != 0)
-        raise_error("OverflowError", "%s is an int of 64 bits: it cannot be so large", field.name.c_str());
-    if (result == -1 && PyErr_Occurred()) throw nb::python_error();
-    return std::bit_cast<uint64_t>(static_cast<int64_t>(result));
-}
-
-uint64_t word_of(const FieldBase& field, PyObject* value) {
-    if (field.type == FieldType::kInt) return word_of_int(field, value);
-    if (field.type == FieldType::kBool) {
-        if (!PyBool_Check(value)) raise_type(field, "a bool", value);
-        return value == Py_True ? 1 : 0;
-    }
-    const double number = PyFloat_AsDouble(value);
-    if (number == -1.0 && PyErr_Occurred()) {
-        PyErr_Clear();
-        raise_type(field, "a float", value);
-    }
-    return std::bit_cast<uint64_t>(number);
-}
+// --- between Python's values and fields ---------------------------------------------------------------
 
 void assign(Struct& object, const FieldBase& field, PyObject* value) {
-    if (field.type < FieldType::kBytes) {
-        object.set_word(field.index, word_of(field, value));
-    } else if (field.type == FieldType::kBytes) {
+    if (field.type < ValueType::kBytes)
+        object.set_word(field.index, word_of(field.type, value, field.name));
+    else if (field.type == ValueType::kBytes)
         object.set_bytes(field.index, Bytes(value).view());
-    } else {
-        if (!PyUnicode_Check(value)) raise_type(field, "a str", value);
-        Py_ssize_t nbytes = 0;
-        const char* text = PyUnicode_AsUTF8AndSize(value, &nbytes);
-        if (!text) throw nb::python_error();
-        object.set_bytes(field.index, {text, static_cast<size_t>(nbytes)});
-    }
-}
-
-PyObject* text_of(const Struct& object, const FieldBase& field) {
-    const std::string_view text = object.bytes(field.index);
-    PyObject* result = PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), nullptr);
-    if (result) return result;
-    PyErr_Clear();
-    raise<CorruptHeap>("%s of the Struct at %#lx is no text", field.name.c_str(), object.address());
+    else
+        object.set_bytes(field.index, text_of(value, field.name));
 }
 
 PyObject* value_of(const Struct& object, const FieldBase& field) {
-    switch (field.type) {
-    case FieldType::kInt:
-        return PyLong_FromLongLong(std::bit_cast<int64_t>(object.word(field.index)));
-    case FieldType::kFloat:
-        return PyFloat_FromDouble(std::bit_cast<double>(object.word(field.index)));
-    case FieldType::kBool:
-        return PyBool_FromLong(object.word(field.index) != 0);
-    case FieldType::kBytes: {
-        const std::string_view bytes = object.bytes(field.index);
-        return PyBytes_FromStringAndSize(bytes.data(), static_cast<Py_ssize_t>(bytes.size()));
-    }
-    case FieldType::kText:
-        break;
-    }
-    return text_of(object, field);
+    if (field.type < ValueType::kBytes) return number_of(field.type, object.word(field.index));
+    const std::string_view bytes = object.bytes(field.index);
+    if (field.type == ValueType::kText) return text_from(bytes, field.name);
+    return PyBytes_FromStringAndSize(bytes.data(), static_cast<Py_ssize_t>(bytes.size()));
 }
 
 // --- the descriptor -----------------------------------------------------------------------------------
@@ -180,7 +122,7 @@ void bind_struct(nb::module_& m) {
         .def(
             "__init__",
             [](FieldBase* self, std::string name, uint64_t index, uint8_t type) {
-                new (self) FieldBase{std::move(name), index, static_cast<FieldType>(type)};
+                new (self) FieldBase{std::move(name), index, static_cast<ValueType>(type)};
             },
             "name"_a, "index"_a, "type"_a);
     nb::object type =

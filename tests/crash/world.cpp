@@ -42,7 +42,7 @@ void add_struct(Heap& heap, const Root& root, std::string& text, std::vector<uin
     const Struct object(heap, root.address, Struct::layout_of(heap, root.address));
     object.for_each_block([&](uint64_t block) { reached.push_back(block); });
     for (uint64_t field = 0; field < object.types().size(); field++) {
-        if (object.types()[field] >= FieldType::kBytes)
+        if (object.types()[field] >= ValueType::kBytes)
             text += std::string(object.bytes(field)) + ",";
         else
             text += std::to_string(object.word(field)) + ",";

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bequest.objects.heap import Heap
 
-# In the order of FieldType in native/heap/structure.hpp, each with what a field without a default begins with.
+# In the order of ValueType in native/heap/structure.hpp, each with what a field without a default begins with.
 _ZEROES: dict[type, Any] = {int: 0, float: 0.0, bool: False, bytes: b"", str: ""}
 _INT_MAX = 2**63
 
