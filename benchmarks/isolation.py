@@ -22,7 +22,6 @@ BENCHMARKS = (
     "failure",
     "survival",
     "restart",
-    "state",
 )
 LONGEST_SECONDS = 1800.0
 

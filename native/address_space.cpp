@@ -316,6 +316,11 @@ void AddressSpace::lose(uint64_t address, uint64_t nbytes) {
     mark_lost(address, address + nbytes);
 }
 
+void AddressSpace::forget(uint64_t address, uint64_t nbytes) {
+    const WindowLock lock;
+    forget_mapping(address, address + nbytes);
+}
+
 void AddressSpace::forget_lost(uint64_t address, uint64_t nbytes) {
     const WindowLock lock;
     remove(lost_, address, address + nbytes);

@@ -98,8 +98,9 @@ public:
     }
 
     // --- losses --------------------------------------------------------------------------------
-    Believed believed(uint64_t address) const;     // for the fault handler, which holds the window lock
-    void lose(uint64_t address, uint64_t nbytes);  // what is mapped there is forgotten
+    Believed believed(uint64_t address) const;       // for the fault handler, which holds the window lock
+    void lose(uint64_t address, uint64_t nbytes);    // what is mapped there is forgotten
+    void forget(uint64_t address, uint64_t nbytes);  // what is mapped there, to be mapped anew
     void forget_lost(uint64_t address, uint64_t nbytes);  // nobody can name it any more
     bool was_lost(uint64_t start, uint64_t end) const {   // some of it, and it can still be named
         return !remembered_.empty() && overlaps(remembered_, start, end);

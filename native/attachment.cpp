@@ -107,6 +107,14 @@ std::exception_ptr Attachment::reopen_all(const std::vector<Extent>& extents, si
     return trouble;
 }
 
+void Attachment::map_anew(const std::vector<Extent>& extents) {
+    for (const Extent& e : extents) {
+        const PlacedExtent placed = table_.placed(e);
+        if (still_ours(e)) space_->forget(placed.address, e.word.pages() * kPageBytes);
+    }
+    reopen_all(extents, 0, extents.size());
+}
+
 // Ours before its pages are opened: until then the MMU may have taken the run and made its descriptor
 // another's, and opening pages by it would open another's memory.
 std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags) {

@@ -72,6 +72,7 @@ public:
 
     void close_pages(const Extent& extent);
     void open_pages(const Extent& extent);
+    void map_anew(const std::vector<Extent>& extents);     // ours, with what was done to their mappings gone
     void close_pages(const std::vector<Extent>& extents);  // neighbours in one step
 
     uint64_t address(const Extent& e) const { return table_.extent(e.descriptor).address; }

@@ -9,10 +9,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <system_error>
 
 #include "address_space.hpp"
 #include "doorbell.hpp"
 #include "kernel.hpp"
+#include "mappings.hpp"
 
 namespace bequest {
 
@@ -97,9 +99,12 @@ Record& new_record(pthread_t thread) {
     return *oldest;
 }
 
-// Would a store to this page succeed? Asked of the kernel, which answers with an error where the store would
-// get a signal. A page that may not be written is not ours, whether or not it can be read.
-bool is_good(uint64_t page) { return madvise(pointer(page), kPageBytes, MADV_POPULATE_WRITE) == 0; }
+// Would a store to these pages succeed? Asked of the kernel, which answers with an error where the store
+// would get a signal. A page that may not be written is not ours, whether or not it can be read.
+bool is_good(uint64_t page, uint64_t end) {
+    return madvise(pointer(page), end - page, MADV_POPULATE_WRITE) == 0;
+}
+bool is_good(uint64_t page) { return is_good(page, page + kPageBytes); }
 
 bool is_readable(uint64_t page) {
     char byte;
@@ -369,6 +374,45 @@ void close_stale(uint64_t address, uint64_t nbytes, bool (*is_stale)(void* what)
     space->for_each_open(address, address + nbytes, [&](uint64_t start, uint64_t end) {
         if (is_stale(what)) mprotect(pointer(start), end - start, PROT_NONE);
     });
+}
+
+namespace {
+
+// The same pages of the same file by another mapping, of which no userfaultfd knows: mremap of a shared
+// mapping from a length of 0 makes one, and moving it over the old one is a single step for all other
+// threads.
+bool map_again(uint64_t start, uint64_t end) try {
+    for (const PageRun& run : mappings_within(getpid(), {start, end - start})) {
+        void* const copy = mremap(pointer(run.address), 0, run.nbytes, MREMAP_MAYMOVE);
+        if (copy == MAP_FAILED) return false;
+        const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+        if (mremap(copy, run.nbytes, run.nbytes, flags, pointer(run.address)) != MAP_FAILED) continue;
+        munmap(copy, run.nbytes);
+        return false;
+    }
+    return true;
+} catch (const std::system_error&) {  // there is no descriptor left to look what is mapped
+    return false;
+}
+
+bool make_writable(uint64_t start, uint64_t end) {
+    if (mprotect(pointer(start), end - start, PROT_READ | PROT_WRITE) != 0) return false;
+    return is_good(start, end) || (map_again(start, end) && is_good(start, end));
+}
+
+}  // namespace
+
+bool open_ours(uint64_t address, uint64_t nbytes, bool (*is_ours)(void* what), void* what) {
+    const WindowLock lock;
+    const AddressSpace* space = guarded.load();
+    if (!space || guardian.load() != getpid()) return true;
+    bool is_done = true;
+    space->for_each_open(address, address + nbytes, [&](uint64_t start, uint64_t end) {
+        if (has_scratch(start, end) || !is_ours(what)) return;  // what has scratch memory is lost
+        is_done &= make_writable(start, end);
+        if (!is_ours(what)) mprotect(pointer(start), end - start, PROT_NONE);
+    });
+    return is_done;
 }
 
 void pass_raw_signals(bool raw) {

@@ -29,7 +29,8 @@
 // A process may be fenced for a theft that comes to nothing, or be touching memory that is about to be
 // stolen. So while the table says that a write-protected page is still ours, the thread waits in the handler:
 // until the protection is lifted, and then the store is done as if nothing had happened, or until the word
-// has changed, and then the memory is lost. What was closed by mprotect is not waited for: nobody lifts that.
+// has changed, and then the memory is lost. What was closed by mprotect is not waited for: it may have
+// failed.
 //
 // A system call that is given a lost address does not fault, it fails with EFAULT: an OSError in Python.
 #pragma once
@@ -98,6 +99,10 @@ void stand_first_in_line();
 // else's, asked under the window lock. What it believes does not change: who touches them faults as at any
 // other fence. On any thread.
 void close_stale(uint64_t address, uint64_t nbytes, bool (*is_stale)(void* what), void* what);
+
+// Opens again what this process believes to be open, if `is_ours` says so, asked under the window lock before
+// and after: what has moved on is closed. False if that cannot be done. On any thread.
+bool open_ours(uint64_t address, uint64_t nbytes, bool (*is_ours)(void* what), void* what);
 
 // The paper's raw signal (section 3.2): no exception; SIGBUS goes to whoever has a handler for it, and kills
 // who has none. When that handler runs, there is scratch memory under the address, and it may return.

@@ -55,7 +55,7 @@ constexpr uint32_t kTagBytesMax = 216;
 constexpr uint32_t kNoDescriptor = UINT32_MAX;
 
 constexpr uint64_t kTableMagic = 0x3156'5453'4551'4542;  // "BEQSTV1" and a version below it
-constexpr uint32_t kTableVersion = 3;
+constexpr uint32_t kTableVersion = 4;
 
 // --- the owner word: who owns this run of pages, how many, and since which epoch -------------
 //
@@ -141,7 +141,8 @@ struct Slot {               // one per id
     alignas(64) Shared<uint64_t> grants;
     Shared<uint64_t> granted_pages, accepts, allocs, frees;
     Shared<uint32_t> revocations;  // how often memory was taken from it: it must look what it still has
-    Shared<uint32_t> heir;  // who may empty its inbox now that it is dead: incarnation << 10 | id, or 0
+    Shared<uint32_t> mends;  // how often a fence may have been left on what is its own: it must mend that
+    Shared<uint32_t> heir;   // who may empty its inbox now that it is dead: incarnation << 10 | id, or 0
     // A robust futex: while the bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The
     // kernel marks it when that thread has ended, and wakes one who waits. 0: not attached, or left in good
     // order.

@@ -21,6 +21,7 @@ namespace {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr uint32_t kRuns = 1, kEnded = 2;  // phases of a keeper's thread
 constexpr int64_t kForEver_ns = INT64_MAX / 2, kNudge_ns = 1'000'000, kFallbackLook_ns = 20'000'000;
+constexpr int64_t kVigilLook_ns = 50'000'000;
 std::atomic<bool> has_waitv{true};  // Linux 5.16
 
 // A thread that takes no signals: they are meant for the program, and its handlers may need more stack.
@@ -105,7 +106,8 @@ void LifelineKeeper::beat() {
     lookout_.look();
     const futex_waitv waits[] = {as_wait(slot_.revocations, lookout_.seen()),
                                  as_wait(slot_.watched, watched)};
-    wait_for_any(waits, std::size(waits), watched != 0 ? kBeatInterval_ns : kLookInterval_ns);
+    const int64_t rest = watched != 0 ? kBeatInterval_ns : kLookInterval_ns;
+    wait_for_any(waits, std::size(waits), lookout_.is_mending() ? 0 : rest);
 }
 
 uint32_t LifelineKeeper::next_beat() const {
@@ -138,7 +140,7 @@ bool is_broken(const Slot& slot) { return slot.lifeline.load() & FUTEX_OWNER_DIE
 void Vigil::keep(Slot& slot, uint32_t id, uint64_t incarnation) {
     {
         const std::lock_guard guard(lock_);
-        line_ = &slot.lifeline;
+        slot_ = &slot;
         end_ = {id, incarnation, LineEvent::kDied};
         has_begun_ = false;
     }
@@ -163,22 +165,27 @@ std::optional<Vigil::End> Vigil::wait() {
             const std::lock_guard guard(lock_);
             if (auto end = look(waits, count)) return end;
         }
-        wait_for_any(waits, count, kForEver_ns);
+        wait_for_any(waits, count, count > 1 ? kVigilLook_ns : kForEver_ns);
     }
 }
 
 // Whether the line has ended; else what is to be waited for.
 std::optional<Vigil::End> Vigil::look(futex_waitv* waits, size_t& count) {
-    if (!line_) return {};
-    const uint32_t value = line_->load();
+    if (!slot_) return {};
+    Shared<uint32_t>& line = slot_->lifeline;
+    const uint32_t value = line.load();
+    if (slot_->life.load() >> 2 != end_.incarnation) {  // looked at last: the word is no later bearer's
+        slot_ = nullptr;
+        return {};
+    }
     const bool has_died = value & FUTEX_OWNER_DIED;
     if (!has_died && !(value == 0 && has_begun_)) {
         has_begun_ = value != 0;
-        waits[count++] = as_wait(*line_, value);
+        waits[count++] = as_wait(line, value);
         return {};
     }
-    if (has_died) wake(*line_, INT_MAX);  // the kernel has woken one of all who wait
-    line_ = nullptr;
+    if (has_died) wake(line, INT_MAX);  // the kernel has woken one of all who wait
+    slot_ = nullptr;
     end_.event = has_died ? LineEvent::kDied : LineEvent::kLeft;
     return end_;
 }

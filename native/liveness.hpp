@@ -14,7 +14,8 @@
 // closes what was stolen (lookout.hpp).
 //
 // Who wants to know at once keeps a `Vigil`, in the thread that is to act: nobody has to pass the news on.
-// The kernel wakes one of those who wait on a word, who wakes the others. Who has time looks at the word.
+// The kernel wakes one of those who wait on a word, who wakes the others. It may be somebody who does not, as
+// he is about to die himself; so a vigil also looks now and then.
 #pragma once
 
 #include <linux/futex.h>
@@ -86,8 +87,9 @@ public:
         uint64_t incarnation;
         LineEvent event;
     };
-    // Over one bearer at a time, from any thread. A line that has not begun yet is waited for. The table must
-    // stay mapped until the vigil is kept over another, or has ended.
+    // Over one bearer at a time, from any thread. A line that has not begun yet is waited for. Of one whose
+    // id another bears by now nothing is told. The table must stay mapped until the vigil is kept over
+    // another, or has ended.
     void keep(Slot& slot, uint32_t id, uint64_t incarnation);
     void nudge();  // has `wait` return, from any thread
     // The end of the line, which is told once; or nothing, after a nudge. One thread waits.
@@ -97,7 +99,7 @@ private:
     std::optional<End> look(futex_waitv* waits, size_t& count);
 
     std::mutex lock_;  // of these three
-    Shared<uint32_t>* line_ = nullptr;
+    Slot* slot_ = nullptr;
     End end_{};
     bool has_begun_ = false;
     Shared<uint32_t> news_{0};

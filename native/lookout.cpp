@@ -1,5 +1,7 @@
 #include "lookout.hpp"
 
+#include <algorithm>
+
 #include "doorbell.hpp"
 
 namespace bequest {
@@ -7,6 +9,8 @@ namespace bequest {
 namespace {
 
 constexpr int kTriesMax = 8;  // for an extent that goes from hand to hand
+constexpr int64_t kMendingSlice_ns = 2'000'000;
+constexpr uint64_t kMendingStepBytes = 8 * kHugePageBytes;
 
 struct Sight {
     Table table;
@@ -23,7 +27,7 @@ bool still_stands(void* what) {
 }  // namespace
 
 Lookout::Lookout(Table table, uint32_t id)
-    : table_(table), id_(id), seen_(table.slot(id).revocations.load()) {
+    : table_(table), id_(id), seen_(table.slot(id).revocations.load()), mended_(table.slot(id).mends.load()) {
     ask_deeds(*this);
 }
 
@@ -31,6 +35,7 @@ Lookout::Lookout(Table table, uint32_t id)
 // again. What another attachment of this program has stolen is ours only once its thief has adopted it, which
 // a thread that waits for it might prevent.
 bool Lookout::is_ours(uint64_t address) const {
+    if (has_given_up_) return false;
     for (int tries = 0; tries < kTriesMax; tries++) {
         for (uint32_t i = 0; i < table_.extent_limit(); i++) {
             const Extent e{i, table_.owner(i)};
@@ -45,14 +50,44 @@ bool Lookout::is_ours(uint64_t address) const {
 }
 
 void Lookout::look() {
-    const uint32_t revocations = table_.slot(id_).revocations.load();
-    if (revocations != seen_) close_what_was_stolen();
+    const uint32_t revocations = table_.slot(id_).revocations.load(), mends = table_.slot(id_).mends.load();
+    if (mends != mended_) {
+        to_mend_ = {0, 0};
+        has_given_up_ = false;
+    }
+    mended_ = mends;
+    const bool has_opened = is_mending();
+    if (has_opened) mend_for_a_while();
+    if (revocations != seen_ || has_opened) close_what_was_stolen();
     seen_ = revocations;
     const int64_t now = monotonic_ns();
     if (now - looked_ns_ < kLookInterval_ns) return;
     looked_ns_ = now;
     stand_first_in_line();
     tell_hardware_errors();
+}
+
+void Lookout::mend_for_a_while() {
+    const int64_t start = monotonic_ns();
+    while (is_mending() && monotonic_ns() - start < kMendingSlice_ns) mend_next();
+}
+
+// A step of an extent. What has failed stays closed: a guard by ptrace may lie on it (runtime/fencing.py).
+void Lookout::mend_next() {
+    const uint32_t descriptor = to_mend_.descriptor;
+    Sight sight{table_, {descriptor, table_.owner(descriptor)}};
+    const Extent& e = sight.extent;
+    const uint64_t bytes = e.word.pages() * kPageBytes, offset = to_mend_.offset;
+    const bool is_whole = offset >= bytes;
+    if (is_whole || !e.word.is(State::kOwned, id_) || table_.awaits_adoption(e) ||
+        table_.slab_record(table_.extent(descriptor).slab).has_failed.load()) {
+        to_mend_ = {descriptor + 1, 0};
+        return;
+    }
+    const uint64_t step = std::min(kMendingStepBytes, bytes - offset);
+    const PlacedExtent placed = table_.placed(e);  // whose it is, `still_stands` looks again
+    if (!open_ours(placed.address + offset, step, still_stands, &sight)) has_given_up_ = true;
+    to_mend_ = sight.moved ? Place{0, 0} : Place{descriptor, offset + step};  // it may be in parts by now
 }
 
 bool Lookout::is_of_this_program(uint32_t id) const {

@@ -10,11 +10,19 @@
 // What holds: a load that runs after the thread has been here raises. It comes as soon as the scheduler lets
 // it; a load before that may have shown the new owner's bytes, and nothing says so.
 //
+// A fence may be left on what is ours: it came to nothing, and could not be lifted, or was one by ptrace,
+// which nobody lifts from outside. When the Rack MMU says so (`Slot.mends`), this thread opens again what the
+// address space believes to be open and the table says is ours, and where that does not help maps it again.
+// As with all that is opened, the words are looked at once more after that. It takes what it has to do in
+// slices, lest its beats fail. What it cannot mend nobody waits for any more.
+//
 // It also knows, for the fault handler, whether memory is still this process's (fault_barrier.hpp).
 //
 // Handlers of signals that were installed after ours are noticed here as well, and what the hardware has lost
 // without anybody's touching it.
 #pragma once
+
+#include <atomic>
 
 #include "fault_barrier.hpp"
 #include "v2p_table.hpp"
@@ -31,14 +39,23 @@ public:
     bool is_ours(uint64_t address) const override;
     void look();
     uint32_t seen() const { return seen_; }  // `Slot.revocations`, when it was here
+    bool is_mending() const { return to_mend_.descriptor < table_.extent_limit(); }
 
 private:
+    void mend_for_a_while();
+    void mend_next();
     void close_what_was_stolen();
     bool is_anothers(OwnerWord word) const;
     bool is_of_this_program(uint32_t id) const;
 
     Table table_;
-    uint32_t id_, seen_;
+    uint32_t id_, seen_, mended_;
+    struct Place {
+        uint32_t descriptor;
+        uint64_t offset;
+    };
+    Place to_mend_{kNoDescriptor, 0};
+    std::atomic<bool> has_given_up_{false};
     int64_t looked_ns_ = 0;
 };
 

@@ -72,6 +72,8 @@ public:
     // have been opening some of them, and looks at its words once it has (Attachment). The thief is told
     // after that.
     std::vector<PlacedExtent> steal(const std::vector<Extent>& wanted, uint32_t victim, uint32_t thief);
+    // Has it open again what is its own and a fence may have been left on (lookout.hpp).
+    void have_mended(uint32_t id);
     // Who may empty a dead process's inbox (Attachment::inherit). False if a living process is that already.
     bool name_heir(uint32_t victim, uint32_t thief);
 

@@ -154,6 +154,13 @@ std::vector<PlacedExtent> Steward::steal(const std::vector<Extent>& wanted, uint
     return stolen;
 }
 
+void Steward::have_mended(uint32_t id) {
+    Slot& slot = table_.slot(id);
+    slot.mends.fetch_add(1);
+    slot.revocations.fetch_add(1);  // which wakes it, and has it look at its words as well
+    wake(slot.revocations, INT_MAX);
+}
+
 // Whatever of its steps nobody but the victim would ever finish, and can be without it.
 void Steward::help_along(uint32_t victim) {
     if (settled_[victim % kIdCount] == table_.slot(victim).life.load()) return;

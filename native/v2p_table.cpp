@@ -82,6 +82,7 @@ void Table::admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char
     s.space_waiters.store(0);
     s.rescan.store(0);
     s.revocations.store(0);
+    s.mends.store(0);
     s.heir.store(kNobody);
     s.lifeline.store(0);
     s.watched.store(0);

@@ -36,6 +36,20 @@ std::vector<PageRun> checked(const Ranges& ranges) {
     return wanted;
 }
 
+// What is done through a userfaultfd.
+template <void (*act)(int uffd, pid_t os_pid, std::span<const PageRun> ranges)>
+void bind_on_ranges(nb::module_& m, const char* name) {
+    using namespace nb::literals;
+    m.def(
+        name,
+        [](int fd, int os_pid, const Ranges& ranges) {
+            const auto wanted = checked(ranges);
+            nb::gil_scoped_release release;
+            act(fd, os_pid, wanted);
+        },
+        "fd"_a, "os_pid"_a, "ranges"_a);
+}
+
 void bind_fences(nb::module_& m) {
     using namespace nb::literals;
     m.def("open_fence", &open_fence);
@@ -45,30 +59,9 @@ void bind_fences(nb::module_& m) {
         "wait_until_gone",
         [](int fd, double seconds) { return wait_until_gone(fd, static_cast<int64_t>(seconds * 1e9)); },
         "fd"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
-    m.def(
-        "write_protect",
-        [](int fd, int os_pid, const Ranges& ranges) {
-            const auto wanted = checked(ranges);
-            nb::gil_scoped_release release;
-            write_protect(fd, os_pid, wanted);
-        },
-        "fd"_a, "os_pid"_a, "ranges"_a);
-    m.def(
-        "lift_protection",
-        [](int fd, int os_pid, const Ranges& ranges) {
-            const auto wanted = checked(ranges);
-            nb::gil_scoped_release release;
-            lift_protection(fd, os_pid, wanted);
-        },
-        "fd"_a, "os_pid"_a, "ranges"_a);
-    m.def(
-        "guard_missing",
-        [](int fd, int os_pid, const Ranges& ranges) {
-            const auto wanted = checked(ranges);
-            nb::gil_scoped_release release;
-            guard_missing(fd, os_pid, wanted);
-        },
-        "fd"_a, "os_pid"_a, "ranges"_a);
+    bind_on_ranges<&write_protect>(m, "write_protect");
+    bind_on_ranges<&lift_protection>(m, "lift_protection");
+    bind_on_ranges<&guard_missing>(m, "guard_missing");
     m.def(
         "ptrace_close",
         [](int os_pid, int pidfd, const Ranges& ranges, double seconds) {

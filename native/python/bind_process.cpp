@@ -37,6 +37,18 @@ void init(ProcessBase* self, const nb::object& table, uint32_t id, const std::st
     new (self) ProcessBase{table, region_type, std::move(member), static_cast<int64_t>(spin * 1e9)};
 }
 
+// It has all become ours just now. If something was stolen from us since we last looked, it may have been
+// these very pages, which have come back by now; we may have been stopped meanwhile. Then a fence lies on
+// their mappings still, and nobody but us knows that they are ours again.
+void map_anew_if_robbed(Member& member, const std::vector<std::shared_ptr<Holding>>& holdings) {
+    if (!member.was_robbed()) return;
+    take_stock();
+    std::vector<Extent> extents;
+    for (const auto& holding : holdings)
+        for (const PlacedExtent& piece : holding->pieces()) extents.push_back(piece.extent);
+    member.attachment.map_anew(extents);
+}
+
 nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element,
                  bool stealable) {
     ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
@@ -46,8 +58,10 @@ nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uin
     const auto extent =
         member.attachment.alloc({pages, huge, element}, nbytes, stealable ? 0 : kNotStealable);
     if (!extent) return nb::none();
+    auto holding = hold(process.member, *extent);
+    map_anew_if_robbed(member, {holding});
     nb::object owner = nb::borrow(self);
-    return wrap_region(process.region_type, {owner, hold(process.member, *extent), {0, nbytes}, {}, {}});
+    return wrap_region(process.region_type, {owner, std::move(holding), {0, nbytes}, {}, {}});
 }
 
 // A name stays in its slot after its bearer has gone, until the slot has another one.
@@ -66,6 +80,7 @@ nb::list as_regions(const nb::object& owner, ProcessBase& process, std::vector<A
     std::vector<std::shared_ptr<Holding>> holdings;
     holdings.reserve(accepted.size());
     for (const Accepted& a : accepted) holdings.push_back(hold(process.member, a.extent));
+    map_anew_if_robbed(*process.member, holdings);
     for (size_t i = 0; i < accepted.size(); i++) {
         Accepted& a = accepted[i];
         const uint64_t bytes = holdings[i]->nbytes();
@@ -106,6 +121,7 @@ nb::list adopt(nb::handle_t<ProcessBase> self, uint32_t victim, uint32_t incarna
     for (const Extent& e : member.attachment.adopt({victim, incarnation},
                                                    [&](const Extent& held) { return holds(member, held); }))
         holdings.push_back(hold(process.member, e));
+    map_anew_if_robbed(member, holdings);
     nb::list regions;
     for (std::shared_ptr<Holding>& holding : holdings) {
         const uint64_t bytes = holding->nbytes();

@@ -212,6 +212,8 @@ void bind_thefts(TableClass& table) {
             },
             "victim"_a, "thief"_a)
         .def(
+            "have_mended", [](TableFile& t, uint32_t id) { t.steward().have_mended(id); }, "id"_a)
+        .def(
             "revocations", [](TableFile& t, uint32_t id) { return t.table().slot(id).revocations.load(); },
             "id"_a);
 }

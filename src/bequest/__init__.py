@@ -86,7 +86,6 @@ if TYPE_CHECKING:
     from bequest.objects.heap import Heap
     from bequest.objects.log import Log
     from bequest.objects.map import Map
-    from bequest.objects.struct import Struct
     from bequest.queue import Queue
 
 __version__ = "0.1.0"
@@ -143,7 +142,6 @@ __all__ = [
     "Region",
     "RegionMoved",
     "Standby",
-    "Struct",
     "TagTooLong",
     "TooManyMappings",
     "UnknownName",
@@ -185,7 +183,6 @@ _HOMES = {
     "bequest.objects.heap": ("Heap",),
     "bequest.objects.log": ("Log",),
     "bequest.objects.map": ("Map",),
-    "bequest.objects.struct": ("Struct",),
     "bequest.queue": ("Queue",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ import fenced_users
 import soaking
 import thieves
 from bequest import _core
-from losses import PAGE
+from losses import LIBC, PAGE
 from racks import MIB, Yard
 
 STEALS = soaking.size(20, 500)
@@ -174,3 +175,79 @@ def test_what_another_attachment_of_this_program_has_stolen_is_not_waited_for(
     with pytest.raises(bq.MemoryRevoked):
         array[:] = 5
     assert time.monotonic() - before < actors.DEADLINE / 2
+
+
+# --- what cannot be lifted from outside ----------------------------------------------------------------------------
+
+
+def is_writable(region: bq.Region) -> bool:
+    """Its last page. Asked of the kernel, which answers where a touch would wait or raise."""
+    with open("/dev/zero", "rb", buffering=0) as zeros, contextlib.suppress(OSError):
+        return zeros.readinto(memoryview(region)[-PAGE:]) == PAGE
+    return False
+
+
+@pytest.mark.parametrize("nbytes", [6 * PAGE, 20 * MIB])
+@pytest.mark.parametrize("rung", ["protect", "ptrace"])
+def test_memory_that_stays_fenced_is_mended(
+    yard: Yard, me: bq.Process, fence: int, rung: str, nbytes: int
+) -> None:
+    """All that is our own, and nothing that was stolen."""
+    thief = yard.actor("thief").do(actors.own_id)
+    region, other = me.alloc(nbytes), me.alloc(nbytes)
+    half = region[: nbytes // 2]
+    half.grant(me.name)
+    half, rest = me.accept(actors.DEADLINE), region[nbytes // 2 :]
+    array, stolen = rest.array(), other.array()
+    array[:] = 5
+    for one in (region, other):
+        run = (one.address, nbytes)
+        if rung == "protect":
+            _core.write_protect(fence, os.getpid(), [run])
+        else:
+            assert LIBC.mprotect(*run, 0) == 0
+    me.table.steal([row[:2] for row in me.table.stealable(me.id, [(other.address, nbytes)])], me.id, thief)
+    me.table.have_mended(me.id)
+    actors.until(lambda: is_writable(half) and is_writable(rest), "its mending")
+    assert (array[:-PAGE] == 5).all()
+    array[:] = 6
+    assert (array == 6).all()
+    with pytest.raises(bq.MemoryRevoked, match="was stolen by 'thief'"):
+        stolen[:] = 1
+    del array, stolen
+    half.free()
+    rest.free()
+
+
+def test_a_store_that_waits_for_memory_that_cannot_be_lifted_goes_on(me: bq.Process, fence: int) -> None:
+    """The thread that waits has the interpreter's lock."""
+    region = me.alloc(4 * PAGE)
+    view = memoryview(region)
+    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    child = from_another_process(partial(me.table.have_mended, me.id), 0.2)
+    before = time.monotonic()
+    view[0] = 7
+    assert time.monotonic() - before < actors.DEADLINE / 2
+    assert view[0] == 7
+    assert os.waitpid(child, 0)[1] == 0
+    view.release()
+    region.free()
+
+
+def test_what_cannot_be_mended_is_not_waited_for(me: bq.Process, fence: int) -> None:
+    region = me.alloc(32 * MIB)
+    array = region.array()
+    _core.write_protect(fence, os.getpid(), [(region.address, region.nbytes)])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 8 * MIB, limits[1]))  # there is no room to map it again
+    try:
+        me.table.have_mended(me.id)
+        before = time.monotonic()
+        with pytest.raises(bq.MemoryRevoked, match="was fenced off for a theft"):
+            array[:] = 5
+        assert time.monotonic() - before < actors.DEADLINE / 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    del array
+    region.free()

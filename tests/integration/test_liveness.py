@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ import bequest as bq
 import fork_users
 from actors import DEADLINE, until
 from bequest import _core
+from bequest.memory.vigil import Vigil
+from losses import LIBC
 from racks import RackUnderTest, Yard
 
 DIED, LEFT = True, False
@@ -32,18 +36,19 @@ class Hints:
 
     def watch(self, key: int, table: _core.Table, id: int) -> _core.Vigil:
         vigil = _core.Vigil()
-        vigil.keep(table, id, key)
+        bearer = id, table.life(id)[1]
+        vigil.keep(table, *bearer)
         self.vigils.append(vigil)
-        threading.Thread(target=self._wait, args=(vigil, id), daemon=True).start()
+        threading.Thread(target=self._wait, args=(vigil, key, bearer), daemon=True).start()
         return vigil
 
-    def _wait(self, vigil: _core.Vigil, id: int) -> None:
+    def _wait(self, vigil: _core.Vigil, key: int, bearer: tuple[int, int]) -> None:
         while self.vigils:
             end = vigil.wait()
             if end is not None:
-                assert end[0] == id
-                assert end[1] not in self.told
-                self.told[end[1]] = end[2]
+                assert end[:2] == bearer
+                assert key not in self.told
+                self.told[key] = end[2]
 
     def after(self, seconds: float) -> dict[int, bool]:
         time.sleep(seconds)
@@ -157,7 +162,8 @@ def test_a_line_is_watched_before_it_begins_and_after_it_broke(table: _core.Tabl
 
 
 def test_a_vigil_that_is_kept_over_another_tells_of_that_one_alone(table: _core.Table, hints: Hints) -> None:
-    admit(table, [1, 2])
+    table.admit(1, 10, 1, "one")
+    table.admit(2, 20, 1, "two")
     first, second = Keeper(table, [1], pause), Keeper(table, [2], pause)
     vigil = _core.Vigil()
     told = []
@@ -179,9 +185,9 @@ def test_a_vigil_that_is_kept_over_another_tells_of_that_one_alone(table: _core.
     until(lambda: told == [(2, 20, DIED)], "the end of the second")
     time.sleep(0.05)
     assert told == [(2, 20, DIED)], "an end is told once"
-    vigil.keep(table, 2, 21)
+    vigil.keep(table, 2, 20)
     waiting.join(DEADLINE)
-    assert told == [(2, 20, DIED), (2, 21, DIED)]
+    assert told == [(2, 20, DIED)] * 2
 
 
 def test_a_nudge_has_a_vigil_return_whether_it_waits_yet_or_not(table: _core.Table) -> None:
@@ -254,19 +260,70 @@ def test_a_thread_that_is_woken_while_the_interpreter_ends_does_no_harm() -> Non
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_jobs_that_come_while_a_vigil_is_told_to_end_still_run() -> None:
+    ran = []
+    vigil = Vigil("vigil", print)
+    vigil.run(partial(ran.append, "late"))
+    vigil.close()
+    vigil.start()
+    until(lambda: ran == ["late"], "the job")
+
+
+def test_a_vigil_does_nothing_in_a_child_that_a_callback_has_forked() -> None:
+    """And the child, of which it is the only thread, ends."""
+    vigil = Vigil("vigil", print)
+    children, (read_end, write_end) = [], os.pipe()
+    vigil.run(lambda: children.append(os.fork()))
+    vigil.run(lambda: os.write(write_end, b"x"))
+    vigil.start()
+    until(lambda: children, "the fork")
+    try:
+        until(lambda: os.waitpid(children[0], os.WNOHANG) != (0, 0), "the end of the child")
+    except BaseException:
+        os.kill(children[0], signal.SIGKILL)
+        raise
+    until(lambda: os.read(read_end, 2) == b"x", "the next callback, once")
+    vigil.close()
+    os.close(read_end)
+    os.close(write_end)
+
+
 def test_a_thread_may_ask_for_short_slices() -> None:
-    """What the scheduler makes of it is its own affair: asking neither fails nor changes the thread's niceness."""
-    before = os.getpriority(os.PRIO_PROCESS, 0)
+    """Its niceness and its policy stay. Kernels before 6.12 say of every slice that it is 0."""
     found = []
 
     def ask() -> None:
+        before = attributes_of_this_thread()
         _core.ask_for_short_slices()
-        found.append((os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK))
+        found.extend((before, attributes_of_this_thread()))
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
-    assert found == [(before, os.SCHED_OTHER)]
+    before, after = found
+    assert after.policy == before.policy == os.SCHED_OTHER and after.nice == before.nice
+    assert after.flags == before.flags | SCHED_FLAG_RESET_ON_FORK
+    assert after.runtime == (SHORTEST_SLICE_NS if before.runtime else 0)
+
+
+SCHED_FLAG_RESET_ON_FORK, SHORTEST_SLICE_NS = 1, 100_000
+SYS_SCHED_GETATTR = 315  # on x86-64
+
+
+class SchedulingAttributes(ctypes.Structure):
+    """The kernel's struct sched_attr."""
+
+    _fields_ = [
+        ("size", ctypes.c_uint32), ("policy", ctypes.c_uint32), ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32), ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("period", ctypes.c_uint64),
+    ]  # fmt: skip
+
+
+def attributes_of_this_thread() -> SchedulingAttributes:
+    found = SchedulingAttributes()
+    assert LIBC.syscall(SYS_SCHED_GETATTR, 0, ctypes.byref(found), ctypes.sizeof(found), 0) == 0
+    return found
 
 
 def test_beats_come_while_somebody_watches_and_stop_with_the_process(table: _core.Table) -> None:

@@ -59,6 +59,8 @@ Believed AddressSpace::believed(uint64_t address) const {
 
 void AddressSpace::lose(uint64_t address, uint64_t nbytes) { close(address, nbytes); }
 
+void AddressSpace::forget(uint64_t address, uint64_t nbytes) { close(address, nbytes); }
+
 void AddressSpace::forget_lost(uint64_t, uint64_t) {}
 
 void AddressSpace::retire_scratch() {}

@@ -100,7 +100,6 @@ std::string a_closed_page_was_fenced() {
     return told == 1 && told_kind == FaultKind::kFenced ? "" : "taken for something else";
 }
 
-// Memory of a process that is fenced by write protection, through its own userfaultfd.
 class Title final : public Deeds {
 public:
     explicit Title(int looks) : looks_(looks) { ask_deeds(*this); }
@@ -111,46 +110,52 @@ private:
     mutable int looks_;
 };
 
+// A page of it is fenced by write protection, through our own userfaultfd.
+class FencedMemory : public LostMemory {
+public:
+    FencedMemory() : LostMemory(kPages), fence_(open_fence()) {
+        if (usable()) store(0, 1);
+        protect();
+    }
+    ~FencedMemory() { close(fence_); }
+    void protect() { write_protect(fence_, getpid(), {&kRun, 1}); }
+    void lift(pid_t os_pid) { lift_protection(fence_, os_pid, {&kRun, 1}); }
+
+private:
+    static constexpr PageRun kRun{kStart, kPageBytes};
+    int fence_;
+};
+
 std::string what_is_fenced_and_ours_is_waited_for() {
-    const LostMemory memory(kPages);
+    FencedMemory memory;
     if (!memory.usable()) return "the window is taken";
-    const int fence = open_fence();
-    const PageRun run{kStart, kPageBytes};
-    store(0, 1);
-    write_protect(fence, getpid(), {&run, 1});
     {
         const Title title(INT_MAX);
         const pid_t child = fork();
         if (child == 0) {
             usleep(50'000);
-            lift_protection(fence, getppid(), {&run, 1});
+            memory.lift(getppid());
             _exit(0);
         }
         store(0, 2);
         waitpid(child, nullptr, 0);
     }
     if (told != 0 || load(0) != 2) return "it was not waited for";
-    write_protect(fence, getpid(), {&run, 1});
+    memory.protect();
     {
         const Title title(3);  // then it is stolen
         store(0, 3);
     }
-    close(fence);
     return told == 1 && told_kind == FaultKind::kFenced ? "" : "whoever stores to stolen memory is not told";
 }
 
 std::string patience_ends() {
-    const LostMemory memory(kPages);
+    const FencedMemory memory;
     if (!memory.usable()) return "the window is taken";
-    const int fence = open_fence();
-    const PageRun run{kStart, kPageBytes};
-    store(0, 1);
-    write_protect(fence, getpid(), {&run, 1});
     const Title title(INT_MAX);
     have_patience(10'000'000);
     store(0, 1);
     have_patience(kFencePatience_ns);
-    close(fence);
     return told == 1 && told_kind == FaultKind::kFenced ? "" : "nobody was told";
 }
 

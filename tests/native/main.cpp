@@ -132,8 +132,8 @@ int main(int argc, char** argv) {
         return argc == 1;
     };
     int failed = 0;
-    for (const auto& tests :
-         {explorer_tests(), checker_tests(), hostile_tests(), stress_tests(), fault_tests()}) {
+    for (const auto& tests : {explorer_tests(), checker_tests(), hostile_tests(), stress_tests(),
+                              fault_tests(), liveness_tests()}) {
         for (const Test& test : tests) {
             if (!wanted(test.name)) continue;
             const int64_t started = monotonic_ns();

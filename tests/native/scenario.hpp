@@ -36,5 +36,6 @@ std::vector<Test> checker_tests();
 std::vector<Test> hostile_tests();
 std::vector<Test> stress_tests();
 std::vector<Test> fault_tests();
+std::vector<Test> liveness_tests();
 
 }  // namespace bequest::tests

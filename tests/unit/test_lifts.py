@@ -111,6 +111,31 @@ def test_a_fence_that_nobody_waits_for_any_more_is_lifted_behind_it() -> None:
     assert [type(message) for message in sent[-2:]] == [wire.FenceProcess, wire.LiftFence]
 
 
+def test_a_fence_that_comes_late_is_lifted_from_what_has_come_back_meanwhile() -> None:
+    scene = Fenced()
+    scene.steal()
+    job = scene.last_fence()
+    for descriptor in scene.owned:  # granted away, when the fence is given up
+        scene.shard._set(descriptor, owner=scene.thief_is.pid)
+    scene.box.pass_time(FENCE_TIMEOUT + 1)
+    assert scene.lifts() == []
+    scene.shard._set(scene.owned[1], owner=scene.victim_is.pid)
+    scene.box.agent(wire.ProcessFenced(job, "protected"))
+    assert [lift.ranges for lift in scene.lifts()] == [[scene.run(1)]]
+
+
+def test_what_an_agent_could_not_lift_the_victim_mends() -> None:
+    """And what ptrace has closed. Not before the agent has done its part, and once for each answer."""
+    scene = Fenced()
+    scene.steal()
+    scene.fail()
+    (lift,) = scene.lifts()
+    assert scene.shard.mends == {}
+    scene.box.agent(wire.FenceLifted(lift.job))
+    scene.box.agent(wire.FenceLifted(lift.job))
+    assert scene.shard.mends == {scene.victim_is.pid: 1}
+
+
 def clearing() -> Fenced:
     """Somebody steals from the thief. So the victim is fenced once more, though it owns a part of that again."""
     scene = Fenced()

@@ -6,6 +6,7 @@ longer than the callback may. A lifeline that breaks is a hint of a death; one t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,7 @@ class Vigil:
         self._core = _core.Vigil()
         self._jobs: deque[Job] = deque()
         self._is_closed = False
+        self._os_pid = os.getpid()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -53,7 +55,7 @@ class Vigil:
 
     def _work(self) -> None:
         _core.ask_for_short_slices()
-        while not self._is_closed:
+        while not self._is_closed and self._is_here():
             end = self._core.wait()
             if end is not None and end[2] and not self._is_closed:
                 run_job(partial(self._broke, *end[:2]))
@@ -61,5 +63,9 @@ class Vigil:
         self._run_jobs()  # what came while it was told to end
 
     def _run_jobs(self) -> None:
-        while self._jobs:
+        while self._jobs and self._is_here():
             run_job(self._jobs.popleft())
+
+    def _is_here(self) -> bool:
+        """A callback may have forked, and come back in the child: there it has nothing to wait for."""
+        return os.getpid() == self._os_pid

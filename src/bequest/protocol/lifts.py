@@ -4,7 +4,8 @@ Theory of operation. A fence may come to nothing: a part of it fails, its agent 
 it was for has moved on, or the memory has come back to its victim while it stood. Write protection stays until it is
 lifted. So it is noted what each process was fenced off, and as soon as nothing more is to be taken from it and no fence
 of it is under way, its agent is told to lift what lies on memory that it owns now (`wire.LiftFence`). A thread of it
-that stores there meanwhile waits for that (native/fault_barrier.hpp).
+that stores there meanwhile waits for that (native/fault_barrier.hpp). Then its library is told to mend what is left
+(native/lookout.hpp): where lifting has failed, and what ptrace has closed, which nobody opens from outside.
 
 What makes it safe is the order. Whose memory is, is looked up when the message is sent. If it is stolen later, the
 fence for that is asked for later, over the same link, and carried out in the same lane of the agent: behind the
@@ -63,7 +64,10 @@ class Lifts:
             self._state.outputs.append(ToAgent(target.compute, message))
 
     def lifted(self, number: int) -> None:
-        self._asked.pop(number, None)
+        """As far as an agent can."""
+        lift = self._asked.pop(number, None)
+        if lift is not None:
+            self._state.shard_of(lift.target.group).have_mended(lift.target.id)
 
     def agent_linked(self, compute: str) -> list[Member]:
         """Whose fences are to be lifted again, since it may not have heard of that."""

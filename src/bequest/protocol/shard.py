@@ -98,6 +98,9 @@ class Shard(Protocol):
         fenced, and looks at its words only after that.
         """
 
+    def have_mended(self, id: int) -> None:
+        """A fence may have been left on what is its own: its library is to see to it that it can store there."""
+
     def name_heir(self, victim: int, thief: int) -> bool:
         """Lets the thief empty the inbox of a dead process. False if another living process may do so already."""
 

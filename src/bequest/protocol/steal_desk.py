@@ -14,8 +14,8 @@ victim has allocated meanwhile, a bounded number of times. If that fence fails, 
 it may not touch, and gets it by asking again, since doubts are kept until a fence ends them or the victim does
 (`doubts.py`). Who steals from that thief waits for such a fence, too, and so does the freeing of what the thief has
 left. Whenever a fence has come to nothing, or may have hit what is the victim's own, the victim is made to look at its
-memory, and write protection is lifted from what is its own (`lifts.py`). What ptrace has closed stays closed: where the
-victim touches that it gets `MemoryRevoked`.
+memory, and fences are lifted from what is its own (`lifts.py`). Where it touches what ptrace has closed before that, it
+gets `MemoryRevoked`.
 
 Before the first fence a refusal changes nothing. After it the steal is carried out for the thief even if the thief has
 gone meanwhile: the memory is then the dead thief's, and can be stolen in turn, while a victim that was fenced for
@@ -109,7 +109,7 @@ class StealDesk:
         self._doubts = Doubts(state)
         self._lifts = Lifts(state)
         self._fences: dict[int, Fence] = {}
-        self._given_up: dict[int, Member] = {}  # who may yet be fenced, though nobody waits for it any more
+        self._given_up: dict[int, Fence] = {}  # that may yet come, though nobody waits for them any more
 
     def restore(self, now: float) -> None:
         """What a run of the Rack MMU before this one left half done. Its victims may still be about to be fenced."""
@@ -393,8 +393,8 @@ class StealDesk:
             if fence.target.compute == compute:
                 del self._fences[number]
                 self._ask_for_fence(fence)
-        for number, target in list(self._given_up.items()):
-            if target.compute == compute:
+        for number, fence in list(self._given_up.items()):
+            if fence.target.compute == compute:
                 self._came_late(number)
         for target in self._lifts.agent_linked(compute):
             self._lift(target)
@@ -422,9 +422,12 @@ class StealDesk:
         self._drive(job.victim, now)
 
     def _came_late(self, number: int) -> None:
-        target = self._given_up.pop(number, None)
-        if target is not None:
-            self._have_look(target)
+        """It may have hit what has come back to its target since it was given up."""
+        fence = self._given_up.pop(number, None)
+        if fence is not None and _runs_on(fence.target):
+            self._lifts.fenced(fence.target, fence.ranges)
+            self._have_look(fence.target)
+            self._lift(fence.target)
 
     def _have_look(self, victim: Member) -> None:
         """It looks which of its memory is still its own."""
@@ -454,7 +457,7 @@ class StealDesk:
     def tick(self, now: float) -> None:
         for number, fence in list(self._fences.items()):
             if now >= fence.deadline:
-                self._given_up[number] = fence.target
+                self._given_up[number] = fence
                 self._fence_failed(number, f"its agent did not answer within {FENCE_TIMEOUT:.0f} s", now)
 
     def next_deadline(self) -> float:

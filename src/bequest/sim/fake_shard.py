@@ -42,6 +42,7 @@ class FakeShard:
         self.lives: dict[int, tuple[int, int]] = {}  # id -> (life, incarnation)
         self.inboxes: dict[int, list[tuple[int, int, bytes]]] = {}  # id -> (descriptor, sender, tag)
         self.revocations: dict[int, int] = {}
+        self.mends: dict[int, int] = {}
         self.heirs: dict[int, int] = {}
         self.last_birth = 0
         self.last_descriptor = 0
@@ -235,6 +236,9 @@ class FakeShard:
             self._set(number, owner=thief, stolen=mark)
             stolen.append((number, e.epoch + 1, e.address, e.pages))
         return stolen
+
+    def have_mended(self, id: int) -> None:
+        self.mends[id] = self.mends.get(id, 0) + 1
 
     def name_heir(self, victim: int, thief: int) -> bool:
         former = self.heirs.get(victim, thief)

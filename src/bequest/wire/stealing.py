@@ -161,6 +161,8 @@ class ProcessFenced(Message, frozen=True):
 
 
 class FenceFailed(Message, frozen=True):
+    """Nothing may change hands; a part of the ranges may have been fenced, and stays so until it is lifted."""
+
     job: int
     message: str
 
@@ -178,6 +180,6 @@ class LiftFence(Message, frozen=True):
 
 
 class FenceLifted(Message, frozen=True):
-    """As far as it could be, or the process has gone: this link need not ask again."""
+    """As far as it could be from outside, or the process has gone. Its library is to mend the rest."""
 
     job: int
