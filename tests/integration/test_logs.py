@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import socket
+import time
+from collections import deque
 from pathlib import Path
+
+import pytest
 
 from actors import until
 from alive import is_running
-from bequest.limits import RACK_LOG_BYTES_MAX
+from bequest.limits import HEAD_START, RACK_LOG_BYTES_MAX
+from bequest.protocol.outputs import Note
+from bequest.runtime.loop import Daemon
+from bequest.runtime.mmu_daemon import MmuDaemon
 from bequest.runtime.transport import send_packet
 from racks import RackUnderTest
 
@@ -127,3 +135,17 @@ def test_the_directory_goes_with_both_logs(rack: RackUnderTest) -> None:
     os.kill(rack.supervisor, signal.SIGKILL)
     until(lambda: not any(map(is_running, daemons.values())), "the end of the daemons")
     assert not rack.directory.exists()
+
+
+def test_what_the_rack_mmu_has_yet_to_log_is_logged_when_it_stops(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lets others go first for a moment."""
+    monkeypatch.setattr(Daemon, "stop", lambda daemon, reason: None)
+    daemon = MmuDaemon.__new__(MmuDaemon)
+    daemon._notes = deque([(time.monotonic() + HEAD_START, Note("somebody died"))])
+    with caplog.at_level(logging.INFO):
+        daemon._log_notes(time.monotonic())
+        assert "somebody died" not in caplog.text
+        daemon.stop("it was asked to")
+    assert "somebody died" in caplog.text

@@ -5,12 +5,16 @@ That it is made again, whole and with the same daemons behind it, is in test_att
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,7 +23,13 @@ import bequest as bq
 from actors import until
 from alive import is_running
 from bequest.limits import UPKEEP_INTERVAL
+from bequest.runtime import upkeep as upkeep_module
 from bequest.runtime.directory import claim
+from bequest.runtime.loop import Daemon
+from bequest.runtime.post import Post
+from bequest.runtime.transport import listen
+from bequest.runtime.upkeep import Upkeep
+from bequest.wire.supervision import Listen
 from racks import RackUnderTest, Yard
 from unchanged import PAGE
 
@@ -136,3 +146,26 @@ def test_two_racks_in_one_place_are_told_apart(yard: Yard, rack: RackUnderTest, 
     again = yard.attach("again")
     again.alloc(PAGE).grant("me")
     assert me.accept(1).sender == "again"
+
+
+def test_a_socket_that_cannot_be_had_again_yet_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its daemon has a copy, and so would its successor; clients that have connected wait there."""
+    listener = listen(tmp_path / "mmu.sock")
+    post = Post("mmu", "mmu", "the Rack MMU", tmp_path / "mmu.sock", listener, make=Daemon)
+    told: list[object] = []
+    place: Any = SimpleNamespace(path=tmp_path, restore=lambda: False)
+    upkeep = Upkeep(place, [post], lambda post, message, fds: told.append(message), None)
+    os.unlink(tmp_path / "mmu.sock")
+
+    def refuses(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(upkeep_module, "listen", refuses)
+    upkeep.look(upkeep.next_look)
+    assert post.listener is listener and listener.fileno() >= 0 and told == []
+    monkeypatch.undo()
+    upkeep.look(upkeep.next_look)
+    assert post.listener is not listener and listener.fileno() < 0 and told == [Listen()]
+    post.listener.close()
