@@ -107,18 +107,28 @@ def memory_of(pid: int) -> dict[str, int]:
     return {name.rstrip(":"): int(amount) * 1024 for name, amount, *_ in (line.split() for line in lines)}
 
 
-TABLE_BENCH = Path(__file__).resolve().parent.parent / "build" / "bench" / "table_bench"
+BUILT = Path(__file__).resolve().parent.parent / "build" / "bench"
+TABLE_BENCH, HEAP_BENCH = BUILT / "table_bench", BUILT / "heap_bench"
 
-
+NO_HEAP_BENCH = "build/bench/heap_bench is not built: make bench does"
 NO_TABLE_BENCH = "build/bench/table_bench is not built: make bench does"
 TABLE_OPERATIONS = 1_000_000
 
 
 def table_bench(flipped_bytes: int) -> dict[str, float] | None:
     """What benchmarks/native/table_bench.cpp prints; None where that is not built."""
-    if not TABLE_BENCH.exists():
+    return _printed(TABLE_BENCH, TABLE_OPERATIONS, flipped_bytes)
+
+
+def heap_bench() -> dict[str, float] | None:
+    """What benchmarks/native/heap_bench.cpp prints; None where that is not built."""
+    return _printed(HEAP_BENCH)
+
+
+def _printed(program: Path, *arguments: int) -> dict[str, float] | None:
+    if not program.exists():
         return None
-    command = [str(TABLE_BENCH), str(TABLE_OPERATIONS), str(flipped_bytes)]
+    command = [str(program), *map(str, arguments)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(run.stdout)
     return found

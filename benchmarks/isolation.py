@@ -22,6 +22,7 @@ BENCHMARKS = (
     "failure",
     "survival",
     "restart",
+    "state",
 )
 LONGEST_SECONDS = 1800.0
 

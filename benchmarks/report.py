@@ -23,7 +23,7 @@ from .measure import Figure, Noise, Outcome, Target, quantity, size_name
 from .redis_side import server_version
 
 LIMITS = Path(__file__).with_name("limits.md")
-PACKAGES = ("bequest", "numpy", "iceoryx2", "ray", "dask", "distributed", "redis")
+PACKAGES = ("bequest", "numpy", "iceoryx2", "lmdb", "ray", "dask", "distributed", "redis")
 
 METHOD = """\
 **Hand-off.** Process A fills a buffer beforehand. Timed: A hands it to process B, B reads one byte of every 4 KiB
@@ -37,6 +37,11 @@ every other row.
 **Stealing and failures.** Times are taken from just before the `kill(2)`, or from the last byte of the failing memory
 that could be read, on one clock for all processes; everybody else sleeps until then. An owner's memory has all its page
 tables; who steals it is a new process each time that has never mapped it. Beside medians stands the 99th percentile.
+
+**State.** Every store holds the same entries, keys of 16 bytes and values of 100, and is asked for and given the same
+keys in the same random order; every put is a transaction of its own. None of them waits for a disk. The stores take
+turns, a round of gets and one of puts each; a figure is the median of the rounds. What is opened after a kill -9 was
+killed in the middle of a transaction with 64 snapshots.
 """
 
 

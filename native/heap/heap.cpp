@@ -143,12 +143,16 @@ bool Heap::can_be_logged(uint64_t address, uint64_t nbytes) const {
 
 // --- changes --------------------------------------------------------------------------------------
 
-void Heap::begin() {
+void Heap::require_whole() const {
     if (broken_)
         raise<CorruptHeap>(
             "the heap at %#lx was damaged in the middle of a transaction: open it anew, which undoes "
             "that, or says what is wrong",
             address());
+}
+
+void Heap::begin() {
+    require_whole();
     if (levels_.empty())
         log_->begin();
     else
@@ -167,6 +171,7 @@ void Heap::abort() {
     if (levels_.empty()) raise<HeapMisuse>("there is no transaction to abort");
     const Level level = levels_.back();
     if (log_->entries() > level.entries) log_->undo(level.entries);
+    if (roots_changed_) roots_generation_++;
     while (releases_.size() > level.releases) {
         if (releases_.back().reservation != kNone)
             reservations_[releases_.back().reservation].dropped = false;
@@ -242,6 +247,7 @@ void Heap::release(uint64_t address, bool is_own) {
 
 void Heap::publish(uint64_t& word, uint64_t value) {
     if (!levels_.empty()) return set({{&word, value}});
+    require_whole();
     medium_.fence();
     medium_.commit(word, value);
 }
@@ -308,6 +314,7 @@ void Heap::commit_outermost() {
 // From here on nobody else's claim stands in the way of what was released, or reserved in vain.
 void Heap::settle(bool committed) {
     allocator_.settle();
+    roots_changed_ = false;
     if (committed)
         for (const Release& release : releases_)
             if (release.reservation == kNone) allocator_.release(release.block);
@@ -411,6 +418,7 @@ void Heap::set_root(std::string_view name, uint64_t address, uint64_t kind) {
     medium_.copy(reinterpret_cast<void*>(place + sizeof record), name.data(), name.size());
     const uint64_t count = (header().root_count & kCheckedMask) + 1;
     set({{&header().roots, place}, {&header().root_count, checked(count)}});
+    roots_changed_ = true;
     transaction.commit();
 }
 
@@ -422,6 +430,8 @@ bool Heap::remove_root(std::string_view name) {
     free_own(address_of(record));
     const uint64_t count = (header().root_count & kCheckedMask) - 1;
     set({{link, record->next}, {&header().root_count, checked(count)}});
+    roots_changed_ = true;
+    roots_generation_++;
     transaction.commit();
     return true;
 }

@@ -75,6 +75,8 @@ public:
     void set_root(std::string_view name, uint64_t address, uint64_t kind);
     bool remove_root(std::string_view name);
     std::vector<Root> roots() const;
+    // Another number whenever a root may have become another one: who remembers one looks again then.
+    uint64_t roots_generation() const { return roots_generation_; }
 
     // --- what is read from the heap is checked before it is followed -----------------------------
     void require(uint64_t address, uint64_t nbytes) const {
@@ -139,6 +141,7 @@ private:
     RootRecord* record_of(std::string_view name, uint64_t** link) const;
     [[noreturn]] static void raise_stray(uint64_t address, uint64_t nbytes);
 
+    void require_whole() const;
     const std::vector<Change>& word_changes();
     void release(uint64_t address, bool is_own);
     void flush_reservations() const;
@@ -163,6 +166,8 @@ private:
     std::vector<Release> releases_;
     std::vector<Block> log_areas_;
     std::vector<Change> changes_;  // kept, to save an allocation in each commit
+    uint64_t roots_generation_ = 1;
+    bool roots_changed_ = false;  // in the transaction under way
     bool broken_ = false;
 };
 

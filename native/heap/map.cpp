@@ -11,6 +11,7 @@ namespace {
 
 constexpr unsigned kAddressBits = 48;
 constexpr uint64_t kValueBytesMax = UINT32_MAX;
+constexpr uint64_t kFaceMask = 0xffff;
 
 uint64_t address_in(uint64_t slot) { return slot & ((1ull << kAddressBits) - 1); }
 uint64_t slot_of(uint64_t address, uint64_t hash) { return address | hash >> kAddressBits << kAddressBits; }
@@ -41,9 +42,10 @@ MapHeader empty_header(Heap& heap, const ObjectHeader& object) {
 
 }  // namespace
 
-uint64_t Map::make(Heap& heap) {
+uint64_t Map::make(Heap& heap, MapFace face) {
     const uint64_t address = heap.alloc(sizeof(MapHeader));
-    const uint64_t seed = folded_product(heap.id() | 1, address);
+    const uint64_t seed = (folded_product(heap.id() | 1, address) & ~kFaceMask) |
+                          static_cast<uint64_t>(face.key) << 8 | static_cast<uint64_t>(face.value);
     const MapHeader header = empty_header(heap, ObjectHeader::make(ObjectKind::kMap, seed));
     heap.medium().copy(reinterpret_cast<void*>(address), &header, sizeof header);
     return address;
@@ -52,6 +54,11 @@ uint64_t Map::make(Heap& heap) {
 Map::Map(Heap& heap, uint64_t address)
     : heap_(heap), address_(address), header_(&heap.at<MapHeader>(address)) {
     header().object.check(ObjectKind::kMap, address);
+}
+
+MapFace Map::face() const {
+    const uint64_t face = header().object.seed & kFaceMask;
+    return {static_cast<ValueType>(face >> 8), static_cast<ValueType>(face & 0xff)};
 }
 
 uint64_t Map::size() const {

@@ -31,7 +31,7 @@ struct MapLine {
 };
 
 struct MapHeader {
-    ObjectHeader object;  // its seed is the hash's
+    ObjectHeader object;  // its seed is the hash's; the lowest 16 bits are the face
     uint64_t count;       // checked
     uint64_t buckets;     // checked
     uint64_t tables[kMapTables];
@@ -47,14 +47,22 @@ struct MapEntry {  // then the key, then the value
     }
 };
 
+// What a map's keys and values are to its users: noted in the map, which itself knows bytes only.
+struct MapFace {
+    ValueType key = ValueType::kBytes, value = ValueType::kBytes;
+    bool operator==(const MapFace&) const = default;
+};
+
 class Map {
 public:
-    Map(Heap& heap, std::string_view name) : Map(heap, find_or_make(heap, name, ObjectKind::kMap, make)) {}
+    Map(Heap& heap, std::string_view name, MapFace face = {})  // an older map has a face of its own
+        : Map(heap, find_or_make(heap, name, ObjectKind::kMap, [face](Heap& h) { return make(h, face); })) {}
     Map(Heap& heap, uint64_t address);
-    static uint64_t make(Heap& heap);  // within a transaction
+    static uint64_t make(Heap& heap, MapFace face = {});  // within a transaction
 
     Heap& heap() const { return heap_; }
     uint64_t address() const { return address_; }
+    MapFace face() const;
     uint64_t size() const;
     // Good until the next change. Nothing if there is no such key.
     std::optional<std::string_view> get(std::string_view key) const;

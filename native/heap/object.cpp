@@ -10,8 +10,15 @@ const char* name_of(uint64_t kind) {
         return "Log";
     case ObjectKind::kQueue:
         return "Queue";
+    case ObjectKind::kStruct:
+        return "Struct";
     }
     return "something of another kind";
+}
+
+const char* name_of(ValueType type) {
+    constexpr const char* kNames[] = {"int", "float", "bool", "bytes", "str", "packed"};
+    return kNames[static_cast<uint8_t>(type)];
 }
 
 ObjectHeader ObjectHeader::make(ObjectKind kind, uint64_t seed) {

@@ -7,8 +7,12 @@
 
 namespace bequest {
 
-enum class ObjectKind : uint64_t { kMap = 1, kLog = 2, kQueue = 3 };
+enum class ObjectKind : uint64_t { kMap = 1, kLog = 2, kQueue = 3, kStruct = 4 };
 const char* name_of(uint64_t kind);
+
+// What users may say that a value is. Packed: in an encoding that this code does not know.
+enum class ValueType : uint8_t { kInt, kFloat, kBool, kBytes, kText, kPacked };
+const char* name_of(ValueType type);
 
 // At the beginning of each. What follows it changes, and has checks of its own.
 struct ObjectHeader {

@@ -171,7 +171,7 @@ Bytes::Bytes(PyObject* object) {
         return;
     }
     if (PyUnicode_Check(object))
-        raise_error("TypeError", "bytes are wanted here, not str: say text.encode(), or use the typed face");
+        raise_error("TypeError", "bytes are wanted here, not str: say text.encode()");
     if (PyObject_GetBuffer(object, &buffer_, PyBUF_SIMPLE) != 0) throw nb::python_error();
     held_ = true;
     view_ = {static_cast<const char*>(buffer_.buf), static_cast<size_t>(buffer_.len)};

@@ -2,55 +2,43 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include "heap_handle.hpp"
+#include "values.hpp"
 
 namespace bequest {
 
 namespace {
 
-// Every use asks the heap first: whether it is open, and its memory ours.
-template <class Object>
-struct InHeap {
-    nb::object heap;
-    Object object;
-
-    Object& usable() {
-        nb::inst_ptr<HeapBase>(heap)->usable();
-        return object;
-    }
-};
-using MapBase = InHeap<Map>;
 using ChainBase = InHeap<RecordChain>;
 
-Map& map_of(PyObject* self) { return nb::inst_ptr<MapBase>(self)->usable(); }
+// A map and what its keys and values are.
+class MapBase : public InHeap<Map> {
+public:
+    MapBase(nb::handle heap, const std::string& name, Map map, Codec keys, Codec values)
+        : InHeap<Map>(heap, name, std::move(map)), keys(std::move(keys)), values(std::move(values)) {}
+    const Codec keys, values;
+};
 
-// For slots, which are called by C: nothing may pass through them but the sign of an error.
-template <class Result, class Body>
-Result guarded(Result failure, const Body& body) {
-    try {
-        return body();
-    } catch (...) {
-        set_python_error(std::current_exception());
-        return failure;
-    }
-}
+MapBase& map_of(PyObject* self) { return instance_of<MapBase>(self); }
 
 PyObject* get_item(PyObject* self, PyObject* key) {
     return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
-        const Bytes bytes(key);
-        const auto value = map_of(self).get(bytes.view());
-        if (value) return PyBytes_FromStringAndSize(value->data(), static_cast<Py_ssize_t>(value->size()));
+        MapBase& map = map_of(self);
+        const Encoded encoded(map.keys, key);
+        if (const auto value = map.usable().get(encoded.view())) return map.values.decode(*value);
         PyErr_SetObject(PyExc_KeyError, key);
         return nullptr;
     });
 }
 
+// What Python code packs may use the heap meanwhile: so the map is asked for last.
 int set_item(PyObject* self, PyObject* key, PyObject* value) {
     return guarded(-1, [&] {
-        const Bytes bytes(key);
+        MapBase& map = map_of(self);
+        const Encoded encoded(map.keys, key);
         if (value) {
-            map_of(self).put(bytes.view(), Bytes(value).view());
-        } else if (!map_of(self).erase(bytes.view())) {
+            const Encoded encoded_value(map.values, value);
+            map.usable().put(encoded.view(), encoded_value.view());
+        } else if (!map.usable().erase(encoded.view())) {
             PyErr_SetObject(PyExc_KeyError, key);
             return -1;
         }
@@ -59,11 +47,15 @@ int set_item(PyObject* self, PyObject* key, PyObject* value) {
 }
 
 Py_ssize_t length(PyObject* self) {
-    return guarded<Py_ssize_t>(-1, [&] { return static_cast<Py_ssize_t>(map_of(self).size()); });
+    return guarded<Py_ssize_t>(-1, [&] { return static_cast<Py_ssize_t>(map_of(self).usable().size()); });
 }
 
 int contains(PyObject* self, PyObject* key) {
-    return guarded(-1, [&] { return map_of(self).get(Bytes(key).view()).has_value() ? 1 : 0; });
+    return guarded(-1, [&] {
+        MapBase& map = map_of(self);
+        const Encoded encoded(map.keys, key);
+        return map.usable().get(encoded.view()).has_value() ? 1 : 0;
+    });
 }
 
 PyType_Slot map_slots[] = {
@@ -75,9 +67,10 @@ PyType_Slot map_slots[] = {
 };
 
 nb::object get_or(MapBase& map, nb::handle key, nb::object otherwise) {
-    const auto value = map.usable().get(Bytes(key.ptr()).view());
+    const Encoded encoded(map.keys, key.ptr());
+    const auto value = map.usable().get(encoded.view());
     if (!value) return otherwise;
-    return to_python(*value);
+    return nb::steal(map.values.decode(*value));
 }
 
 struct MapIterator {
@@ -87,13 +80,41 @@ struct MapIterator {
 };
 
 nb::object next_of(MapIterator& self) {
-    nb::inst_ptr<MapBase>(self.map)->usable();
+    MapBase& map = *nb::inst_ptr<MapBase>(self.map);
+    map.usable();
     if (self.cursor.is_stale()) raise_error("RuntimeError", "the Map changed its size during iteration");
     const MapEntry* entry = self.cursor.next();
     if (!entry) throw nb::stop_iteration();
-    if (self.what == 0) return to_python(entry->key());
-    if (self.what == 1) return to_python(entry->value());
-    return nb::make_tuple(to_python(entry->key()), to_python(entry->value()));
+    if (self.what == 0) return nb::steal(map.keys.decode(entry->key()));
+    // Unpacking runs Python code, which may remove the entry: its key comes first.
+    nb::object key = self.what == 2 ? nb::steal(map.keys.decode(entry->key())) : nb::object();
+    nb::object value = nb::steal(map.values.decode(entry->value()));
+    if (self.what == 1) return value;
+    return nb::make_tuple(key, value);
+}
+
+Codec codec_of(const char* part, const std::string& name, nb::tuple said) {
+    return {static_cast<ValueType>(nb::cast<uint8_t>(said[0])), std::string(part) + " of '" + name + "'",
+            said[1], said[2]};
+}
+
+void require_face(const Map& map, const std::string& name, const MapFace& wanted) {
+    const MapFace face = map.face();
+    if (face == wanted) return;
+    const char *key = name_of(face.key), *value = name_of(face.value);
+    raise<HeapMisuse>(
+        "'%s' maps %s to %s in this heap, not %s to %s: open it as Map(heap, '%s', key=%s, value=%s)",
+        name.c_str(), key, value, name_of(wanted.key), name_of(wanted.value), name.c_str(), key,
+        face.value == ValueType::kPacked ? "its type" : value);
+}
+
+void open_map(MapBase* self, nb::handle_t<HeapBase> heap, const std::string& name, nb::tuple keys,
+              nb::tuple values) {
+    const Codec key = codec_of("a key", name, keys), value = codec_of("a value", name, values);
+    const MapFace face{key.type, value.type};
+    Map map(nb::inst_ptr<HeapBase>(heap)->usable(), name, face);
+    require_face(map, name, face);
+    new (self) MapBase(heap, name, map, key, value);
 }
 
 void bind_map(nb::module_& m) {
@@ -101,15 +122,11 @@ void bind_map(nb::module_& m) {
     nb::class_<MapIterator>(m, "MapIterator")
         .def("__iter__", [](nb::handle_t<MapIterator> self) { return nb::borrow(self); })
         .def("__next__", &next_of);
-    nb::class_<MapBase>(m, "MapBase", nb::type_slots(map_slots), "Bytes to bytes, in a heap.")
-        .def(
-            "__init__",
-            [](MapBase* self, nb::handle_t<HeapBase> heap, const std::string& name) {
-                Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
-                new (self) MapBase{nb::borrow(heap), Map(native, name)};
-            },
-            "heap"_a, "name"_a)
-        .def_prop_ro("_heap", [](MapBase& self) { return self.heap; })
+    nb::class_<MapBase>(m, "MapBase", nb::type_slots(map_slots), "A dictionary in a heap.")
+        .def("__init__", &open_map, "heap"_a, "name"_a, "keys"_a, "values"_a)
+        .def_prop_ro("heap", [](MapBase& self) { return self.heap(); })
+        .def_prop_ro("name", [](MapBase& self) { return self.name(); })
+        .def("transaction", [](MapBase& self) { return self.transaction(); })
         .def("get", &get_or, "key"_a, "default"_a = nb::none())
         .def(
             "_iterate",
@@ -118,8 +135,7 @@ void bind_map(nb::module_& m) {
                                    what};
             },
             "what"_a, nb::keep_alive<0, 1>())
-        .def("clear", [](MapBase& self) { self.usable().clear(); })
-        .def("_destroy", [](MapBase& self) { self.usable().destroy(); });
+        .def("clear", [](MapBase& self) { self.usable().clear(); });
 }
 
 // --- chains -----------------------------------------------------------------------------------------
@@ -156,6 +172,13 @@ nb::list read(ChainBase& chain, uint64_t index, uint64_t at_most) {
     return records;
 }
 
+nb::list take(ChainBase& chain, uint64_t at_most) {
+    const uint64_t first = chain.usable().first_index();
+    nb::list records = read(chain, first, at_most);
+    if (records.size() > 0) chain.usable().drop_before(first + records.size());
+    return records;
+}
+
 void bind_chain(nb::module_& m) {
     using namespace nb::literals;
     nb::class_<ChainBase>(m, "ChainBase", "Checksummed records in a heap, added behind and dropped in front.")
@@ -164,24 +187,27 @@ void bind_chain(nb::module_& m) {
             [](ChainBase* self, nb::handle_t<HeapBase> heap, const std::string& name, bool queue) {
                 Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
                 const ObjectKind kind = queue ? ObjectKind::kQueue : ObjectKind::kLog;
-                new (self) ChainBase{nb::borrow(heap), RecordChain(native, name, kind)};
+                new (self) ChainBase(heap, name, RecordChain(native, name, kind));
             },
             "heap"_a, "name"_a, "queue"_a)
-        .def_prop_ro("first", [](ChainBase& self) { return self.usable().first_index(); })
-        .def_prop_ro("end", [](ChainBase& self) { return self.usable().end_index(); })
+        .def_prop_ro("heap", &ChainBase::heap)
+        .def_prop_ro("name", &ChainBase::name)
+        .def("transaction", &ChainBase::transaction)
+        .def_prop_ro("_first", [](ChainBase& self) { return self.usable().first_index(); })
+        .def_prop_ro("_end", [](ChainBase& self) { return self.usable().end_index(); })
         .def("__len__", [](ChainBase& self) { return self.usable().size(); })
         .def(
-            "append",
+            "_append",
             [](ChainBase& self, nb::handle record) {
                 return self.usable().append(Bytes(record.ptr()).view());
             },
             "record"_a)
-        .def("extend", &append_all, "records"_a)
+        .def("_extend", &append_all, "records"_a)
         .def("_read", &read, "index"_a, "at_most"_a)
+        .def("_take", &take, "at_most"_a)
         .def(
             "_drop_before", [](ChainBase& self, uint64_t index) { return self.usable().drop_before(index); },
-            "index"_a)
-        .def("_destroy", [](ChainBase& self) { self.usable().destroy(); });
+            "index"_a);
 }
 
 }  // namespace

@@ -2,12 +2,15 @@
 // they are.
 #pragma once
 
+#include <cstring>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "../heap/map.hpp"
 #include "../heap/record_chain.hpp"
+#include "../heap/structure.hpp"
 #include "python.hpp"
 
 namespace bequest {
@@ -56,9 +59,68 @@ private:
     std::string_view view_;
 };
 
+// An object in a heap, as Python holds it. Every use asks the heap first: whether it is open and its memory
+// ours, and whether the object is still in it.
+template <class Object>
+class InHeap {
+public:
+    InHeap(nb::handle heap, std::string name, Object object)
+        : heap_(nb::borrow(heap)), name_(std::move(name)), object_(std::move(object)) {
+        Heap& native = base().usable();
+        seen_ = native.roots_generation();
+        header_ = native.at<ObjectHeader>(object_.address());
+    }
+    const nb::object& heap() const { return heap_; }
+    const std::string& name() const { return name_; }
+    nb::object transaction() const { return heap_.attr("transaction")(); }
+    Object& usable() {
+        Heap& native = base().usable();
+        if (native.roots_generation() != seen_) look_again(native);
+        return object_;
+    }
+
+private:
+    HeapBase& base() const { return *nb::inst_ptr<HeapBase>(heap_); }
+    void look_again(Heap& native) {
+        const auto root = native.find_root(name_);
+        if (!root || root->address != object_.address() ||
+            std::memcmp(&native.at<ObjectHeader>(root->address), &header_, sizeof header_) != 0)
+            raise<HeapMisuse>(
+                "the %s '%s' is no longer in its heap: it was removed, or the transaction that made it "
+                "failed",
+                name_of(header_.kind), name_.c_str());
+        seen_ = native.roots_generation();
+    }
+
+    nb::object heap_;
+    std::string name_;
+    Object object_;
+    ObjectHeader header_;
+    uint64_t seen_;
+};
+
+// What a slot of type `Base` was called with; not so if a subclass has forgotten to call __init__.
+template <class Base>
+Base& instance_of(PyObject* self) {
+    if (!nb::inst_ready(self)) raise<HeapMisuse>("this object was not made: call super().__init__ first");
+    return *nb::inst_ptr<Base>(self);
+}
+
+// For slots, which are called by C: nothing may pass through them but the sign of an error.
+template <class Result, class Body>
+Result guarded(Result failure, const Body& body) {
+    try {
+        return body();
+    } catch (...) {
+        set_python_error(std::current_exception());
+        return failure;
+    }
+}
+
 inline nb::bytes to_python(std::string_view bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
 void bind_heap(nb::module_& m);
 void bind_objects(nb::module_& m);
+void bind_struct(nb::module_& m);
 
 }  // namespace bequest

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from bequest.objects.heap import Heap
     from bequest.objects.log import Log
     from bequest.objects.map import Map
+    from bequest.objects.struct import Struct
     from bequest.queue import Queue
 
 __version__ = "0.1.0"
@@ -142,6 +143,7 @@ __all__ = [
     "Region",
     "RegionMoved",
     "Standby",
+    "Struct",
     "TagTooLong",
     "TooManyMappings",
     "UnknownName",
@@ -183,6 +185,7 @@ _HOMES = {
     "bequest.objects.heap": ("Heap",),
     "bequest.objects.log": ("Log",),
     "bequest.objects.map": ("Map",),
+    "bequest.objects.struct": ("Struct",),
     "bequest.queue": ("Queue",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -11,6 +11,7 @@
 
 #include "map.hpp"
 #include "record_chain.hpp"
+#include "structure.hpp"
 #include "tests.hpp"
 
 namespace bequest::tests {
@@ -18,6 +19,11 @@ namespace bequest::tests {
 namespace {
 
 constexpr unsigned kSecondsMax = 100;
+
+Struct state(World& world) {
+    return Struct(world.heap(), "state", StructLayout("count int\nlabel str\n"),
+                  [](Struct& fresh) { fresh.set_bytes(1, "default"); });
+}
 
 void fill(World& world) {
     world.clear();
@@ -27,6 +33,7 @@ void fill(World& world) {
     for (int i = 0; i < 24; i++) map.put("key-" + std::to_string(i), std::string(i % 7 * 5, 'v'));
     RecordChain log(world.heap(), "log", ObjectKind::kLog);
     for (int i = 0; i < 30; i++) log.append("record-" + std::to_string(i));
+    state(world).set_bytes(1, "label");
 }
 
 // As a kill leaves it: in the middle of a transaction, or behind the commit of a journal.
@@ -34,6 +41,7 @@ void leave_transaction(World& world) {
     world.heap().begin();
     Map(world.heap(), "map").put("key-1", "half");
     RecordChain(world.heap(), "log", ObjectKind::kLog).append("half");
+    state(world).set_bytes(1, "half");
     world.heap().snapshot(world.cells("cells"), 24);
     world.write(world.cells("cells"), 5);
 }
@@ -62,6 +70,8 @@ void use(World& world) {
     RecordChain log(heap, "log", ObjectKind::kLog);
     log.append("more");
     log.drop_before(log.first_index() + 25);
+    state(world).set_bytes(1, "another label");
+    state(world).set_word(0, 5);
     world.cells("others", 64);
     heap.free_bytes();
     world.contents();

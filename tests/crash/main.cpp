@@ -17,6 +17,13 @@ using namespace bequest::tests;
 namespace {
 using Clock = std::chrono::steady_clock;
 
+std::vector<Scenario> all_scenarios() {
+    std::vector<Scenario> all;
+    for (const auto& some : {heap_scenarios(), map_scenarios(), chain_scenarios(), struct_scenarios()})
+        all.insert(all.end(), some.begin(), some.end());
+    return all;
+}
+
 // BEQUEST_CRASH_STATES, for the sanitizers, which are slow: of each scenario's states in which recovery is
 // cut off.
 uint64_t recovery_states() {

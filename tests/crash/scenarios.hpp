@@ -10,6 +10,6 @@ namespace bequest::tests {
 std::vector<Scenario> heap_scenarios();
 std::vector<Scenario> map_scenarios();
 std::vector<Scenario> chain_scenarios();
-std::vector<Scenario> all_scenarios();
+std::vector<Scenario> struct_scenarios();
 
 }  // namespace bequest::tests

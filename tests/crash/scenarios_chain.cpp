@@ -89,11 +89,4 @@ std::vector<Scenario> chain_scenarios() {
     };
 }
 
-std::vector<Scenario> all_scenarios() {
-    std::vector<Scenario> all;
-    for (const auto& some : {heap_scenarios(), map_scenarios(), chain_scenarios()})
-        all.insert(all.end(), some.begin(), some.end());
-    return all;
-}
-
 }  // namespace bequest::tests

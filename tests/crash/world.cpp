@@ -7,6 +7,7 @@
 
 #include "map.hpp"
 #include "record_chain.hpp"
+#include "structure.hpp"
 
 namespace bequest::tests {
 
@@ -35,6 +36,17 @@ void add_chain(Heap& heap, const Root& root, std::string& text, std::vector<uint
     uint64_t count = 0;
     for (; const auto record = cursor.next(); count++) text += std::string(*record) + ",";
     if (count != chain.size()) raise<CorruptHeap>("a chain's size is wrong");
+}
+
+void add_struct(Heap& heap, const Root& root, std::string& text, std::vector<uint64_t>& reached) {
+    const Struct object(heap, root.address, Struct::layout_of(heap, root.address));
+    object.for_each_block([&](uint64_t block) { reached.push_back(block); });
+    for (uint64_t field = 0; field < object.types().size(); field++) {
+        if (object.types()[field] >= ValueType::kBytes)
+            text += std::string(object.bytes(field)) + ",";
+        else
+            text += std::to_string(object.word(field)) + ",";
+    }
 }
 
 }  // namespace
@@ -84,6 +96,8 @@ std::string World::contents() {
         text += root.name + "(";
         if (root.kind == static_cast<uint64_t>(ObjectKind::kMap)) {
             add_map(*heap_, root, text, reached);
+        } else if (root.kind == static_cast<uint64_t>(ObjectKind::kStruct)) {
+            add_struct(*heap_, root, text, reached);
         } else if (root.kind == kCells) {
             reached.push_back(root.address);
             const uint64_t* cell = &heap_->at<uint64_t>(root.address, heap_->nbytes_of(root.address));

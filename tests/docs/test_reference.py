@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
 import bequest as bq
 import wire_page
-from bequest import _core, errors, limits
+from bequest import _core, errors, limits, objects
 from bequest.wire import messages as wire
 from pages import ROOT, table_rows
 
 REFERENCE = ROOT / "docs" / "reference" / "python.md"
+OBJECTS = ROOT / "docs" / "reference" / "objects.md"
 ERRORS = ROOT / "docs" / "reference" / "errors.md"
 ADDRESSES = ROOT / "docs" / "reference" / "address-plan.md"
 
@@ -23,15 +26,36 @@ EXCEPTIONS = {
     for name in bq.__all__
     if isinstance(found := getattr(bq, name), type) and issubclass(found, BaseException)
 }
-CLASSES = {name: found for name in bq.__all__ if isinstance(found := getattr(bq, name), type)}
-PLAIN_CLASSES = {name: found for name, found in CLASSES.items() if name not in EXCEPTIONS}
+NAMES = {  # of each page, with the module's
+    REFERENCE: {
+        name: getattr(bq, name)
+        for name in bq.__all__
+        if name not in EXCEPTIONS and not hasattr(objects, name)
+    }
+    | {"Queue": bq.Queue},  # there are two
+    OBJECTS: {name: getattr(objects, name) for name in objects.__all__},
+}
+MODULES = {REFERENCE: "bequest", OBJECTS: "objects"}
+PLAIN_CLASSES = {
+    (page, name): found
+    for page, names in NAMES.items()
+    for name, found in names.items()
+    if isinstance(found, type)
+}
 
 
-def documented() -> dict[str, str]:
+def documented(page: Path = REFERENCE) -> dict[str, str]:
     """Each heading of the reference that names something: its name, and the signature as written, or ""."""
-    headings = re.findall(r"^#{2,4} `(?:await )?([\w.]+)(\(.*\))?`$", REFERENCE.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#{2,4} `(?:await )?([\w.]+)(\(.*\))?`$", page.read_text(), re.MULTILINE)
     assert len(headings) > 30
     return dict(headings)
+
+
+def marked(cases: Iterable[tuple[Path, str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("page", "name"),
+        [pytest.param(page, name, id=f"{MODULES[page]}.{name}") for page, name in cases],
+    )
 
 
 def signature_of(found: object, *, bound: bool) -> str:
@@ -54,16 +78,17 @@ def members_of(found: type) -> dict[str, object]:
     return members
 
 
-@pytest.mark.parametrize("name", sorted(set(bq.__all__) - EXCEPTIONS))
-def test_every_public_name_has_its_heading(name: str) -> None:
-    headings = documented()
-    assert f"bequest.{name}" in headings
-    found = getattr(bq, name)
+@marked((page, name) for page, names in NAMES.items() for name in names)
+def test_every_public_name_has_its_heading(page: Path, name: str) -> None:
+    headings = documented(page)
+    title = f"{MODULES[page]}.{name}"
+    assert title in headings
+    found = NAMES[page][name]
     if not isinstance(found, type):
-        assert headings[f"bequest.{name}"] == signature_of(found, bound=False)
+        assert headings[title] == signature_of(found, bound=False)
 
 
-EVENTS = {name for name, found in PLAIN_CLASSES.items() if issubclass(found, bq.Event)}
+EVENTS = {name for (_, name), found in PLAIN_CLASSES.items() if issubclass(found, bq.Event)}
 
 
 def test_every_event_has_its_row_with_its_fields() -> None:
@@ -88,12 +113,12 @@ INTERNAL = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(PLAIN_CLASSES) - EVENTS))
-def test_every_member_has_its_heading(name: str) -> None:
-    headings = documented()
+@marked(key for key in PLAIN_CLASSES if key[1] not in EVENTS)
+def test_every_member_has_its_heading(page: Path, name: str) -> None:
+    headings = documented(page)
     members = {
         key: value
-        for key, value in members_of(PLAIN_CLASSES[name]).items()
+        for key, value in members_of(PLAIN_CLASSES[page, name]).items()
         if key not in INTERNAL.get(name, set())
     }
     assert members
@@ -104,13 +129,14 @@ def test_every_member_has_its_heading(name: str) -> None:
             assert headings[f"{name}.{member}"] == signature_of(value, bound=True), member
 
 
-def test_nothing_is_documented_that_is_not_there() -> None:
-    for heading in documented():
+@pytest.mark.parametrize("page", MODULES, ids=MODULES.get)
+def test_nothing_is_documented_that_is_not_there(page: Path) -> None:
+    for heading in documented(page):
         owner, _, member = heading.partition(".")
-        if owner == "bequest":
-            assert member in bq.__all__, heading
+        if owner == MODULES[page]:
+            assert member in NAMES[page], heading
         else:
-            found = PLAIN_CLASSES[owner]
+            found = PLAIN_CLASSES[page, owner]
             assert member in members_of(found) or member in instance_attributes_of(found), heading
 
 
@@ -126,10 +152,10 @@ def instance_attributes_of(found: type) -> set[str]:
 WRITTEN_TOGETHER = {"Death", "Standby"}  # one sentence has all of them
 
 
-@pytest.mark.parametrize("name", sorted(set(PLAIN_CLASSES) - EVENTS - WRITTEN_TOGETHER))
-def test_instance_attributes_are_documented(name: str) -> None:
-    public = instance_attributes_of(PLAIN_CLASSES[name]) - INTERNAL.get(name, set())
-    missing = [attribute for attribute in public if f"{name}.{attribute}" not in documented()]
+@marked(key for key in PLAIN_CLASSES if key[1] not in EVENTS | WRITTEN_TOGETHER)
+def test_instance_attributes_are_documented(page: Path, name: str) -> None:
+    public = instance_attributes_of(PLAIN_CLASSES[page, name]) - INTERNAL.get(name, set())
+    missing = [attribute for attribute in public if f"{name}.{attribute}" not in documented(page)]
     assert not missing, f"the reference lacks {name}.{', '.join(missing)}"
 
 

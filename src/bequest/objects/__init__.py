@@ -21,5 +21,6 @@ from bequest.objects.heap import Heap, Recovery, Root, Transaction
 from bequest.objects.log import Log
 from bequest.objects.map import Map
 from bequest.objects.queue import Queue
+from bequest.objects.struct import Field, Struct
 
-__all__ = ["Heap", "Log", "Map", "Queue", "Recovery", "Root", "Transaction"]
+__all__ = ["Field", "Heap", "Log", "Map", "Queue", "Recovery", "Root", "Struct", "Transaction"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bequest.memory.region import Region
 
-_KINDS = {1: "Map", 2: "Log", 3: "Queue"}  # ObjectKind in native/heap/object.hpp
+_KINDS = {1: "Map", 2: "Log", 3: "Queue", 4: "Struct"}  # ObjectKind in native/heap/object.hpp
 _MEMORY = 100  # named memory of the user's own
 _SIZE_BYTES = 16  # before it: how long it is, and then alignment
 

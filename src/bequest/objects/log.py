@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, overload
 
 from bequest._core import ChainBase
+from bequest.objects.outline import outline
 
 if TYPE_CHECKING:
     from bequest.objects.heap import Heap
@@ -21,14 +22,18 @@ class Log(ChainBase):
     the first. `truncate` drops the oldest. A record whose checksum is wrong raises CorruptHeap when it is read.
     """
 
-    __slots__ = ("_name",)
+    __slots__ = ()
 
     def __init__(self, heap: Heap, name: str) -> None:
         super().__init__(heap, name, False)
-        self._name = name
+
+    append = ChainBase._append
+    extend = ChainBase._extend
+    first = ChainBase._first
+    end = ChainBase._end
 
     def __repr__(self) -> str:
-        return f"<Log {self._name!r} of {len(self)} records from {self.first}>"
+        return outline(self, self.name, lambda: f"of {len(self)} records from {self.first}")
 
     def truncate(self, before: int) -> int:
         """Drops all records with an index below this; how many those were."""

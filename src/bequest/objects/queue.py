@@ -7,10 +7,9 @@ from queue import Empty
 from typing import TYPE_CHECKING
 
 from bequest._core import ChainBase
+from bequest.objects.outline import outline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from bequest.objects.heap import Heap
 
 
@@ -25,36 +24,35 @@ class Queue(ChainBase):
             done[job] = b"..."
     """
 
-    __slots__ = ("_name",)
+    __slots__ = ()
 
     def __init__(self, heap: Heap, name: str) -> None:
         super().__init__(heap, name, True)
-        self._name = name
+
+    put = ChainBase._append
+    put_all = ChainBase._extend
 
     def __repr__(self) -> str:
-        return f"<Queue {self._name!r} of {len(self)} records>"
-
-    def put(self, record: bytes) -> None:
-        """Adds one at the end."""
-        self.append(record)
-
-    def put_all(self, records: Iterable[bytes]) -> None:
-        """Adds several, all or none of them."""
-        self.extend(records)
+        return outline(self, self.name, lambda: f"of {len(self)} records")
 
     def peek(self) -> bytes:
         """The next one, which stays. Raises queue.Empty if there is none."""
-        records = self._read(self.first, 1)
+        records = self._read(0, 1)
         if not records:
             raise Empty
         return records[0]
 
     def get(self) -> bytes:
         """Takes the next one. Raises queue.Empty if there is none; it does not wait."""
-        record = self.peek()
-        self._drop_before(self.first + 1)
-        return record
+        records = self._take(1)
+        if not records:
+            raise Empty
+        return records[0]
+
+    def get_all(self, at_most: int | None = None) -> list[bytes]:
+        """Takes all that wait, or so many of them, in order: at once, all or none."""
+        return self._take(len(self) if at_most is None else max(0, at_most))
 
     def __iter__(self) -> Iterator[bytes]:
         """What waits, in order; nothing is taken."""
-        yield from self._read(self.first, len(self))
+        return iter(self._read(0, len(self)))
