@@ -12,6 +12,8 @@ const char* name_of(uint64_t kind) {
         return "Queue";
     case ObjectKind::kStruct:
         return "Struct";
+    case ObjectKind::kArray:
+        return "Array";
     }
     return "something of another kind";
 }

@@ -157,6 +157,20 @@ void HeapBase::begin() {
     in_transaction_ = std::this_thread::get_id();
 }
 
+// Of a region of its own, which is borrowed by it, whatever becomes of the heap.
+nb::object HeapBase::view(uint64_t address, uint64_t nbytes) const {
+    for (size_t i = 0; i < views_.size(); i++) {
+        const uint64_t offset = address - reinterpret_cast<uint64_t>(views_[i]->buf);
+        const auto length = static_cast<uint64_t>(views_[i]->len);
+        if (offset >= length || nbytes > length - offset) continue;
+        const nb::object region = regions_[i];
+        const nb::object whole = nb::steal(PyMemoryView_FromObject(region.ptr()));
+        if (!whole.is_valid()) throw nb::python_error();
+        return whole[nb::slice(nb::int_(offset), nb::int_(offset + nbytes), nb::none())];
+    }
+    raise<CorruptHeap>("%lu bytes at %#lx are not in this heap", nbytes, address);
+}
+
 void HeapBase::close() {
     if (!heap_) return;
     if (heap_->depth() > 0) raise<HeapMisuse>("a heap is not closed in the middle of a transaction");
@@ -194,6 +208,13 @@ void bind_heap(nb::module_& m) {
             "_alloc", [](HeapBase& h, uint64_t nbytes) { return h.usable().alloc(nbytes); }, "nbytes"_a)
         .def(
             "_free", [](HeapBase& h, uint64_t address) { h.usable().free(address); }, "address"_a)
+        .def(
+            "_view",
+            [](HeapBase& h, uint64_t address, uint64_t nbytes) {
+                h.usable();
+                return h.view(address, nbytes);
+            },
+            "address"_a, "nbytes"_a)
         .def(
             "_nbytes_of", [](HeapBase& h, uint64_t address) { return h.usable().nbytes_of(address); },
             "address"_a)

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "../heap/array.hpp"
 #include "../heap/map.hpp"
 #include "../heap/record_chain.hpp"
 #include "../heap/structure.hpp"
@@ -28,6 +29,7 @@ public:
     bool is_open() const { return heap_ != nullptr; }
     void close();
     void begin();
+    nb::object view(uint64_t address, uint64_t nbytes) const;  // memory of the heap, as a memoryview
     void give_up() { heap_->give_up(); }
 
 private:
@@ -122,5 +124,6 @@ inline nb::bytes to_python(std::string_view bytes) { return nb::bytes(bytes.data
 void bind_heap(nb::module_& m);
 void bind_objects(nb::module_& m);
 void bind_struct(nb::module_& m);
+void bind_array(nb::module_& m);
 
 }  // namespace bequest

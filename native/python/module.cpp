@@ -111,6 +111,7 @@ NB_MODULE(_core, m) {
     bind_heap(m);
     bind_objects(m);
     bind_struct(m);
+    bind_array(m);
 
     m.def("warm", &warm_slab, nb::arg("fd"), nb::arg("offset"), nb::arg("nbytes"), nb::arg("huge"),
           nb::call_guard<nb::gil_scoped_release>(),

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from bequest.memory.region import Region
     from bequest.memory.standby import Death, Standby
     from bequest.memory.watchdog import Watchdog
+    from bequest.objects.array import Array
     from bequest.objects.heap import Heap
     from bequest.objects.log import Log
     from bequest.objects.map import Map
@@ -94,6 +95,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AcceptTimeout",
     "AddressSpaceFull",
+    "Array",
     "BadConfig",
     "BadDirectory",
     "BadName",
@@ -182,6 +184,7 @@ _HOMES = {
     "bequest.memory.region": ("Region",),
     "bequest.memory.standby": ("Death", "Standby"),
     "bequest.memory.watchdog": ("Watchdog",),
+    "bequest.objects.array": ("Array",),
     "bequest.objects.heap": ("Heap",),
     "bequest.objects.log": ("Log",),
     "bequest.objects.map": ("Map",),

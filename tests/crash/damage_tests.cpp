@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "array.hpp"
 #include "map.hpp"
 #include "record_chain.hpp"
 #include "structure.hpp"
@@ -34,6 +35,7 @@ void fill(World& world) {
     RecordChain log(world.heap(), "log", ObjectKind::kLog);
     for (int i = 0; i < 30; i++) log.append("record-" + std::to_string(i));
     state(world).set_bytes(1, "label");
+    Array(world.heap(), "array", "u2", 2, 9).append("rows", 2);
 }
 
 // As a kill leaves it: in the middle of a transaction, or behind the commit of a journal.
@@ -72,6 +74,10 @@ void use(World& world) {
     log.drop_before(log.first_index() + 25);
     state(world).set_bytes(1, "another label");
     state(world).set_word(0, 5);
+    Array array(heap, "array", "u2", 2, 0);
+    array.write(4, "more", 4);
+    array.append(nullptr, 20);
+    array.resize(3);
     world.cells("others", 64);
     heap.free_bytes();
     world.contents();

@@ -19,7 +19,8 @@ using Clock = std::chrono::steady_clock;
 
 std::vector<Scenario> all_scenarios() {
     std::vector<Scenario> all;
-    for (const auto& some : {heap_scenarios(), map_scenarios(), chain_scenarios(), struct_scenarios()})
+    for (const auto& some :
+         {heap_scenarios(), map_scenarios(), chain_scenarios(), struct_scenarios(), array_scenarios()})
         all.insert(all.end(), some.begin(), some.end());
     return all;
 }

@@ -11,5 +11,6 @@ std::vector<Scenario> heap_scenarios();
 std::vector<Scenario> map_scenarios();
 std::vector<Scenario> chain_scenarios();
 std::vector<Scenario> struct_scenarios();
+std::vector<Scenario> array_scenarios();
 
 }  // namespace bequest::tests

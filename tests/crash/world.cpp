@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "array.hpp"
 #include "map.hpp"
 #include "record_chain.hpp"
 #include "structure.hpp"
@@ -47,6 +48,13 @@ void add_struct(Heap& heap, const Root& root, std::string& text, std::vector<uin
         else
             text += std::to_string(object.word(field)) + ",";
     }
+}
+
+void add_array(Heap& heap, const Root& root, std::string& text, std::vector<uint64_t>& reached) {
+    const Array array(heap, root.address);
+    array.for_each_block([&](uint64_t block) { reached.push_back(block); });
+    text += std::string(array.text()) + ":";
+    for (uint64_t i = 0; i < array.nbytes(); i++) text += std::to_string(array.data()[i]) + ",";
 }
 
 }  // namespace
@@ -98,6 +106,8 @@ std::string World::contents() {
             add_map(*heap_, root, text, reached);
         } else if (root.kind == static_cast<uint64_t>(ObjectKind::kStruct)) {
             add_struct(*heap_, root, text, reached);
+        } else if (root.kind == static_cast<uint64_t>(ObjectKind::kArray)) {
+            add_array(*heap_, root, text, reached);
         } else if (root.kind == kCells) {
             reached.push_back(root.address);
             const uint64_t* cell = &heap_->at<uint64_t>(root.address, heap_->nbytes_of(root.address));

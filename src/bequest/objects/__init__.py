@@ -17,10 +17,11 @@ This module only re-exports.
 
 from __future__ import annotations
 
+from bequest.objects.array import Array
 from bequest.objects.heap import Heap, Recovery, Root, Transaction
 from bequest.objects.log import Log
 from bequest.objects.map import Map
 from bequest.objects.queue import Queue
 from bequest.objects.struct import Field, Struct
 
-__all__ = ["Field", "Heap", "Log", "Map", "Queue", "Recovery", "Root", "Struct", "Transaction"]
+__all__ = ["Array", "Field", "Heap", "Log", "Map", "Queue", "Recovery", "Root", "Struct", "Transaction"]

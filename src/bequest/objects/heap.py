@@ -14,7 +14,7 @@ import secrets
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bequest._core import HeapBase, TransactionBase
-from bequest.errors import BadSize, CorruptHeap, HeapMisuse, RackMemoryError
+from bequest.errors import BadSize, HeapMisuse, RackMemoryError
 from bequest.limits import HUGE_PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bequest.memory.region import Region
 
-_KINDS = {1: "Map", 2: "Log", 3: "Queue", 4: "Struct"}  # ObjectKind in native/heap/object.hpp
+_KINDS = {1: "Map", 2: "Log", 3: "Queue", 4: "Struct", 5: "Array"}  # ObjectKind in native/heap/object.hpp
 _MEMORY = 100  # named memory of the user's own
 _SIZE_BYTES = 16  # before it: how long it is, and then alignment
 
@@ -145,13 +145,6 @@ class Heap(HeapBase):
             address = found[0]
             nbytes = int.from_bytes(self._view(address, _SIZE_BYTES), "little")
         return self._view(address + _SIZE_BYTES, nbytes)
-
-    def _view(self, address: int, nbytes: int) -> memoryview:
-        for region in self.regions:
-            start = address - region.address
-            if start >= 0 and start + nbytes <= region.nbytes:
-                return memoryview(region)[start : start + nbytes]
-        raise CorruptHeap(f"{nbytes} bytes at {address:#x} are not in this heap")
 
 
 def _grower(region: Region) -> Callable[[int, int], Region | None]:
