@@ -325,6 +325,56 @@ std::vector<Extent> Steward::extents_of(uint32_t slab) const {
     return extents;
 }
 
+namespace {
+
+void add_run(SlabSummary& summary, const SlabSummary::Run& run, size_t runs_max) {
+    if (run.state == State::kFree) {
+        summary.free_pages += run.pages;
+        summary.free_runs++;
+        summary.largest_free_run = std::max(summary.largest_free_run, run.pages);
+    } else if (run.state != State::kOwned || run.id != kMmuId) {
+        summary.owners[run.id] += run.pages;
+    }
+    if (summary.runs.size() < runs_max) summary.runs.push_back(run);
+}
+
+SlabSummary summary_of(uint32_t slab, std::vector<PlacedExtent>& extents, size_t runs_max) {
+    SlabSummary summary{slab, extents.size()};
+    std::sort(extents.begin(), extents.end());
+    SlabSummary::Run run{0, State::kEmpty, kNobody};
+    for (const auto& [address, extent] : extents) {
+        const SlabSummary::Run next{extent.word.pages(), extent.word.state(), extent.word.id()};
+        if (run.pages > 0 && next.state == run.state && next.id == run.id) {
+            run.pages += next.pages;
+            continue;
+        }
+        if (run.pages > 0) add_run(summary, run, runs_max);
+        run = next;
+    }
+    if (run.pages > 0) add_run(summary, run, runs_max);
+    return summary;
+}
+
+}  // namespace
+
+std::vector<SlabSummary> Steward::summaries(const std::vector<uint32_t>& slabs, size_t runs_max) const {
+    std::unordered_map<uint32_t, std::vector<PlacedExtent>> found;
+    std::vector<bool> wanted(kMaxSlabs);
+    for (const uint32_t slab : slabs)
+        if (table_.has_slab(slab)) wanted[slab % kMaxSlabs] = true;
+    for (uint32_t i = 0; i < table_.extent_limit(); i++) {
+        const uint32_t slab = table_.extent(i).slab;
+        if (!wanted[slab % kMaxSlabs] || table_.owner(i).state() == State::kEmpty) continue;
+        const OwnerWord word = as_settled(i);
+        if (word.state() != State::kEmpty) found[slab].push_back(table_.placed({i, word}));
+    }
+    std::vector<SlabSummary> summaries;
+    for (const uint32_t slab : slabs)
+        if (const auto extents = found.find(slab); extents != found.end())
+            summaries.push_back(summary_of(slab, extents->second, runs_max));
+    return summaries;
+}
+
 std::optional<Extent> Steward::extent_at(uint64_t address, uint32_t hint) const {
     const auto looked_at = [&](uint32_t i) -> std::optional<Extent> {
         const uint64_t start = table_.extent(i).address;

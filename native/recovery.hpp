@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,6 +38,19 @@ struct AddressRange {
     bool touches(uint64_t address, uint64_t nbytes) const {
         return start < address + nbytes && address < start + bytes;
     }
+};
+
+// What lies in a slab, for people to look at.
+struct SlabSummary {
+    struct Run {  // neighbours in one state, of one owner
+        uint64_t pages;
+        State state;
+        uint32_t id;
+    };
+    uint32_t slab;
+    uint64_t extents = 0, free_pages = 0, free_runs = 0, largest_free_run = 0;
+    std::map<uint32_t, uint64_t> owners = {};  // pages by id; without what is away
+    std::vector<Run> runs = {};                // the first few
 };
 
 class Steward {
@@ -79,6 +93,9 @@ public:
 
     // Every slab's extents, sorted by address; changes under way are shown as if settled.
     std::vector<Extent> extents_of(uint32_t slab) const;
+    // Of each of these slabs that is here, in one pass over the table; beside the Steward's other work if
+    // need be.
+    std::vector<SlabSummary> summaries(const std::vector<uint32_t>& slabs, size_t runs_max) const;
     // In which extent an address lies; `hint` is looked at first.
     std::optional<Extent> extent_at(uint64_t address, uint32_t hint) const;
     std::vector<std::string> audit() const;

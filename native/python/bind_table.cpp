@@ -240,6 +240,22 @@ nb::object find_extent(TableFile& t, uint64_t address, uint32_t hint) {
                           static_cast<uint32_t>(e->word.state()), e->word.id(), uint64_t{d.birth});
 }
 
+// What may take long is asked for in a thread of its own, and does not keep others from the interpreter.
+nb::list summaries(TableFile& t, const std::vector<uint32_t>& slabs, size_t runs_max) {
+    const std::vector<SlabSummary> found =
+        without_gil([&] { return t.steward().summaries(slabs, runs_max); });
+    nb::list tuples;
+    for (const SlabSummary& s : found) {
+        nb::list owners, runs;
+        for (const auto& [id, pages] : s.owners) owners.append(nb::make_tuple(id, pages));
+        for (const auto& run : s.runs)
+            runs.append(nb::make_tuple(run.pages, static_cast<uint32_t>(run.state), run.id));
+        tuples.append(
+            nb::make_tuple(s.slab, s.extents, s.free_pages, s.free_runs, s.largest_free_run, owners, runs));
+    }
+    return tuples;
+}
+
 // What the table says, for reports and audits.
 void bind_reports(TableClass& table) {
     using namespace nb::literals;
@@ -274,6 +290,7 @@ void bind_reports(TableClass& table) {
                 return extents;
             },
             "slab"_a)
+        .def("summaries", &summaries, "slabs"_a, "runs"_a)
         .def("find_extent", &find_extent, "address"_a, "hint"_a)
         .def(
             "descriptor",
@@ -301,7 +318,7 @@ void bind_reports(TableClass& table) {
                 return counters;
             },
             "id"_a)
-        .def("audit", [](TableFile& t) { return t.steward().audit(); });
+        .def("audit", [](TableFile& t) { return without_gil([&] { return t.steward().audit(); }); });
 }
 
 }  // namespace

@@ -82,7 +82,6 @@ COME_BACK_TIMEOUT = 30.0  # who was attaching when the Rack MMU was killed has t
 EMBEDDED_LINGER = 1.0  # an embedded rack outlives its last client by this
 EMBEDDED_FIRST_CLIENT = 15.0  # and waits this long for its first
 AUDIT_FINDINGS_MAX = 200
-STATUS_EXTENTS_MAX = 50_000  # extents looked at for one page of a report: some tens of milliseconds
 SLAB_RUNS_MAX = 64  # runs of pages drawn for one slab
 
 # --- stealing ----------------------------------------------------------------------------------------------

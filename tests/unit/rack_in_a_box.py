@@ -12,6 +12,7 @@ from bequest.protocol.outputs import (
     AwaitExit,
     DropTable,
     GoOn,
+    LookThrough,
     Note,
     Output,
     Reply,
@@ -21,6 +22,7 @@ from bequest.protocol.outputs import (
 )
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import ElementInfo, MmuConfig
+from bequest.protocol.status_desk import look_through
 from bequest.sim.fake_shard import FakeShard
 from bequest.wire import messages as wire
 
@@ -183,12 +185,17 @@ class Box:
                     self._obey(element, message)
             case DropTable(group):
                 del self.shards[group]
-            case GoOn():
-                self._carry_out(self.mmu.go_on())
+            case LookThrough() | GoOn():
+                self._carry_out(self._what_comes_of(output))
             case AwaitExit(client, os_pid):
                 self.absent[client] = os_pid
             case StopRack(reason):
                 self.stopped = reason
+
+    def _what_comes_of(self, output: LookThrough | GoOn) -> list[Output]:
+        if isinstance(output, GoOn):
+            return self.mmu.go_on()
+        return self.mmu.looked_through(output, look_through(self.shards, output))
 
     def _obey(self, element: int, message: wire.Message) -> None:
         answer: wire.Message

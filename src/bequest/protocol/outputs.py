@@ -53,6 +53,17 @@ class GoOn(msgspec.Struct, frozen=True):
     """
 
 
+class LookThrough(msgspec.Struct, frozen=True):
+    """-> `RackMmu.looked_through`, with what `look_through` finds in these slabs, by group.
+
+    It takes long; others are served meanwhile.
+    """
+
+    peer: PeerId
+    question: wire.Status
+    slabs: dict[int, list[int]]
+
+
 class AwaitExit(msgspec.Struct, frozen=True):
     """Tell `RackMmu.absent_client_exited` when this process, the one behind a former connection, has gone."""
 
@@ -234,6 +245,7 @@ Output = (
     | ToMmu
     | DropTable
     | GoOn
+    | LookThrough
     | AwaitExit
     | StopRack
     | Note

@@ -17,12 +17,7 @@ from functools import partial
 from typing import Any
 
 from bequest.ids import GroupId
-from bequest.limits import (
-    COME_BACK_TIMEOUT,
-    EMBEDDED_FIRST_CLIENT,
-    SWEEP_INTERVAL,
-    TICKET_BYTES,
-)
+from bequest.limits import COME_BACK_TIMEOUT, EMBEDDED_FIRST_CLIENT, SWEEP_INTERVAL, TICKET_BYTES
 from bequest.protocol.announcer import Announcer
 from bequest.protocol.books import Change
 from bequest.protocol.cross_grant import CrossGrants
@@ -30,7 +25,7 @@ from bequest.protocol.groups import Group, Rules
 from bequest.protocol.mailboxes import Mailboxes
 from bequest.protocol.memory_failure import MemoryFailures
 from bequest.protocol.namespace import Namespace
-from bequest.protocol.outputs import Note, Output, PeerId, ProcessKey, StopRack, ToAgent
+from bequest.protocol.outputs import LookThrough, Note, Output, PeerId, ProcessKey, StopRack, ToAgent
 from bequest.protocol.placement import choose_compute
 from bequest.protocol.process_table import Kind, Member, State
 from bequest.protocol.rack_state import MmuConfig, RackState, Session
@@ -40,7 +35,7 @@ from bequest.protocol.shard import ShardMaker
 from bequest.protocol.slab_request import SlabRequests
 from bequest.protocol.slab_supply import SlabSupply
 from bequest.protocol.standby_desk import StandbyDesk
-from bequest.protocol.status_desk import StatusDesk
+from bequest.protocol.status_desk import Found, StatusDesk
 from bequest.protocol.steal_desk import StealDesk
 from bequest.protocol.watch_desk import WatchDesk
 from bequest.wire import messages as wire
@@ -306,6 +301,11 @@ class RackMmu:
         self._state.go_on()
         return self._state.take_outputs()
 
+    def looked_through(self, asked: LookThrough, found: Found) -> list[Output]:
+        """As asked for by the output `LookThrough`."""
+        self._status.found(asked, found)
+        return self._state.take_outputs()
+
     def take_changes(self) -> list[Change]:
         """What the last inputs changed in the books: to be written down before their outputs are carried out."""
         return self._state.books.take_changes()
@@ -487,7 +487,7 @@ class RackMmu:
         self._state.reply(session.peer, wire.Placed(self._compute(None)))
 
     def _report(self, session: Session, message: wire.Status, now: float) -> None:
-        self._state.reply(session.peer, self._status.report(message, now))
+        self._status.ask(session.peer, message, now)
 
     def _shutdown(self, session: Session, message: wire.Shutdown, now: float) -> None:
         self._state.reply(session.peer, wire.Done())

@@ -1,6 +1,7 @@
 """What the Rack MMU asks of one group's table: the machine's only way to the shared memory.
 
-The native ``bequest._core.Table`` is one; tests and the simulator bring their own. None of these calls blocks.
+The native ``bequest._core.Table`` is one; tests and the simulator bring their own. None of these calls blocks. `audit`
+and `summaries` look through all of the table, and may run beside the others, in a thread of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from typing import Protocol
 
 # Descriptor, address, pages, state, owner, birth. The birth is the same, whoever gets the extent, until it is freed.
 ExtentInfo = tuple[int, int, int, int, int, int]
+
+# Slab, extents, free pages, runs of them, the longest; (owner, pages) in order; the first runs: (pages, state, owner).
+SlabSummary = tuple[int, int, int, int, int, list[tuple[int, int]], list[tuple[int, int, int]]]
 
 LIFE_EMPTY, LIFE_LIVE, LIFE_DEAD = 0, 1, 2
 
@@ -112,6 +116,9 @@ class Shard(Protocol):
     def slabs(self) -> list[tuple[int, int, int, int, bool, int]]: ...
 
     def slab_extents(self, slab: int) -> list[tuple[int, int, int, int, int]]: ...
+
+    def summaries(self, slabs: list[int], runs: int) -> list[SlabSummary]:
+        """Of those of these slabs that are here, with at most so many runs each."""
 
     def descriptor(self, index: int) -> tuple[int, int, int, int, int, int, int]: ...
 

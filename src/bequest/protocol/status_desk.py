@@ -1,12 +1,16 @@
 """What the command line asks: who is here, who owns what, and whether the books agree.
 
-Answers that may be long come in pages, each bounded in bytes by the packet and in extents looked at, so that a big
-rack can be inspected without stopping it.
+Answers that may be long come in pages, each bounded in bytes by the packet. What has to look through a whole table,
+which may have millions of extents, is done beside all else (`LookThrough`): the table is shared memory, and changes
+under whoever looks. So an audit that has found something is done once more with nobody else served, lest it blame what
+was only on its way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import msgspec
 
 from bequest._core import STATE_FREE, STATE_IN_FLIGHT
 from bequest.limits import (
@@ -15,14 +19,15 @@ from bequest.limits import (
     PAGE_BYTES,
     REPORT_BYTES_MAX,
     SLAB_RUNS_MAX,
-    STATUS_EXTENTS_MAX,
     TABLE_VERSION,
     WIRE_VERSION,
 )
 from bequest.protocol.capabilities import TheftBook
+from bequest.protocol.outputs import LookThrough, PeerId
 from bequest.protocol.process_table import Member
 from bequest.protocol.rack_state import RackState
 from bequest.protocol.refusal import Refusal
+from bequest.protocol.shard import Shard, SlabSummary
 from bequest.protocol.slab_ledger import Slab, SlabState
 from bequest.wire import messages as wire
 
@@ -32,23 +37,54 @@ _SLAB_RUN_BYTES = 50
 _OWNER_BYTES = 10
 
 
+_LOOKS = ("slabs", "audit")
+
+
+class Found(msgspec.Struct):
+    """By `look_through`."""
+
+    summaries: list[SlabSummary] = []
+    problems: dict[int, list[str]] = {}  # by group
+
+
+def look_through(shards: Mapping[int, Shard], asked: LookThrough) -> Found:
+    """On any thread."""
+    found = Found()
+    for group, slabs in asked.slabs.items():
+        if asked.question.what == "slabs":
+            found.summaries += shards[group].summaries(slabs, SLAB_RUNS_MAX) if slabs else []
+        else:
+            found.problems[group] = shards[group].audit()
+    return found
+
+
 class StatusDesk:
     def __init__(self, state: RackState, thefts: TheftBook, started: float) -> None:
         self._state = state
         self._thefts = thefts
         self._started = started
 
-    def report(self, question: wire.Status, now: float) -> wire.Message:
+    def ask(self, peer: PeerId, question: wire.Status, now: float) -> None:
+        """The answer may come later."""
+        if question.what in _LOOKS:
+            self._state.outputs.append(self._look(peer, question))
+        else:
+            self._state.reply(peer, self._report(question, now))
+
+    def found(self, asked: LookThrough, found: Found) -> None:
+        report = self._slabs(asked, found) if asked.question.what == "slabs" else self._audit(found)
+        self._state.reply(asked.peer, report)
+
+    def _report(self, question: wire.Status, now: float) -> wire.Message:
         answers: dict[str, Callable[[], wire.Message]] = {
             "rack": lambda: self._rack(now),
             "processes": lambda: self._processes(question.cursor, now),
             "elements": self._elements,
-            "slabs": lambda: self._slabs(question.cursor),
-            "audit": self._audit,
             "thefts": lambda: self._thefts.report(question.cursor, now),
         }
         if question.what not in answers:
-            raise Refusal("config", f"no report {question.what!r}; there are {', '.join(answers)}")
+            known = ", ".join((*answers, *_LOOKS))
+            raise Refusal("config", f"no report {question.what!r}; there are {known}")
         return answers[question.what]()
 
     def _rack(self, now: float) -> wire.RackReport:
@@ -142,58 +178,67 @@ class StatusDesk:
             return "failed"
         return "silent" if element in self._state.silent_elements else "well"
 
-    def _slabs(self, cursor: int) -> wire.SlabList:
-        """In the order of slab ids; the cursor is the first id to report."""
+    def _look(self, peer: PeerId, question: wire.Status) -> LookThrough:
+        """What has to be looked through for this question."""
+        slabs: dict[int, list[int]] = {group.id: [] for group in self._state.groups}
+        if question.what == "slabs":
+            for slab in self._live_from(question.cursor)[: REPORT_BYTES_MAX // _SLAB_STATUS_BYTES]:
+                slabs[slab.group].append(slab.id)
+        return LookThrough(peer, question, slabs)
+
+    def _live_from(self, cursor: int) -> list[Slab]:
         live = [slab for slab in self._state.ledger if slab.state is SlabState.LIVE and slab.id >= cursor]
-        live.sort(key=lambda slab: slab.id)
+        return sorted(live, key=lambda slab: slab.id)
+
+    def _slabs(self, asked: LookThrough, found: Found) -> wire.SlabList:
+        """In the order of slab ids; the cursor is the first id to report. What has come meanwhile: on a later page."""
+        summaries = {summary[0]: summary for summary in found.summaries}
         reports: list[wire.SlabStatus] = []
-        room, extents = REPORT_BYTES_MAX, STATUS_EXTENTS_MAX
-        for slab in live:
-            report = self._slab(slab)
+        room = REPORT_BYTES_MAX
+        for slab in self._live_from(asked.question.cursor):
+            if slab.id not in asked.slabs[slab.group]:
+                return wire.SlabList(reports, slab.id)
+            summary = summaries.get(slab.id)
+            if summary is None:  # its table does not have it: an audit says so
+                continue
+            report = self._slab(slab, summary)
             room -= (
                 _SLAB_STATUS_BYTES + _SLAB_RUN_BYTES * len(report.runs) + _OWNER_BYTES * len(report.owners)
             )
-            extents -= report.extents
-            if reports and (room < 0 or extents < 0):
+            if reports and room < 0:
                 return wire.SlabList(reports, slab.id)
             reports.append(report)
         return wire.SlabList(reports)
 
-    def _slab(self, slab: Slab) -> wire.SlabStatus:
+    def _slab(self, slab: Slab, summary: SlabSummary) -> wire.SlabStatus:
         state = self._state
-        group = state.groups[slab.group]
-        extents = group.shard.slab_extents(slab.id)
-        runs = _joined_runs(extents)
-        free_runs = [run.pages for run in runs if run.state == "free"]
-        owners: dict[int, int] = {}
-        for run in runs:
-            if run.state in ("owned", "in-flight"):
-                owners[run.owner] = owners.get(run.owner, 0) + run.pages
+        _, extents, free_pages, free_runs, largest_free_run, owners, runs = summary
         return wire.SlabStatus(
             slab=slab.id,
-            group=group.name,
+            group=state.groups[slab.group].name,
             element=state.elements[slab.element].name,
             home=slab.home,
             address=slab.address,
             pages=slab.pages,
             huge=slab.huge,
-            extents=len(extents),
-            free_pages=sum(free_runs),
-            free_runs=len(free_runs),
-            largest_free_run=max(free_runs, default=0),
-            owners=sorted(owners.items()),
-            runs=runs[:SLAB_RUNS_MAX],
+            extents=extents,
+            free_pages=free_pages,
+            free_runs=free_runs,
+            largest_free_run=largest_free_run,
+            owners=owners,
+            runs=[wire.SlabRun(pages, _state_name(code, owner), owner) for pages, code, owner in runs],
             failed=_failed_bytes(slab),
         )
 
     # --- audit ---------------------------------------------------------------------------------------------
 
-    def _audit(self) -> wire.AuditReport:
+    def _audit(self, found: Found) -> wire.AuditReport:
         state = self._state
         findings: list[str] = []
         slabs = 0
         for group in state.groups:
-            findings += [f"group {group.name!r}: {problem}" for problem in group.shard.audit()]
+            if found.problems.get(group.id):
+                findings += [f"group {group.name!r}: {problem}" for problem in group.shard.audit()]
             recorded = sorted(number for number, *_ in group.shard.slabs())
             known = sorted(s.id for s in state.ledger if s.group == group.id and s.state is SlabState.LIVE)
             slabs += len(recorded)
@@ -211,18 +256,6 @@ def _failed_bytes(slab: Slab) -> int:
         total += max(0, offset + nbytes - max(offset, end))
         end = max(end, offset + nbytes)
     return total
-
-
-def _joined_runs(extents: list[tuple[int, int, int, int, int]]) -> list[wire.SlabRun]:
-    runs: list[wire.SlabRun] = []
-    for _, pages, state, owner, _ in extents:
-        name = _state_name(state, owner)
-        last = runs[-1] if runs else None
-        if last is not None and (last.state, last.owner) == (name, owner):
-            runs[-1] = wire.SlabRun(last.pages + pages, name, owner)
-        else:
-            runs.append(wire.SlabRun(pages, name, owner))
-    return runs
 
 
 def _state_name(state: int, owner: int) -> str:

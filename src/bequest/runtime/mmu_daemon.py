@@ -21,6 +21,7 @@ from bequest.protocol.outputs import (
     AwaitExit,
     DropTable,
     GoOn,
+    LookThrough,
     Note,
     Output,
     Reply,
@@ -31,13 +32,16 @@ from bequest.protocol.outputs import (
 )
 from bequest.protocol.rack_mmu import RackMmu
 from bequest.protocol.rack_state import MmuConfig
+from bequest.protocol.status_desk import Found, look_through
 from bequest.runtime.journal import Journal
 from bequest.runtime.loop import Daemon, Link, Peer, log
 from bequest.runtime.safe import Tether
 from bequest.runtime.witnesses import Witnesses
+from bequest.runtime.workers import Workers
 from bequest.wire import messages as wire
 
 _JOURNAL = "journal"
+_LOOKS = "looks"  # the lane of what takes long
 _TABLE = "table "  # and the group's number
 
 Input = Callable[[], list[Output]]
@@ -52,6 +56,8 @@ class MmuDaemon(Daemon):
         self._last_peer = time.monotonic_ns()  # no run before had so many: a client's number is nobody else's
         self._tables: dict[int, Table] = {}
         self._witnesses = Witnesses()
+        self._workers = Workers((_LOOKS,))
+        self.watch(self._workers.fileno(), self._workers.collect)
         self._inputs: deque[Input] = deque()
         self._notes: deque[tuple[float, Note]] = deque()  # and when they were made
         self._unwatched: dict[
@@ -200,6 +206,8 @@ class MmuDaemon(Daemon):
                     self._witnesses.dismiss((message.pid, message.incarnation))
                 fds = () if table is None else (self._tables[table].fileno(),)
                 self.send_to_link(self._monitor, message, fds)
+            case LookThrough():
+                self._look_through(output)
             case GoOn():
                 self._carry_out(self._machine.go_on())
             case DropTable(group):
@@ -212,6 +220,20 @@ class MmuDaemon(Daemon):
                 self.stop(reason)
             case _:
                 raise AssertionError(f"the Rack MMU wants {output}")
+
+    def _look_through(self, asked: LookThrough) -> None:
+        tables = {group: self._tables[group] for group in asked.slabs}  # they stay, though a group may end
+        self._workers.submit(
+            _LOOKS, partial(look_through, tables, asked), partial(self._looked_through, asked)
+        )
+
+    def _looked_through(self, asked: LookThrough, found: Found | Exception) -> None:
+        if isinstance(found, Exception):  # out of memory, say: this request fails, the rack lives
+            log.error("%s cannot look through its tables: %s", self.role, found)
+            text = f"the Rack MMU cannot look through its tables: {str(found) or type(found).__name__}"
+            self.reply(asked.peer, wire.Failed("memory", text))
+        else:
+            self._take(partial(self._machine.looked_through, asked, found))
 
     # --- deaths that are seen from here --------------------------------------------------------------------
 

@@ -6,7 +6,10 @@ Processes' own acts, which the real table sees in native code, are `own`, `free`
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
+
+from bequest.protocol.shard import SlabSummary
 
 FREE, OWNED, IN_FLIGHT = 2, 3, 4
 MMU = 1023
@@ -262,6 +265,21 @@ class FakeShard:
 
     def slab_extents(self, slab: int) -> list[tuple[int, int, int, int, int]]:
         return [(e.address, e.pages, e.state, e.owner, e.epoch) for e in self._in_slab(slab)]
+
+    def summaries(self, slabs: list[int], runs: int) -> list[SlabSummary]:
+        return [self._summary(slab, runs) for slab in slabs if slab in self.records]
+
+    def _summary(self, slab: int, runs_max: int) -> SlabSummary:
+        extents = self._in_slab(slab)
+        neighbours = groupby(extents, lambda extent: (extent.state, extent.owner))
+        runs = [(sum(e.pages for e in run), state, owner) for (state, owner), run in neighbours]
+        free = [pages for pages, state, _ in runs if state == FREE]
+        owners: dict[int, int] = {}
+        for pages, state, owner in runs:
+            if state != FREE and (state, owner) != (OWNED, MMU):
+                owners[owner] = owners.get(owner, 0) + pages
+        largest = max(free, default=0)
+        return slab, len(extents), sum(free), len(free), largest, sorted(owners.items()), runs[:runs_max]
 
     def descriptor(self, index: int) -> tuple[int, int, int, int, int, int, int]:
         if index not in self.extents:
