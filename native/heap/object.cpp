@@ -14,6 +14,8 @@ const char* name_of(uint64_t kind) {
         return "Struct";
     case ObjectKind::kArray:
         return "Array";
+    case ObjectKind::kMemory:
+        return "memory";
     }
     return "something of another kind";
 }

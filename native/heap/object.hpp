@@ -7,7 +7,8 @@
 
 namespace bequest {
 
-enum class ObjectKind : uint64_t { kMap = 1, kLog = 2, kQueue = 3, kStruct = 4, kArray = 5 };
+// What a root is of. Memory is the user's own.
+enum class ObjectKind : uint64_t { kMap = 1, kLog = 2, kQueue = 3, kStruct = 4, kArray = 5, kMemory = 100 };
 const char* name_of(uint64_t kind);
 
 // What users may say that a value is. Packed: in an encoding that this code does not know.

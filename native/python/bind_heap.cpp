@@ -1,10 +1,12 @@
-// bequest._core.HeapBase and TransactionBase.
+// bequest._core.HeapBase.
 #include "heap_handle.hpp"
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <set>
+
+#include "../heap/removal.hpp"
 
 namespace bequest {
 
@@ -13,57 +15,6 @@ namespace {
 std::set<uint64_t>& open_heaps() {  // in this process: two handles would not know of each other's changes
     static std::set<uint64_t> addresses;
     return addresses;
-}
-
-struct TransactionBase {
-    nb::object heap;
-    uint64_t depth = 0;  // of the heap when it had begun, or 0
-
-    HeapBase& base() const { return *nb::inst_ptr<HeapBase>(heap); }
-    Heap& begun() const {
-        Heap& all = base().usable();
-        if (depth == 0) raise<HeapMisuse>("this transaction is not under way: use it in a with statement");
-        if (all.depth() != depth)
-            raise<HeapMisuse>("another transaction has begun within this one, and not ended");
-        return all;
-    }
-};
-
-void snapshot(TransactionBase& transaction, nb::handle buffer) {
-    Py_buffer view;
-    if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
-    try {
-        transaction.begun().snapshot(view.buf, static_cast<uint64_t>(view.len));
-    } catch (...) {
-        PyBuffer_Release(&view);
-        throw;
-    }
-    PyBuffer_Release(&view);
-}
-
-// An exception in the body undoes it. Of memory that is ours no more nothing can be undone: that is left to
-// whoever opens the heap there.
-bool leave(TransactionBase& transaction, nb::handle type, nb::handle, nb::handle) {
-    Heap* heap = nullptr;
-    try {
-        heap = &transaction.begun();
-    } catch (const nb::python_error&) {
-        transaction.depth = 0;
-        transaction.base().give_up();
-        throw;
-    }
-    transaction.depth = 0;
-    if (!type.is_none()) {
-        heap->abort_or_give_up();
-        return false;
-    }
-    try {
-        heap->commit();
-    } catch (...) {
-        heap->abort_or_give_up();
-        throw;
-    }
-    return false;
 }
 
 nb::object recovery_of(HeapBase& base) {
@@ -75,7 +26,8 @@ nb::object recovery_of(HeapBase& base) {
 nb::list roots_of(HeapBase& base) {
     nb::list all;
     for (const Root& root : base.usable().roots())
-        all.append(nb::make_tuple(nb::bytes(root.name.data(), root.name.size()), root.kind, root.address));
+        all.append(
+            nb::make_tuple(nb::bytes(root.name.data(), root.name.size()), name_of(root.kind), root.address));
     return all;
 }
 
@@ -134,6 +86,11 @@ bool HeapBase::find(const HeapMemory& memory) {
 
 std::optional<HeapMemory> HeapBase::grow(uint64_t least, uint64_t wished) {
     if (grow_.is_none()) return std::nullopt;
+    struct Growing {
+        bool& is_growing;
+        ~Growing() { is_growing = false; }
+    } growing{is_growing_};
+    is_growing_ = true;
     nb::object region = grow_(least, wished);
     if (region.is_none()) return std::nullopt;
     return borrow(region);
@@ -145,6 +102,10 @@ Heap& HeapBase::usable() const {
         nb::object region = regions_[i];
         nb::inst_ptr<RegionBase>(region)->require_owned();
     }
+    if (is_growing_)
+        raise<HeapMisuse>(
+            "the heap is getting more memory in the middle of an operation: let the threads of a process "
+            "share a lock");
     if (heap_->depth() > 0 && in_transaction_ != std::this_thread::get_id())
         raise<HeapMisuse>(
             "another thread is in the middle of a transaction on this heap: let the threads of a process "
@@ -155,6 +116,12 @@ Heap& HeapBase::usable() const {
 void HeapBase::begin() {
     usable().begin();
     in_transaction_ = std::this_thread::get_id();
+}
+
+std::unique_ptr<Journal> HeapBase::begin_journal() {
+    auto journal = std::make_unique<Journal>(usable());
+    in_transaction_ = std::this_thread::get_id();
+    return journal;
 }
 
 // Of a region of its own, which is borrowed by it, whatever becomes of the heap.
@@ -198,6 +165,7 @@ void bind_heap(nb::module_& m) {
              "heap_id"_a.none(), "durable"_a, "grow"_a.none())
         .def("close", &HeapBase::close)
         .def_prop_ro("is_open", &HeapBase::is_open)
+        .def_prop_ro("durable", [](HeapBase& h) { return h.usable().medium().is_durable(); })
         .def_prop_ro("_regions", &HeapBase::regions)
         .def_prop_ro("_recovery", &recovery_of)
         .def_prop_ro("_roots", &roots_of)
@@ -223,37 +191,18 @@ void bind_heap(nb::module_& m) {
             [](HeapBase& h, const std::string& name) -> nb::object {
                 const auto root = h.usable().find_root(name);
                 if (!root) return nb::none();
-                return nb::make_tuple(root->address, root->kind);
+                return nb::make_tuple(root->address, name_of(root->kind));
             },
             "name"_a)
         .def(
             "_set_root",
-            [](HeapBase& h, const std::string& name, uint64_t address, uint64_t kind) {
-                h.usable().set_root(name, address, kind);
+            [](HeapBase& h, const std::string& name, uint64_t address) {
+                h.usable().set_root(name, address, static_cast<uint64_t>(ObjectKind::kMemory));
             },
-            "name"_a, "address"_a, "kind"_a)
+            "name"_a, "address"_a)
         .def(
-            "_remove_root", [](HeapBase& h, const std::string& name) { return h.usable().remove_root(name); },
+            "_remove", [](HeapBase& h, const std::string& name) { return remove(h.usable(), name); },
             "name"_a);
-    nb::class_<TransactionBase>(m, "TransactionBase",
-                                "What happens whole or not at all; see Heap.transaction.")
-        .def(
-            "__init__",
-            [](TransactionBase* self, nb::handle_t<HeapBase> heap) {
-                new (self) TransactionBase{nb::borrow(heap)};
-            },
-            "heap"_a)
-        .def("__enter__",
-             [](nb::handle_t<TransactionBase> self) {
-                 TransactionBase& transaction = *nb::inst_ptr<TransactionBase>(self);
-                 if (transaction.depth != 0) raise<HeapMisuse>("this transaction is under way already");
-                 transaction.base().begin();
-                 transaction.depth = transaction.base().usable().depth();
-                 return nb::borrow(self);
-             })
-        .def("__exit__", &leave, "type"_a.none(), "value"_a.none(), "traceback"_a.none())
-        .def("snapshot", &snapshot, "buffer"_a,
-             "Note what is in these bytes of the heap, before you change them: an exception brings it back.");
 }
 
 }  // namespace bequest

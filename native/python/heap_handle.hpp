@@ -29,6 +29,7 @@ public:
     bool is_open() const { return heap_ != nullptr; }
     void close();
     void begin();
+    std::unique_ptr<Journal> begin_journal();
     nb::object view(uint64_t address, uint64_t nbytes) const;  // memory of the heap, as a memoryview
     void give_up() { heap_->give_up(); }
 
@@ -42,7 +43,8 @@ private:
     nb::object grow_;
     std::vector<std::unique_ptr<Py_buffer>> views_;
     std::unique_ptr<Heap> heap_;
-    std::thread::id in_transaction_;
+    std::thread::id in_transaction_;  // or in the middle of an operation, while it grows
+    bool is_growing_ = false;
 };
 
 // Bytes, or anything with a buffer, for as long as this lives.
@@ -122,6 +124,7 @@ Result guarded(Result failure, const Body& body) {
 inline nb::bytes to_python(std::string_view bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
 void bind_heap(nb::module_& m);
+void bind_transaction(nb::module_& m);
 void bind_objects(nb::module_& m);
 void bind_struct(nb::module_& m);
 void bind_array(nb::module_& m);

@@ -109,6 +109,7 @@ NB_MODULE(_core, m) {
     bind_liveness(m);
     bind_faults(m);
     bind_heap(m);
+    bind_transaction(m);
     bind_objects(m);
     bind_struct(m);
     bind_array(m);

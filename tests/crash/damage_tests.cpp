@@ -12,6 +12,7 @@
 #include "array.hpp"
 #include "map.hpp"
 #include "record_chain.hpp"
+#include "removal.hpp"
 #include "structure.hpp"
 #include "tests.hpp"
 
@@ -82,10 +83,7 @@ void use(World& world) {
     heap.free_bytes();
     world.contents();
     map.clear();
-    Transaction transaction(heap);
-    log.destroy();
-    heap.remove_root("log");
-    transaction.commit();
+    for (const char* name : {"log", "map", "array", "state", "cells"}) remove(heap, name);
     world.contents();
 }
 

@@ -1,5 +1,6 @@
 // Scenarios of the Array: rows added where there is room and where there is none, taken away, and changed.
 #include "array.hpp"
+#include "removal.hpp"
 #include "scenarios.hpp"
 
 namespace bequest::tests {
@@ -75,12 +76,7 @@ std::vector<Scenario> array_scenarios() {
               shrink_and_grow(world);
           },
           append(1, 'k')}},
-        {"array: destroyed", with(3), {[](World& world) {
-             Transaction transaction(world.heap());
-             array(world).destroy();
-             world.heap().remove_root("array");
-             transaction.commit();
-         }}},
+        {"array: removed", with(3), {[](World& world) { remove(world.heap(), "array"); }}},
     };
 }
 

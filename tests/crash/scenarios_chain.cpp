@@ -1,6 +1,7 @@
 // Scenarios of Log and Queue: adding and dropping, within a block and across blocks.
 #include "map.hpp"
 #include "record_chain.hpp"
+#include "removal.hpp"
 #include "scenarios.hpp"
 
 namespace bequest::tests {
@@ -63,12 +64,7 @@ std::vector<Scenario> chain_scenarios() {
               log_of(world).drop_before(3);
           },
           append({"kept"})}},
-        {"log: destroyed", with(50), {[](World& world) {
-             Transaction transaction(world.heap());
-             log_of(world).destroy();
-             world.heap().remove_root("log");
-             transaction.commit();
-         }}},
+        {"log: removed", with(50), {[](World& world) { remove(world.heap(), "log"); }}},
         {"queue: a message is taken, and what it leads to is noted, at once",
          [](World& world) {
              world.create();

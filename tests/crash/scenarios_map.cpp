@@ -1,6 +1,7 @@
 // Scenarios of the Map: each way in which it changes, alone and within a transaction.
 #include "hash.hpp"
 #include "map.hpp"
+#include "removal.hpp"
 #include "scenarios.hpp"
 
 namespace bequest::tests {
@@ -91,12 +92,7 @@ std::vector<Scenario> map_scenarios() {
               Map(world.heap(), "m").put("gone", "value");
               Map(world.heap(), "n").erase("k");
           }}},
-        {"map: destroyed", with(3), {[](World& world) {
-             Transaction transaction(world.heap());
-             Map(world.heap(), "m").destroy();
-             world.heap().remove_root("m");
-             transaction.commit();
-         }}},
+        {"map: removed", with(3), {[](World& world) { remove(world.heap(), "m"); }}},
     };
 }
 

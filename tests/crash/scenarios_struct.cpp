@@ -1,5 +1,6 @@
 // Scenarios of the Struct: each kind of field, changed alone and within a transaction.
 #include "map.hpp"
+#include "removal.hpp"
 #include "scenarios.hpp"
 #include "structure.hpp"
 
@@ -66,12 +67,7 @@ std::vector<Scenario> struct_scenarios() {
               change_all(world);
           },
           set_bytes(kLabel, "kept"), set_word(kCount, 1)}},
-        {"struct: destroyed", make, {[](World& world) {
-             Transaction transaction(world.heap());
-             state(world).destroy();
-             world.heap().remove_root("state");
-             transaction.commit();
-         }}},
+        {"struct: removed", make, {[](World& world) { remove(world.heap(), "state"); }}},
     };
 }
 

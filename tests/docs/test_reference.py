@@ -102,7 +102,7 @@ def test_every_event_has_its_row_with_its_fields() -> None:
 # Public in Python's sense only: for the command line, or for the package itself.
 INTERNAL = {
     "Rack": {"request"},
-    "Process": {"check_rack", "wait_for_room", "mappings", "live_views"},
+    "Process": {"check_rack", "element_of", "wait_for_room", "mappings", "live_views"},
     "Region": {"offset", "remaining"},
     "Inbox": {"close"},
     "Queue": set(),

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from bequest._core import Table, allow_tracer, open_fence
+from bequest._core import PAGE_BYTES, Table, allow_tracer, open_fence
 from bequest.errors import BequestError, RackFault
 from bequest.limits import TICKET_BYTES
 from bequest.runtime.lasting import LastingChannel
@@ -116,6 +116,13 @@ class Connections:
             if element.id == number:
                 return element
         raise RackFault(f"slab {slab} lies on memory element {number}, which this rack does not have")
+
+    def element_at(self, address: int) -> wire.ElementAddress:
+        """The memory element of the slab that lies there."""
+        for slab, start, pages, *_ in self.table.slabs():
+            if start <= address < start + pages * PAGE_BYTES:
+                return self._element_of(slab)
+        raise RackFault(f"no slab lies at {address:#x}")
 
     def element_number(self, name: str) -> int:
         """The number of a memory element, from its name. Raises ValueError for an unknown one."""

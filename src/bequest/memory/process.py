@@ -152,6 +152,10 @@ class Process(Names):
             region = self._alloc(nbytes, huge, wanted, stealable)
         return region
 
+    def element_of(self, region: Region) -> wire.ElementAddress:
+        """The memory element that a region lies in."""
+        return self._links.element_at(region.address)
+
     def _need_slab(self, nbytes: int, huge: bool, element: str | None, placement: str | None) -> None:
         """Has the Rack MMU add a slab to this process's free memory: larger ones, the more it uses."""
         needed = -(-nbytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES

@@ -18,10 +18,22 @@ This module only re-exports.
 from __future__ import annotations
 
 from bequest.objects.array import Array
-from bequest.objects.heap import Heap, Recovery, Root, Transaction
+from bequest.objects.heap import Heap, Journal, Recovery, Root, Transaction
 from bequest.objects.log import Log
 from bequest.objects.map import Map
 from bequest.objects.queue import Queue
 from bequest.objects.struct import Field, Struct
 
-__all__ = ["Array", "Field", "Heap", "Log", "Map", "Queue", "Recovery", "Root", "Struct", "Transaction"]
+__all__ = [
+    "Array",
+    "Field",
+    "Heap",
+    "Journal",
+    "Log",
+    "Map",
+    "Queue",
+    "Recovery",
+    "Root",
+    "Struct",
+    "Transaction",
+]

@@ -13,7 +13,7 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from bequest._core import HeapBase, TransactionBase
+from bequest._core import HeapBase, JournalBase, TransactionBase
 from bequest.errors import BadSize, HeapMisuse, RackMemoryError
 from bequest.limits import HUGE_PAGE_BYTES
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from typing_extensions import Buffer
+
     from bequest.memory.region import Region
 
-_KINDS = {1: "Map", 2: "Log", 3: "Queue", 4: "Struct", 5: "Array"}  # ObjectKind in native/heap/object.hpp
-_MEMORY = 100  # named memory of the user's own
-_SIZE_BYTES = 16  # before it: how long it is, and then alignment
+_SIZE_BYTES = 16  # before memory of the user's own: how long it is, and then alignment
 
 
 class Recovery(NamedTuple):
@@ -38,7 +38,7 @@ class Recovery(NamedTuple):
 
 
 class Root(NamedTuple):
-    """A name in a heap: of a Map, Log or Queue, or of plain "memory"; and where that lies."""
+    """A name in a heap, the kind of what it leads to ("Map", …, or "memory" of the user's own), and where that lies."""
 
     name: str
     kind: str
@@ -56,33 +56,52 @@ class Transaction(TransactionBase):
     __slots__ = ()
 
 
+class Journal(JournalBase):
+    """Bytes of a heap that are written all at once or not at all: ``with heap.journal() as journal:``.
+
+    ``journal.write(view[10:20], data)`` notes what shall be written; it is there after the with statement. If the body
+    raises, or the process dies before the end, nothing was written. Within it, change nothing of the heap by other
+    means; within a transaction, it is a part of that.
+    """
+
+    __slots__ = ()
+
+
 class Heap(HeapBase):
     """A crash-consistent heap in regions of this process: `create` makes one, `open` finds one.
 
     ``address`` is where it lies, ``nbytes`` the bytes of all its regions, ``free_bytes`` how many of them are free (not
-    necessarily in one piece). ``is_open`` is False after `close`. As a context manager it closes.
+    necessarily in one piece), ``durable`` whether commits wait for the memory. ``is_open`` is False after `close`. As a
+    context manager it closes.
     """
 
     __slots__ = ()
 
     @classmethod
-    def create(cls, region: Region, *, grow: bool = True, durable: bool = False) -> Self:
+    def create(cls, region: Region, *, grow: bool = True, durable: bool | None = None) -> Self:
         """A fresh heap in this region; what was in it is gone.
 
         With ``grow`` it takes another region of the same process when it is full. With ``durable`` it survives the loss
-        of the processor's caches too, for memory that outlasts those (an element of kind ``file:``); each commit then
-        waits for the memory. Raises HeapMisuse if the region is too small (16 KiB).
+        of the processor's caches too, and each commit waits for the memory: so it is, unless you say otherwise, in an
+        element of kind ``file:``, whose memory outlasts the processor. Raises HeapMisuse if the region is too small
+        (16 KiB).
         """
-        return cls(region, secrets.randbits(64) or 1, durable, _grower(region) if grow else None)
+        return cls._in(region, secrets.randbits(64) or 1, grow, durable)
 
     @classmethod
-    def open(cls, region: Region, *, grow: bool = True, durable: bool = False) -> Self:
+    def open(cls, region: Region, *, grow: bool = True, durable: bool | None = None) -> Self:
         """The heap that was created in this region; `recovery` tells what had been under way.
 
         The regions that it had grown by must be this process's, too, with their handles alive. Raises CorruptHeap if
         there is no heap, or not all of one, and ForeignHeap if another version of Bequest wrote it.
         """
-        return cls(region, None, durable, _grower(region) if grow else None)
+        return cls._in(region, None, grow, durable)
+
+    @classmethod
+    def _in(cls, region: Region, heap_id: int | None, grow: bool, durable: bool | None) -> Self:
+        if durable is None:
+            durable = _is_durable(region)
+        return cls(region, heap_id, durable, _grower(region) if grow else None)
 
     def __enter__(self) -> Self:
         return self
@@ -110,9 +129,7 @@ class Heap(HeapBase):
     @property
     def roots(self) -> tuple[Root, ...]:
         """Everything that has a name in it."""
-        return tuple(
-            Root(name.decode(), _KINDS.get(kind, "memory"), address) for name, kind, address in self._roots
-        )
+        return tuple(Root(name.decode(), kind, address) for name, kind, address in self._roots)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find_root(name) is not None
@@ -121,40 +138,78 @@ class Heap(HeapBase):
         """Changes that happen whole or not at all: use it in a with statement."""
         return Transaction(self)
 
+    def journal(self) -> Journal:
+        """Bytes that are written all at once or not at all: use it in a with statement."""
+        return Journal(self)
+
     def memory(self, name: str, nbytes: int | None = None) -> memoryview:
         """Memory of your own under a name: found, or made, zeroed, if ``nbytes`` says how much.
 
-        Change it within a transaction, each part after a `snapshot`. Raises KeyError if it is not there and ``nbytes``
-        is not given, HeapMisuse if the name is that of something else.
+        Change it within a transaction, each part after a `snapshot`, or by a `journal`. Raises KeyError if it is not
+        there and ``nbytes`` is not given, HeapMisuse if the name is that of something else.
         """
-        found = self._find_root(name)
-        if found is not None and found[1] != _MEMORY:
-            raise HeapMisuse(f"{name!r} is a {_KINDS.get(found[1], 'thing of another kind')} in this heap")
-        if found is None:
+        whole = self._find_memory(name)
+        if whole is None:
             if nbytes is None:
                 raise KeyError(name)
-            if nbytes <= 0:
-                raise BadSize(f"memory of {nbytes} bytes cannot be had")
             with self.transaction():
-                address = self._alloc(nbytes + _SIZE_BYTES)
-                whole = self._view(address, nbytes + _SIZE_BYTES)
-                whole[:_SIZE_BYTES] = nbytes.to_bytes(_SIZE_BYTES, "little")
+                whole = self._make_memory(name, nbytes)
                 whole[_SIZE_BYTES:] = bytes(nbytes)
-                self._set_root(name, address, _MEMORY)
-        else:
-            address = found[0]
-            nbytes = int.from_bytes(self._view(address, _SIZE_BYTES), "little")
-        return self._view(address + _SIZE_BYTES, nbytes)
+        return whole[_SIZE_BYTES:]
+
+    def replace(self, name: str, data: Buffer) -> memoryview:
+        """The memory of this name becomes this, of whatever size: it is written aside, and then the name leads to it.
+
+        Returns it. Views of what was there before show what nobody keeps any more. Raises HeapMisuse if the name is
+        that of something else.
+        """
+        with memoryview(data).cast("B") as new, self.transaction():
+            if self._find_memory(name) is not None:
+                self._remove(name)
+            whole = self._make_memory(name, new.nbytes)
+            whole[_SIZE_BYTES:] = new
+        return whole[_SIZE_BYTES:]
+
+    def remove(self, name: str) -> None:
+        """Frees the object or memory of this name, and all that is in it. Raises KeyError if there is none."""
+        if not self._remove(name):
+            raise KeyError(name)
+
+    def _find_memory(self, name: str) -> memoryview | None:
+        """With its size in front."""
+        found = self._find_root(name)
+        if found is None:
+            return None
+        address, kind = found
+        if kind != "memory":
+            raise HeapMisuse(f"{name!r} is a {kind} in this heap, and no memory of your own")
+        nbytes = int.from_bytes(self._view(address, _SIZE_BYTES), "little")
+        return self._view(address, _SIZE_BYTES + nbytes)
+
+    def _make_memory(self, name: str, nbytes: int) -> memoryview:
+        """With its size in front, and what happens to be there behind it."""
+        if nbytes <= 0:
+            raise BadSize(f"memory of {nbytes} bytes cannot be had")
+        address = self._alloc(_SIZE_BYTES + nbytes)
+        whole = self._view(address, _SIZE_BYTES + nbytes)
+        whole[:_SIZE_BYTES] = nbytes.to_bytes(_SIZE_BYTES, "little")
+        self._set_root(name, address)
+        return whole
+
+
+def _is_durable(region: Region) -> bool:
+    return region.process.element_of(region).kind.startswith("file:")
 
 
 def _grower(region: Region) -> Callable[[int, int], Region | None]:
-    """Asks the region's process for another one."""
+    """Asks the region's process for another one: of the same element, if that outlasts the processor."""
     process = region.process
+    element = process.element_of(region).name if _is_durable(region) else None
 
     def grow(least: int, wished: int) -> Region | None:
         for nbytes in _sizes(least, wished):
             with contextlib.suppress(RackMemoryError):
-                return process.alloc(nbytes)
+                return process.alloc(nbytes, element=element)
         return None
 
     return grow
