@@ -81,6 +81,7 @@ void AddressSpace::forget_everything() {
     owner_ = 0;
     mapped_.clear();
     open_.clear();
+    sealed_.clear();
     lost_.clear();
     remembered_.clear();
     set_apart_.clear();
@@ -155,6 +156,7 @@ void AddressSpace::map_piece(uint64_t start, uint64_t end, uint32_t slab, uint64
 // Forgets what is mapped in [start, end); the addresses will be mapped anew by the caller.
 void AddressSpace::carve_out(uint64_t start, uint64_t end) {
     remove(open_, start, end);
+    remove(sealed_, start, end);
     join_again(start, end);
     auto it = mapped_.upper_bound(start);
     if (it != mapped_.begin()) --it;
@@ -250,6 +252,22 @@ void AddressSpace::close(uint64_t address, uint64_t nbytes) {
     set_apart_if_flipped_again(address, nbytes);
     if (mprotect(pointer(address), nbytes, PROT_NONE) != 0) refuse("closing pages");
     remove(open_, address, address + nbytes);
+    remove(sealed_, address, address + nbytes);
+}
+
+void AddressSpace::protect(uint64_t address, uint64_t nbytes) {
+    const WindowLock lock;
+    if (has_scratch(address, address + nbytes) || !is_open(address, nbytes)) return;  // lost meanwhile
+    reserve_room(2);
+    if (mprotect(pointer(address), nbytes, PROT_READ) != 0) refuse("sealing pages");
+    add(sealed_, address, address + nbytes);
+}
+
+void AddressSpace::unprotect(uint64_t address, uint64_t nbytes) {
+    const WindowLock lock;
+    if (has_scratch(address, address + nbytes) || !is_open(address, nbytes)) return;
+    if (mprotect(pointer(address), nbytes, PROT_READ | PROT_WRITE) != 0) refuse("unsealing pages");
+    remove(sealed_, address, address + nbytes);
 }
 
 void AddressSpace::mark_open(uint64_t start, uint64_t end) {

@@ -88,6 +88,10 @@ public:
     bool open(uint64_t address, uint64_t nbytes);
     void close(uint64_t address, uint64_t nbytes);
     bool is_open(uint64_t address, uint64_t nbytes) const;
+    // Sealed pages are open for reading only, until they are unprotected or closed.
+    void protect(uint64_t address, uint64_t nbytes);
+    void unprotect(uint64_t address, uint64_t nbytes);
+    bool is_sealed(uint64_t start, uint64_t end) const { return overlaps(sealed_, start, end); }
     template <class Act>
     void for_each_open(uint64_t start, uint64_t end,
                        const Act& act) const {  // each run, as far as in [start, end)
@@ -119,7 +123,7 @@ public:
     void forget_everything();
 
     uint64_t mappings_bound() const {
-        return 2 * (open_.size() + mapped_.size() + set_apart_.size() + lost_.size()) + 1;
+        return 2 * (open_.size() + sealed_.size() + mapped_.size() + set_apart_.size() + lost_.size()) + 1;
     }
     uint64_t mappings_limit() const { return mappings_limit_; }
 
@@ -154,7 +158,7 @@ private:
     void mark_lost(uint64_t start, uint64_t end);
 
     std::map<uint64_t, Piece> mapped_;  // by start address; disjoint
-    Runs open_, lost_, remembered_;
+    Runs open_, sealed_, lost_, remembered_;
     std::map<uint64_t, Apart> set_apart_;  // by start address; disjoint
     std::array<uint64_t, 256> flipped_{};  // ranges seen lately, by hash
     Tenants* tenants_;

@@ -58,6 +58,24 @@ bool Attachment::ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes) {
 void Attachment::open_pages(const Extent& e) {
     const uint64_t start = address(e);
     open_mapped({e}, {{start, start + e.word.pages() * kPageBytes}});
+    respect_seal(e);
+}
+
+// Pages are opened for writing first: nobody has a view of them yet.
+void Attachment::respect_seal(const Extent& e) {
+    if (table_.seal(e.descriptor) != 0) protect_pages(e);
+}
+
+void Attachment::protect_pages(const Extent& e) { space_->protect(address(e), e.word.pages() * kPageBytes); }
+
+// The order is owed: closed for writing before the table says that it is sealed.
+bool Attachment::seal(const Extent& e, uint32_t number) { return table_.set_seal(e, number); }
+
+// And open for writing when it does not say so any more.
+bool Attachment::unseal(const Extent& e) {
+    if (!table_.set_seal(e, 0)) return false;
+    space_->unprotect(address(e), e.word.pages() * kPageBytes);
+    return true;
 }
 
 // While a slab's file is asked for, another thread may find that memory was stolen and forget all mappings
@@ -89,7 +107,8 @@ void Attachment::reopen(const Extent& e) {
         if (!still_ours(e)) return;
         ensure_mapped(e);
     }
-    if (!still_ours(e)) space_->close(start, bytes);
+    if (!still_ours(e)) return space_->close(start, bytes);
+    respect_seal(e);
 }
 
 // What cannot be opened again counts as lost, so that who touches it is told and not killed.
@@ -120,7 +139,8 @@ void Attachment::map_anew(const std::vector<Extent>& extents) {
 std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags) {
     while (auto run = arena_.pick(request)) {
         table_.bear(*run);
-        if (!table_.define(*run, nbytes, flags) || !table_.change(*run, State::kOwned, id_)) continue;
+        if (!table_.define(*run, nbytes, flags) || !table_.set_seal(*run, 0)) continue;
+        if (!table_.change(*run, State::kOwned, id_)) continue;
         try {
             reopen(*run);  // the whole run at once: one mapping stays one
         } catch (...) {
@@ -152,7 +172,8 @@ bool Attachment::free(Extent e) {
     const uint64_t start = address(e);
     const bool at_home = home_of(start) == id_;
     // At home they stay open, ready for the next alloc, unless somebody may have a view of them.
-    if (!at_home || space_->was_lost(start, start + e.word.pages() * kPageBytes)) close_pages(e);
+    const uint64_t end = start + e.word.pages() * kPageBytes;
+    if (!at_home || space_->was_lost(start, end) || space_->is_sealed(start, end)) close_pages(e);
     if (!table_.free(id_, e)) return false;
     if (at_home) arena_.put(e);
     count(table_.slot(id_).frees);
@@ -369,6 +390,7 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, uint32_t incarnation
         const bool ours = a.extent.descriptor == kNoDescriptor ||
                           table_.change(a.extent, State::kOwned, id_);  // the commit point
         if (!ours) space_->close(places[i], a.extent.word.pages() * kPageBytes);
+        if (ours && a.extent.descriptor != kNoDescriptor) respect_seal(a.extent);
         inbox.finish(cells[i], id_);
         if (ours && kept != i) accepted[kept] = std::move(a);
         kept += ours;
@@ -431,10 +453,13 @@ std::vector<Extent> Attachment::adopt(const Peer& victim, const IsHeld& is_held)
     for (const PlacedExtent& placed : found) extents.push_back(placed.extent);
     open_all(extents, neighbours_joined(extents, extents.size()));
     for (size_t i = 0; i < extents.size(); i++) {
-        if (table_.change(extents[i], State::kOwned, id_))  // the commit point: the mark is void
+        if (table_.change(extents[i], State::kOwned, id_)) {  // the commit point: the mark is void
+            table_.renew_seal(extents[i]);
+            respect_seal(extents[i]);
             adopted.push_back(extents[i]);
-        else if (!table_.owner(extents[i].descriptor).is(State::kOwned, id_))
+        } else if (!table_.owner(extents[i].descriptor).is(State::kOwned, id_)) {
             space_->close(found[i].address, extents[i].word.pages() * kPageBytes);
+        }
     }
     return adopted;
 }

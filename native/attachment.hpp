@@ -70,6 +70,11 @@ public:
     // Up to `limit` messages that wait for a dead process whose heir we are.
     std::vector<Accepted> inherit(const Peer& dead, size_t limit);
 
+    // A sealed region has its pages closed for writing, whoever owns it (layout.hpp, Seal).
+    void protect_pages(const Extent& extent);
+    bool seal(const Extent& extent, uint32_t number);  // false: it is not ours any more
+    bool unseal(const Extent& extent);                 // opens them for writing again
+
     void close_pages(const Extent& extent);
     void open_pages(const Extent& extent);
     void map_anew(const std::vector<Extent>& extents);     // ours, with what was done to their mappings gone
@@ -95,6 +100,7 @@ private:
     std::vector<Accepted> accept(uint32_t inbox, uint32_t incarnation, size_t limit);
     bool is_for_us(const Delivery& delivery, const Peer& addressee);
     void reopen(const Extent& extent);
+    void respect_seal(const Extent& extent);
     std::exception_ptr reopen_all(const std::vector<Extent>& extents, size_t from, size_t to);
     std::vector<PlacedExtent> stolen_from(const Peer& victim, const IsHeld& is_held) const;
     size_t count_ours(const std::vector<Extent>& extents) const;

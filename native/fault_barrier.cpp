@@ -101,10 +101,16 @@ Record& new_record(pthread_t thread) {
 
 // Would a store to these pages succeed? Asked of the kernel, which answers with an error where the store
 // would get a signal. A page that may not be written is not ours, whether or not it can be read.
-bool is_good(uint64_t page, uint64_t end) {
+bool takes_stores(uint64_t page, uint64_t end) {
     return madvise(pointer(page), end - page, MADV_POPULATE_WRITE) == 0;
 }
-bool is_good(uint64_t page) { return is_good(page, page + kPageBytes); }
+
+// Of a sealed page, a load.
+bool is_good(uint64_t page) {
+    const AddressSpace* space = guarded.load();
+    if (!space || !space->is_sealed(page, page + kPageBytes)) return takes_stores(page, page + kPageBytes);
+    return madvise(pointer(page), kPageBytes, MADV_POPULATE_READ) == 0;
+}
 
 bool is_readable(uint64_t page) {
     char byte;
@@ -397,7 +403,7 @@ bool map_again(uint64_t start, uint64_t end) try {
 
 bool make_writable(uint64_t start, uint64_t end) {
     if (mprotect(pointer(start), end - start, PROT_READ | PROT_WRITE) != 0) return false;
-    return is_good(start, end) || (map_again(start, end) && is_good(start, end));
+    return takes_stores(start, end) || (map_again(start, end) && takes_stores(start, end));
 }
 
 }  // namespace
@@ -410,6 +416,7 @@ bool open_ours(uint64_t address, uint64_t nbytes, bool (*is_ours)(void* what), v
     space->for_each_open(address, address + nbytes, [&](uint64_t start, uint64_t end) {
         if (has_scratch(start, end) || !is_ours(what)) return;  // what has scratch memory is lost
         is_done &= make_writable(start, end);
+        if (space->is_sealed(start, end)) mprotect(pointer(start), end - start, PROT_READ);
         if (!is_ours(what)) mprotect(pointer(start), end - start, PROT_NONE);
     });
     return is_done;

@@ -235,6 +235,14 @@ bool Holding::stands(const Span& span) const {
     return true;
 }
 
+// It is sealed as a whole, and so are the parts that are left of it.
+bool Holding::is_sealed() const {
+    const Table table = member_->attachment.table();
+    return sealing || std::any_of(pieces_.begin(), pieces_.end(), [&](const PlacedExtent& piece) {
+               return table.seal(piece.extent.descriptor) != 0;
+           });
+}
+
 bool Holding::has_bad(const Span& span) const {
     for (const PlacedExtent& piece : bad_)
         if (span_of(piece).overlaps(span)) return true;

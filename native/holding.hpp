@@ -96,7 +96,10 @@ public:
     uint64_t free_bad(const Span& span);   // what is of no use, and still ours: the bytes freed
     bool stands(const Span& span) const;   // no word of it has changed behind our back
     bool has_bad(const Span& span) const;  // of no use, but still ours to free
-    void* handle = nullptr;                // of the language above, for the memory as a whole
+    // Sealed, or being sealed: its pages may be read only.
+    bool is_sealed() const;
+    bool sealing = false;
+    void* handle = nullptr;  // of the language above, for the memory as a whole
 
     std::string fate;    // why pages are gone, for the error message: "was granted to 'reducer-1'"
     bool quiet = false;  // dropping the last handle is how this one is meant to be freed

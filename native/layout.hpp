@@ -187,6 +187,21 @@ struct Details {
     uint32_t flags() const { return bits >> kStampBits & 1; }
 };
 
+// Under which number the memory element keeps checksums of a region's pages (seal_ledger.hpp), 0 if it is not
+// sealed. Its owner alone says so, and has its pages closed for writing while it does. Written like the
+// details, and stamped for the same reason: who is robbed in the middle of it must not seal, or unseal, what
+// is another's. So the stamp is renewed by whoever gets the extent without the consent of who had it.
+struct Seal {
+    uint64_t bits = 0;
+
+    static constexpr unsigned kStampBits = 26;
+    static Seal make(uint32_t number, uint64_t epoch) {
+        return {uint64_t{number} << kStampBits | (epoch & ((1ull << kStampBits) - 1))};
+    }
+    uint32_t number() const { return static_cast<uint32_t>(bits >> kStampBits); }
+};
+constexpr uint32_t kSealNumberMax = (1u << 30) - 1;
+
 struct Descriptor {  // an extent
     Shared<uint64_t> owner;
     Guarded<uint64_t> address;  // constant for as long as the descriptor is not empty
@@ -201,7 +216,7 @@ struct Descriptor {  // an extent
     // Which region this is part of: made up when it is allocated or comes from another group, and kept,
     // whoever gets it, until it is freed. Another region at these addresses has another (see Table::bear).
     Guarded<uint64_t> birth;
-    uint32_t reserved[2];
+    Shared<uint64_t> seal;  // see Seal
 };
 
 // --- inbox cells -----------------------------------------------------------------------------

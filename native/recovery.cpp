@@ -46,7 +46,7 @@ bool Steward::add_slab(const SlabSpec& spec) {
     return true;
 }
 
-bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addressee& to) {
+bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addressee& to, uint32_t seal) {
     const auto empty = pool_.take();
     if (!empty) return false;
     if (!write_record(spec)) return pool_.give_back(*empty), false;
@@ -56,7 +56,7 @@ bool Steward::add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addr
     const OwnerWord unused = table_.owner(*empty);
     Extent extent{*empty, unused.next(State::kFree, kMmuId, spec.pages)};
     if (unused.state() == State::kEmpty && table_.change(*empty, unused, extent.word) &&
-        table_.change(extent, State::kOwned, kMmuId) && deliver(extent, nbytes, to))
+        table_.change(extent, State::kOwned, kMmuId) && deliver(extent, nbytes, to, seal))
         return true;
     table_.change(extent, State::kEmpty, kNobody);
     pool_.give_back(*empty);
@@ -122,14 +122,15 @@ std::optional<OwnerWord> Steward::restore(Extent before) {
     return restored;
 }
 
-bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to) {
+bool Steward::deliver(Extent extent, uint64_t nbytes, const Addressee& to, uint32_t seal) {
     if (!table_.is_live(to.id, to.incarnation)) return false;
     const Inbox inbox(table_, to.id);
     const auto position = inbox.claim(kMmuId);
     if (!position) return false;
     const Extent in_flight{extent.descriptor, extent.word.next(State::kInFlight, to.id)};
     table_.bear(extent);
-    if (!table_.define(extent, nbytes, 0)) return inbox.abandon(*position, kMmuId), false;
+    if (!table_.define(extent, nbytes, 0) || !table_.set_seal(extent, seal))
+        return inbox.abandon(*position, kMmuId), false;
     const Peer stranger{to.sender, 0};  // not of this group: its name is not here
     inbox.seal(*position, in_flight, to.incarnation, stranger, to.tag);
     if (!table_.change(extent.descriptor, extent.word, in_flight.word)) {  // the commit point
@@ -178,7 +179,7 @@ std::optional<Extent> Steward::carve_away(uint64_t address, uint64_t pages) {
 
 bool Steward::deliver_into(uint64_t address, uint64_t pages, uint64_t nbytes, const Addressee& to) {
     const auto extent = carve_away(address, pages);
-    return extent && deliver(*extent, nbytes, to);
+    return extent && deliver(*extent, nbytes, to, 0);
 }
 
 uint64_t Steward::free_away(uint64_t address, uint64_t pages) {
@@ -373,6 +374,16 @@ std::vector<SlabSummary> Steward::summaries(const std::vector<uint32_t>& slabs, 
         if (const auto extents = found.find(slab); extents != found.end())
             summaries.push_back(summary_of(slab, extents->second, runs_max));
     return summaries;
+}
+
+std::vector<PlacedExtent> Steward::sealed_in(uint32_t slab, uint32_t number) const {
+    std::vector<PlacedExtent> sealed;
+    for (const Extent& e : extents_of(slab)) {
+        const bool has_owner =
+            (e.word.state() == State::kOwned && e.word.id() != kMmuId) || e.word.state() == State::kInFlight;
+        if (has_owner && table_.seal(e.descriptor) == number) sealed.push_back(table_.placed(e));
+    }
+    return sealed;
 }
 
 std::optional<Extent> Steward::extent_at(uint64_t address, uint32_t hint) const {

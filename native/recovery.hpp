@@ -59,7 +59,7 @@ public:
 
     // --- slabs -----------------------------------------------------------------------------------
     bool add_slab(const SlabSpec& spec);
-    bool add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addressee& to);
+    bool add_slab_granted(const SlabSpec& spec, uint64_t nbytes, const Addressee& to, uint32_t seal = 0);
     bool take_slab(uint32_t slab);  // false, and nothing changed, unless all of it is free or away
     std::vector<uint32_t> idle_slabs() const;
 
@@ -96,6 +96,7 @@ public:
     // Of each of these slabs that is here, in one pass over the table; beside the Steward's other work if
     // need be.
     std::vector<SlabSummary> summaries(const std::vector<uint32_t>& slabs, size_t runs_max) const;
+    std::vector<PlacedExtent> sealed_in(uint32_t slab, uint32_t number) const;  // and owned by somebody
     // In which extent an address lies; `hint` is looked at first.
     std::optional<Extent> extent_at(uint64_t address, uint32_t hint) const;
     std::vector<std::string> audit() const;
@@ -119,7 +120,7 @@ private:
     std::vector<PlacedExtent> owned_within(uint32_t id, Which which, const std::vector<AddressRange>& only);
     std::vector<AddressRange> reach_of(const std::vector<AddressRange>& only, uint32_t victim) const;
     void help_along(uint32_t victim);
-    bool deliver(Extent from, uint64_t nbytes, const Addressee& to);
+    bool deliver(Extent from, uint64_t nbytes, const Addressee& to, uint32_t seal);
     bool is_away(const PlacedExtent& placed) const;
     std::optional<Extent> carve_away(uint64_t address, uint64_t pages);
     OwnerWord as_settled(uint32_t descriptor) const;

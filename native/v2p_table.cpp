@@ -128,6 +128,25 @@ bool Table::define(const Extent& e, uint64_t nbytes, uint32_t flags) const {
     return true;
 }
 
+bool Table::set_seal(const Extent& e, uint32_t number) const {
+    Shared<uint64_t>& seal = extent(e.descriptor).seal;
+    uint64_t seen = seal.load();
+    do {
+        if (!(owner(e.descriptor) == e.word)) return false;
+    } while (!seal.compare_exchange_weak(seen, Seal::make(number, e.word.epoch()).bits));
+    BEQUEST_STEP("seal set");
+    return true;
+}
+
+// Whoever was to set it before us has done so by now, and then we have that; or finds our stamp.
+void Table::renew_seal(const Extent& e) const {
+    Shared<uint64_t>& seal = extent(e.descriptor).seal;
+    uint64_t seen = seal.load();
+    do {
+        if (!(owner(e.descriptor) == e.word)) return;
+    } while (!seal.compare_exchange_weak(seen, Seal::make(Seal{seen}.number(), e.word.epoch()).bits));
+}
+
 void Table::mark_stolen(uint32_t descriptor, OwnerWord stolen, uint32_t victim) const {
     Descriptor& d = extent(descriptor);
     d.stolen_from = victim;
@@ -165,6 +184,7 @@ std::optional<Extent> Table::split(uint32_t self, Extent& left, uint64_t pages, 
             .bits);
     r.slab = l.slab;
     r.birth = l.birth;
+    r.seal.store(Seal::make(seal(left.descriptor), unused.epoch()).bits);
     Intent& intent = slot(self).intent;
     const OwnerWord embryo = unused.next(State::kEmbryo, left.word.id(), total - pages);
     // Armed before the embryo exists: whoever settles us may then find either.
@@ -204,6 +224,7 @@ bool Table::merge(uint32_t self, Extent& left, Extent& right) const {
     if (!adjacent(left, right)) return false;   // they were, when the caller looked: one has gone since
     const bool owned = state == State::kOwned;  // else the next alloc says what they are
     if (owned && flags(left.descriptor) != flags(right.descriptor)) return false;
+    if (owned && seal(left.descriptor) != seal(right.descriptor)) return false;
     const OwnerWord after = left.word.next(state, id, left.word.pages() + right.word.pages());
     const OwnerWord embryo = right.word.next(State::kEmbryo, id);
     Intent& intent = slot(self).intent;

@@ -89,6 +89,9 @@ public:
     bool is_stealable(uint32_t descriptor) const { return (flags(descriptor) & kNotStealable) == 0; }
     // For who has the extent in hand. False, and nothing changed, if its word has moved on.
     bool define(const Extent& e, uint64_t nbytes, uint32_t flags) const;
+    uint32_t seal(uint32_t descriptor) const { return Seal{extent(descriptor).seal.load()}.number(); }
+    bool set_seal(const Extent& e, uint32_t number) const;  // as `define`
+    void renew_seal(const Extent& e) const;                 // the same number, by a new owner
     // For who has free or arriving memory in hand, before it becomes a region.
     void bear(const Extent& e) const {
         extent(e.descriptor).birth = uint64_t{e.descriptor} << 32 | e.word.epoch();

@@ -1,4 +1,5 @@
 // bequest._core.RegionBase: the handle of memory that this process owns, and its buffer protocol.
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -31,8 +32,13 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
         const uint64_t bytes = region.span.end - region.span.start;
         void* data =
             bytes == 0 ? nothing : reinterpret_cast<void*>(region.holding->address() + region.span.start);
+        const bool is_sealed = region.holding->is_sealed();
+        if (is_sealed && (flags & PyBUF_WRITABLE))
+            raise_error("RegionSealed",
+                        "this region is sealed, so it can only be read; unseal() it to write");
         look_who_stands_first();
-        if (PyBuffer_FillInfo(view, self, data, static_cast<Py_ssize_t>(bytes), 0, flags) != 0) return -1;
+        if (PyBuffer_FillInfo(view, self, data, static_cast<Py_ssize_t>(bytes), is_sealed, flags) != 0)
+            return -1;
         region.holding->borrow(region.span);
         return 0;
     } catch (...) {  // nothing may pass through the C code that asks
@@ -154,18 +160,86 @@ nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
     Attachment& attachment = region.holding->member()->attachment;
     const Table table = attachment.table();
     const bool alike = !a || !b || table.flags(a->descriptor) == table.flags(b->descriptor);
+    const bool sealed_apart = a && b && table.seal(a->descriptor) != table.seal(b->descriptor);
     const bool merged = a && b && table.adjacent(*a, *b) && attachment.merge(*a, *b);
     if (!merged) {
         if (a) region.holding->put_in(*a, left.start);
         if (b) other.holding->put_in(*b, right.start);
-        raise_error("ValueError", alike ? "these two regions lie in different slabs and cannot be one"
-                                        : "one of these two regions is stealable and the other is not");
+        raise_error("ValueError", sealed_apart ? "these two regions are not under one seal; unseal them first"
+                                  : alike ? "these two regions lie in different slabs and cannot be one"
+                                          : "one of these two regions is stealable and the other is not");
     }
     region.holding->fate = other.holding->fate = "was merged";
     auto holding = hold(region.holding->member(), *a);
     const uint64_t bytes = holding->nbytes();
     return wrap_region(self.type(),
                        {region.process, std::move(holding), {0, bytes}, region.tag, region.sender});
+}
+
+// --- seals (protocol/seal_desk.py)
+// ----------------------------------------------------------------------------
+
+nb::tuple placed(const Table& table, const PlacedExtent& piece, const Span& within) {
+    const uint32_t slab = table.extent(piece.extent.descriptor).slab;
+    return nb::make_tuple(slab, piece.address + within.start - table.slab_record(slab).address,
+                          within.end - within.start, table.seal(piece.extent.descriptor));
+}
+
+// Of what it covers of each piece: (slab, offset in the slab, bytes, number of the seal or 0).
+nb::list seals(RegionBase& region) {
+    region.require_owned();
+    nb::list found;
+    const Span pages = region.holding->pages_of(region.span);
+    const Table table = region.holding->member()->attachment.table();
+    for (const PlacedExtent& piece : region.holding->pieces()) {
+        const uint64_t start = piece.address - region.holding->address();
+        const uint64_t bytes = piece.extent.word.pages() * kPageBytes;
+        const uint64_t low = std::max(start, pages.start), high = std::min(start + bytes, pages.end);
+        if (low < high) found.append(placed(table, piece, {low - start, high - start}));
+    }
+    return found;
+}
+
+void require_whole(const RegionBase& region, const char* verb) {
+    if (region.span.start != 0 || region.span.end != region.holding->nbytes())
+        raise_error("BadSize", "a region is %s as a whole; split() it to have a part of it %s", verb, verb);
+}
+
+void end_sealing(RegionBase& region) {
+    Holding& holding = *region.holding;
+    holding.sealing = false;
+    for (const PlacedExtent& piece : holding.pieces()) holding.member()->attachment.unseal(piece.extent);
+}
+
+// From here on it can only be read; what is to be summed.
+nb::list begin_sealing(RegionBase& region) {
+    region.require_owned();
+    region.require_memory("sealed");
+    require_whole(region, "sealed");
+    region.require_unborrowed("sealed");
+    Holding& holding = *region.holding;
+    holding.sealing = true;
+    try {
+        for (const PlacedExtent& piece : holding.pieces())
+            holding.member()->attachment.protect_pages(piece.extent);
+    } catch (...) {
+        end_sealing(region);
+        throw;
+    }
+    return seals(region);
+}
+
+// The commit points. False if the region has changed since it was begun: then nothing of it is sealed.
+bool commit_seals(RegionBase& region, const std::vector<std::pair<uint64_t, uint32_t>>& numbers) {
+    Holding& holding = *region.holding;
+    bool all = holding.member()->usable && numbers.size() == holding.pieces().size();
+    for (size_t i = 0; all && i < numbers.size(); i++) {
+        const PlacedExtent& piece = holding.pieces()[i];
+        all = piece.address == numbers[i].first &&
+              holding.member()->attachment.seal(piece.extent, numbers[i].second);
+    }
+    if (all) holding.sealing = false;
+    return all;
 }
 
 }  // namespace
@@ -260,6 +334,14 @@ void bind_region(nb::module_& m) {
                              spans.append(nb::make_tuple(s.start - r.span.start, s.end - r.span.start));
                          return spans;
                      })
+        .def_prop_ro("sealed", [](RegionBase& r) { return r.usable().is_sealed(); })
+        .def("_seals", &seals)
+        .def(
+            "_check_whole", [](RegionBase& r, const std::string& verb) { require_whole(r, verb.c_str()); },
+            "verb"_a)
+        .def("_begin_sealing", &begin_sealing)
+        .def("_commit_seals", &commit_seals, "numbers"_a)
+        .def("_end_sealing", &end_sealing)
         .def("_part", &part, "start"_a, "end"_a)
         .def("_split", &split, "offsets"_a)
         .def("_merge", &merge, "other"_a)

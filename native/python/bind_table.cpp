@@ -78,12 +78,13 @@ void bind_slabs(TableClass& table) {
         .def(
             "add_slab_granted",
             [](TableFile& t, uint32_t slab, uint64_t address, uint32_t pages, uint32_t element, bool huge,
-               uint64_t nbytes, uint32_t to, uint32_t incarnation, uint32_t sender, const nb::bytes& tag) {
+               uint64_t nbytes, uint32_t to, uint32_t incarnation, uint32_t sender, const nb::bytes& tag,
+               uint32_t seal) {
                 return t.steward().add_slab_granted({slab, address, pages, element, huge, home_of(address)},
-                                                    nbytes, addressee(to, incarnation, sender, tag));
+                                                    nbytes, addressee(to, incarnation, sender, tag), seal);
             },
             "slab"_a, "address"_a, "pages"_a, "element"_a, "huge"_a, "nbytes"_a, "to"_a, "incarnation"_a,
-            "sender"_a, "tag"_a)
+            "sender"_a, "tag"_a, "seal"_a = 0)
         .def(
             "take_slab", [](TableFile& t, uint32_t slab) { return t.steward().take_slab(slab); }, "slab"_a)
         .def("idle_slabs", [](TableFile& t) { return t.steward().idle_slabs(); })
@@ -321,6 +322,24 @@ void bind_reports(TableClass& table) {
         .def("audit", [](TableFile& t) { return without_gil([&] { return t.steward().audit(); }); });
 }
 
+// What is sealed, under which number.
+void bind_seals_of(TableClass& table) {
+    using namespace nb::literals;
+    table
+        .def(
+            "sealed_in",
+            [](TableFile& t, uint32_t slab, uint32_t number) {
+                nb::list runs;
+                for (const auto& [address, extent] : t.steward().sealed_in(slab, number))
+                    runs.append(nb::make_tuple(address, extent.word.pages() * kPageBytes));
+                return runs;
+            },
+            "slab"_a, "number"_a)
+        .def(
+            "seal", [](TableFile& t, uint32_t index) { return t.table().seal(index % kMaxExtents); },
+            "index"_a);
+}
+
 }  // namespace
 
 TableFile* TableFile::create(uint32_t group_id) {
@@ -362,6 +381,7 @@ void bind_table(nb::module_& m) {
     bind_deaths(table);
     bind_thefts(table);
     bind_reports(table);
+    bind_seals_of(table);
 }
 
 }  // namespace bequest

@@ -107,6 +107,7 @@ NB_MODULE(_core, m) {
     bind_region(m);
     bind_process(m);
     bind_liveness(m);
+    bind_seals(m);
     bind_faults(m);
     bind_heap(m);
     bind_transaction(m);

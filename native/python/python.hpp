@@ -121,5 +121,6 @@ void bind_table(nb::module_& m);
 void bind_process(nb::module_& m);
 void bind_region(nb::module_& m);
 void bind_liveness(nb::module_& m);
+void bind_seals(nb::module_& m);
 
 }  // namespace bequest

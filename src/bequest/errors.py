@@ -87,6 +87,14 @@ class BadDirectory(BequestError, PermissionError):
     """The directory for racks, or one rack's, is not this user's own. Remove it, or name another one."""
 
 
+class RegionSealed(BequestError, BufferError):
+    """The region is sealed, and can only be read. `Region.unseal` it to write."""
+
+
+class NotSealed(BequestError, ValueError):
+    """There are no checksums of this memory, so nothing can be said of it. `Region.seal` has them made."""
+
+
 class HeapMisuse(BequestError, ValueError):
     """What was asked of a heap makes no sense: the message says why. Nothing was changed."""
 
@@ -174,6 +182,19 @@ class MemoryFailure(MemoryLost, OSError):
     def __init__(self, message: str | None = None, **particulars: Any) -> None:
         super().__init__(message, **particulars)
         self.errno = errno.EIO
+
+
+class ChecksumMismatch(MemoryFailure):
+    """Sealed memory is not what it was when it was sealed. ``runs`` are its pages that differ: (address, bytes).
+
+    The memory element takes them away, so that nobody goes on with them: from then on it is any other `MemoryFailure`.
+    """
+
+    def __init__(
+        self, message: str | None = None, runs: Sequence[tuple[int, int]] = (), **particulars: Any
+    ) -> None:
+        super().__init__(message, **particulars)
+        self.runs = list(runs)
 
 
 class RackGone(BequestError, ConnectionError):

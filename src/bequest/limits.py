@@ -121,6 +121,16 @@ POOL_RETRY = 10.0  # pause after the pool could not be filled
 RECYCLED_SHARE = 4  # a quarter of the element may be slabs waiting for re-use in their group
 WARM_STEP_BYTES = 8 * MIB  # 512 MiB are warm in 0.7 s so, in one step of 64 MiB in 1.3 to 2.5 s
 
+# --- checksums ---------------------------------------------------------------------------------------------
+SUM_SLICE_BYTES = 32 * MIB  # summed at a time: some 4 ms, so that the next slice is chosen often enough
+SCRUB_SLICE_BYTES = 4 * MIB
+SCRUB_RATE = (
+    128 * MIB
+)  # bytes a second at which an element reads sealed memory again: 1 to 2 % of what memory can
+SCRUB_INTERVAL = 1.0  # and none more often than this
+VERIFY_BYTES_MAX = 256 * MIB  # in one request, so that others get a word in
+FLIPS_KEPT_MAX = 64  # requests to flip a bit that are remembered, should they be repeated
+
 # --- notices of failures -----------------------------------------------------------------------------------
 NOTICE_QUEUE_MAX = 256  # notices waiting for one subscriber; then the oldest are dropped
 EVENTS_KEPT_MAX = 4096  # events that a program has yet to look at; then the oldest are dropped

@@ -44,10 +44,27 @@ bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
     tests::look_at_page_table(this);
     if (tests::closes_nothing == this) throw TooManyMappings("a test");
-    for (uint64_t page = address; page < address + nbytes; page += kPageBytes) open_.erase(page);
+    for (uint64_t page = address; page < address + nbytes; page += kPageBytes) {
+        open_.erase(page);
+        sealed_.erase(page);
+    }
 }
 
-void AddressSpace::forget_everything() { open_.clear(); }
+void AddressSpace::protect(uint64_t address, uint64_t nbytes) {
+    tests::look_at_page_table(this);
+    for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
+        if (open_.count(page) > 0) sealed_[page] = page + kPageBytes;
+}
+
+void AddressSpace::unprotect(uint64_t address, uint64_t nbytes) {
+    tests::look_at_page_table(this);
+    for (uint64_t page = address; page < address + nbytes; page += kPageBytes) sealed_.erase(page);
+}
+
+void AddressSpace::forget_everything() {
+    open_.clear();
+    sealed_.clear();
+}
 
 Believed AddressSpace::believed(uint64_t address) const {
     const uint64_t page = address / kPageBytes * kPageBytes;
@@ -66,11 +83,13 @@ void AddressSpace::forget_lost(uint64_t, uint64_t) {}
 void AddressSpace::retire_scratch() {}
 
 void AddressSpace::forget_all_but(const std::vector<Range>& kept) {
-    std::erase_if(open_, [&](const auto& page) {
+    const auto is_dropped = [&](const auto& page) {
         for (const Range& range : kept)
             if (page.first >= range.start && page.first < range.end) return false;
         return true;
-    });
+    };
+    std::erase_if(open_, is_dropped);
+    std::erase_if(sealed_, is_dropped);
 }
 
 }  // namespace bequest

@@ -45,18 +45,32 @@ def command() -> None:
     metavar="START:LENGTH",
     help="Only these addresses, as 0x200000000000:64KiB; rounded outwards to whole pages.",
 )
+@click.option(
+    "--flip",
+    "place",
+    metavar="ADDRESS",
+    help="Lose nothing, but flip one bit of the byte at this address, as 0x200000000000.",
+)
 @rack_option
 @json_option
 @click.pass_obj
-def memory(output: Output, element: str, run: str | None, rack_name: str | None) -> None:
+def memory(output: Output, element: str, run: str | None, place: str | None, rack_name: str | None) -> None:
     """Lose the memory of an element, or the part of it at some addresses.
 
     Who touches it gets MemoryFailure; its owners are told, or else their emergency contacts. An element that has lost
     all of its memory stays without: the rack allocates elsewhere.
+
+    A flipped bit nobody is told of. If the memory is sealed, its checksums show it: to `Region.verify`, and soon to
+    the element itself, which then takes the page away.
     """
     from bequest.memory.connections import expect
     from bequest.wire import messages as wire
 
+    if run is not None and place is not None:
+        raise click.UsageError("--range loses memory, --flip changes it: choose one")
+    if place is not None:
+        _flip(output, element, _address(place), rack_name)
+        return
     start, nbytes = (0, 0) if run is None else _range(run)
     with open_rack(rack_name) as rack:
         reply = expect(
@@ -196,6 +210,26 @@ def _say(output: Output, document: dict[str, Any], text: str) -> None:
         output.document(document)
     else:
         output.console.print(text, markup=False, soft_wrap=True)
+
+
+def _flip(output: Output, element: str, address: int, rack_name: str | None) -> None:
+    from bequest.memory.connections import expect
+    from bequest.wire import messages as wire
+
+    with open_rack(rack_name) as rack:
+        expect(rack.request(wire.FlipBit(element, address, os.urandom(TICKET_BYTES))), wire.Done)
+    _say(
+        output,
+        {"fault": "memory", "element": element, "flipped": address},
+        f"One bit of the byte at {address:#x} in memory element {element} was flipped. Nobody was told.",
+    )
+
+
+def _address(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise click.UsageError(f"--flip {text!r}: write an address, as in 0x200000000000") from None
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -253,6 +253,9 @@ def described_element(element: ElementStatus) -> dict[str, Any]:
         "huge_bytes": usage.huge_bytes,
         "warm_hits": usage.warm_hits,
         "cold_misses": usage.cold_misses,
+        "summed_bytes": usage.summed_bytes,
+        "scrubbed_bytes": usage.scrubbed_bytes,
+        "mismatched_bytes": usage.mismatched_bytes,
     }
 
 

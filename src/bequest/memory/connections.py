@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,6 +67,12 @@ class Connections:
                 os.close(fd)
             raise RackFault(f"memory element {element.name} sent {len(fds)} descriptors for slab {slab}")
         return fds[0], expect(reply, wire.SlabOpened).failed
+
+    def ask_element(self, slab: int, request: Callable[..., wire.Message], *run: int) -> wire.Message:
+        """The answer of a slab's memory element to a request about it, which shows it the group's ticket."""
+        message = request(self.attached.element_ticket, slab, *run)
+        reply, _ = self._channel_to(self._element_of(slab)).request(message)
+        return reply
 
     def reach_elements(self) -> None:
         """Connects to all memory elements, so that the first slab of each does not have to."""

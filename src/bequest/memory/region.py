@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bequest._core import RegionBase
 from bequest.errors import BadSize
 from bequest.limits import PAGE_BYTES
+from bequest.memory import seals
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,7 +48,7 @@ class Region(RegionBase):
         shape: int | Sequence[int] | None = None,
         offset: int = 0,
     ) -> np.ndarray[Any, Any]:
-        """A writable NumPy array over the region's memory: a view, nothing is copied.
+        """A NumPy array over the region's memory, writable unless it is sealed: a view, nothing is copied.
 
         ``shape`` defaults to one dimension over everything from ``offset`` (in bytes) on. Raises `RegionMoved` if the
         memory is gone and ValueError if the array does not fit.
@@ -107,7 +108,7 @@ class Region(RegionBase):
 
     def free(self) -> None:
         """Gives the memory back to the process that allocated it. Raises `BufferError` while a view of it lives."""
-        self._free()
+        seals.free(self, self._free)
 
     def split(self, *offsets: int) -> list[Region]:
         """Cuts the region at these byte offsets (multiples of the page size) into regions of their own.
@@ -126,6 +127,37 @@ class Region(RegionBase):
         merged: Region = self._merge(right)
         return merged
 
+    # --- checksums -----------------------------------------------------------------------------------------------
+
+    def seal(self) -> None:
+        """Promises that this region will not change, and has its memory element keep a checksum of each page.
+
+        From then on it can only be read: views of it are read-only, and what asks for a writable one gets
+        `RegionSealed`. The seal goes where the memory goes, by grants and steals, until somebody calls `unseal` or the
+        memory is freed. Sums are made by the element, in its own time and on processors that nobody else wants; this
+        returns at once. What differs later is found by `verify` and by the element itself, and is a `MemoryFailure`.
+        To seal what is sealed takes its present contents for the right ones.
+
+        Raises `BufferError` while a view of it lives, `BadSize` for a part (`split` it off first), `RegionMoved`, and
+        `RackMemoryError` if the element cannot keep the sums.
+        """
+        seals.seal(self)
+
+    def unseal(self) -> None:
+        """Opens the region for writing again, and gives its checksums up. Does nothing if it is not sealed.
+
+        Views that were made before stay read-only. Raises `BadSize` for a part, `RegionMoved`.
+        """
+        seals.unseal(self)
+
+    def verify(self) -> int:
+        """Has the memory element read this region, or part, and compare it with its checksums; the bytes verified.
+
+        They are whole pages. What the element had not summed yet is summed now. Raises `ChecksumMismatch`, which names
+        the pages that differ, and `NotSealed` if there is nothing to compare with.
+        """
+        return seals.verify([self])
+
     # --- the habits of Python ------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -143,14 +175,14 @@ class Region(RegionBase):
         if not self.process.attached:
             return
         try:
-            self._free_remaining()
+            seals.free(self, self._free_remaining)
         except BufferError:
             if kind is None:
                 raise
             self._free_when_dropped()  # the frames of the exception hold views: it matters more
 
     def __repr__(self) -> str:
-        state = "" if self.owned else " moved"
+        state = (" sealed" if self.sealed else "") if self.owned else " moved"
         tag = f" tag={self.tag!r}" if self.tag else ""
         return f"<bequest.Region {self.nbytes} bytes at {self.address:#x}{tag}{state}>"
 

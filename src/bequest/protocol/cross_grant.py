@@ -284,8 +284,10 @@ class CrossGrants:
         if grant.way is Way.COPY_INTO_HOLE:
             return shard.deliver_into(extent.address, extent.pages, extent.nbytes, *addressee)
         slab = self._delivered_slab(grant)
+        # A slab that moves keeps its checksums; what is copied is other memory, and is not sealed.
+        seal = self._source_shard(grant).seal(extent.descriptor) if grant.way is Way.MOVE else 0
         return shard.add_slab_granted(
-            slab.id, slab.address, slab.pages, slab.element, slab.huge, extent.nbytes, *addressee
+            slab.id, slab.address, slab.pages, slab.element, slab.huge, extent.nbytes, *addressee, seal
         )
 
     def _conclude(self, grant: CrossGrant) -> None:

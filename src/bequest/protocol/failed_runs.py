@@ -34,3 +34,14 @@ def lacking(runs: Iterable[Run], known: Iterable[Run]) -> list[Run]:
     """Those of ``runs`` that are not covered by what is known."""
     here = tuple(known)
     return [run for run in runs if not covers(here, run)]
+
+
+def overlap(one: Run, other: Run) -> bool:
+    """Whether they have anything in common."""
+    return one[0] < sum(other) and other[0] < sum(one)
+
+
+def common(one: Run, other: Run) -> Run | None:
+    """What they have in common."""
+    low, high = max(one[0], other[0]), min(sum(one), sum(other))
+    return (low, high - low) if low < high else None

@@ -16,6 +16,8 @@ those it *adopts*. What it is not told of by the end of the announcement was ret
 on every new link. An adopted file is never recycled: who has held it open is not known any more. Warm files die with
 the server. Until the announcement ends, a client is not refused but waits.
 
+Checksums of sealed memory are kept beside it: protocol/seal_desk.py.
+
 Slabs, warm and recycled files together do not exceed the element's size: the slabs are promised, so the others yield.
 (Only a file that is being made for the pool may, until it is made.)
 """
@@ -24,18 +26,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from bequest.limits import (
     POOL_BYTES_MAX,
     POOL_CLASSES,
-    POOL_DEMAND_WINDOW,
     POOL_IDLE,
     POOL_RETRY,
     POOL_START,
     RECYCLED_SHARE,
 )
-from bequest.protocol.failed_runs import Run, lacking, merged
+from bequest.protocol.failed_runs import Run, lacking, merged, overlap
+from bequest.protocol.held_slab import Announced, Demand, File, HeldSlab, Kind
 from bequest.protocol.outputs import (
     CloseFile,
     CopyFile,
@@ -51,53 +51,12 @@ from bequest.protocol.outputs import (
     ToMmu,
 )
 from bequest.protocol.refusal import Refusal
+from bequest.protocol.seal_desk import Checked, SealDesk, Swept
 from bequest.wire import messages as wire
 
-Kind = tuple[int, bool]  # (bytes, on huge pages): what makes files interchangeable
+_Request = wire.OpenSlab | wire.SealPages | wire.VerifyPages | wire.UnsealPages
 TICK_INTERVAL = 1.0
 REPORT_INTERVAL = 0.1
-
-
-class File(msgspec.Struct):
-    id: int
-    nbytes: int
-    huge: bool
-    huge_bytes: int = 0  # really on huge pages
-    since: float = 0.0  # warm or recycled since
-
-    @property
-    def kind(self) -> Kind:
-        return self.nbytes, self.huge
-
-
-class HeldSlab(msgspec.Struct):
-    id: int
-    group: int
-    file: File
-    is_ready: bool = False
-    was_regrouped: bool = False
-    retried: bool = False
-    failed: tuple[Run, ...] = ()  # (offset, bytes)
-    cause: str = ""  # of the last of these
-
-
-class Announced(msgspec.Struct):
-    """What the Rack MMU has named since the link began."""
-
-    groups: dict[int, bool] = msgspec.field(default_factory=dict)
-    slabs: dict[int, bool] = msgspec.field(default_factory=dict)
-
-
-class Demand(msgspec.Struct):
-    """What was asked for of one kind lately."""
-
-    asked_at: list[float] = msgspec.field(default_factory=list)
-
-    def note(self, now: float) -> None:
-        self.asked_at = [then for then in self.asked_at if now - then < POOL_DEMAND_WINDOW] + [now]
-
-    def lately(self, now: float) -> int:
-        return sum(now - then < POOL_DEMAND_WINDOW for then in self.asked_at)
 
 
 class MemoryElement:
@@ -120,9 +79,9 @@ class MemoryElement:
         self._pool_rests_until = now
         self._has_failed: str | None = None  # of what
         self._last_file = max(kept or {}, default=0)
-        self._unadopted = {about.slab: _found(file, about) for file, about in (kept or {}).items()}
+        self._unadopted = {about.slab: File.found(file, about) for file, about in (kept or {}).items()}
         self._announced: Announced | None = Announced()  # None: it has ended
-        self._held: list[tuple[PeerId, wire.OpenSlab]] = []
+        self._held: list[tuple[PeerId, _Request]] = []
         self._jobs: dict[int, int | None] = {}  # ours -> the Rack MMU's number; None: of an earlier link
         self._last_job = 0
         self._delayed: list[wire.Message] = []
@@ -131,12 +90,14 @@ class MemoryElement:
         self._outputs: list[Output] = []
         self._next_tick = now
         self._next_report = now
+        self._seals = SealDesk(self._slabs, now, self._say)
 
     # --- inputs --------------------------------------------------------------------------------------------
 
     def linked(self) -> None:
         """There is a new link to the Rack MMU, which begins with all that it knows of this element."""
         self._announced = Announced()
+        self._seals.linked()
         self._last_report = None
         self._jobs = dict.fromkeys(self._jobs)
         self._delayed = []
@@ -177,21 +138,26 @@ class MemoryElement:
                 self._copy(message)
             case wire.FailMemory():
                 self._fail(message)
+            case wire.ForgetSums():
+                self._seals.forget(message)
+            case wire.FlipBitOf():
+                self._seals.flip(message)
             case wire.PunchPages(job, slab, offset, nbytes):
                 if slab not in self._slabs:
                     self._outputs.append(ToMmu(wire.PagesPunched(job)))
                     return
                 file = self._slabs[slab].file
+                self._seals.punched(self._slabs[slab], (offset, nbytes))
                 self._outputs.append(PunchFile(self._number(job), file.id, offset, nbytes))
             case _:
                 raise AssertionError(f"the Rack MMU says {message}")
 
     def client_message(self, peer: PeerId, message: wire.Message) -> list[Output]:
-        assert isinstance(message, wire.OpenSlab)
-        self._open(peer, message)
+        assert isinstance(message, _Request)
+        self._serve(peer, message)
         return self._take_outputs()
 
-    def _open(self, peer: PeerId, message: wire.OpenSlab) -> None:
+    def _serve(self, peer: PeerId, message: _Request) -> None:
         group = self._tickets.get(message.ticket)
         slab = self._slabs.get(message.slab)
         is_open = group is not None and slab is not None and slab.group == group and slab.is_ready
@@ -201,9 +167,11 @@ class MemoryElement:
             # One answer for all of these: who has no right to a slab learns nothing of it.
             refusal = Refusal("unknown", f"this ticket opens no slab {message.slab}")
             self._outputs.append(Reply(peer, refusal.reply()))
-        else:
+        elif isinstance(message, wire.OpenSlab):
             opened = wire.SlabOpened(slab.id, slab.file.nbytes, list(slab.failed))
             self._outputs.append(Reply(peer, opened, file=slab.file.id))
+        else:
+            self._seals.request(peer, slab, message)
 
     def file_made(self, file: int, huge_bytes: int, now: float) -> list[Output]:
         slab = self._making.pop(file)
@@ -264,6 +232,22 @@ class MemoryElement:
         number = self._jobs.pop(job)
         return self._job_done(None if number is None else wire.PagesPunched(number), now)
 
+    def ledger_kept(self, file: int, slab: int, trouble: str) -> list[Output]:
+        self._seals.ledger_kept(file, slab, trouble)
+        return self._take_outputs()
+
+    def pages_marked(self, job: int, number: int) -> list[Output]:
+        self._seals.pages_marked(job, number)
+        return self._take_outputs()
+
+    def pages_checked(self, job: int, checked: Checked) -> list[Output]:
+        self._seals.pages_checked(job, checked)
+        return self._take_outputs()
+
+    def pages_swept(self, swept: Swept, now: float) -> list[Output]:
+        self._seals.pages_swept(swept, now)
+        return self._take_outputs()
+
     def tick(self, now: float) -> list[Output]:
         if now >= self._next_tick:
             self._next_tick = now + TICK_INTERVAL
@@ -272,10 +256,11 @@ class MemoryElement:
         if now >= self._next_report:
             self._next_report = now + REPORT_INTERVAL
             self._report()
+        self._seals.tick(now)
         return self._take_outputs()
 
     def next_deadline(self) -> float:
-        return self._next_tick
+        return min(self._next_tick, self._seals.next_deadline())
 
     def usage(self) -> wire.ElementUsage:
         recycled = self._all_recycled()
@@ -287,6 +272,9 @@ class MemoryElement:
             huge_bytes=self._slab_huge_bytes + sum(file.huge_bytes for file in self._warm + recycled),
             warm_hits=self._hits,
             cold_misses=self._misses,
+            summed_bytes=self._seals.summed_bytes,
+            scrubbed_bytes=self._seals.scrubbed_bytes,
+            mismatched_bytes=self._seals.mismatched_bytes,
         )
 
     # --- a new link ----------------------------------------------------------------------------------------
@@ -302,6 +290,7 @@ class MemoryElement:
             self._slabs[slab.id] = slab
             self._slab_bytes += file.nbytes
             self._slab_huge_bytes += file.huge_bytes
+            self._seals.adopted(slab)
         self._agree_on_failures(slab, message)
         if slab.group != message.group:
             slab.group, slab.was_regrouped = message.group, True
@@ -335,7 +324,7 @@ class MemoryElement:
                 self._forget_group(group)
         held, self._held = self._held, []
         for peer, request in held:
-            self._open(peer, request)
+            self._serve(peer, request)
 
     def _number(self, job: int) -> int:
         """Numbers of our own: another run of the Rack MMU may use its numbers again."""
@@ -403,7 +392,7 @@ class MemoryElement:
     def _copy(self, message: wire.CopyPages) -> None:
         source, target = self._slabs.get(message.source), self._slabs.get(message.target)
         run = (message.source_offset, message.nbytes)
-        if source is None or target is None or any(_overlap(run, failed) for failed in source.failed):
+        if source is None or target is None or any(overlap(run, failed) for failed in source.failed):
             self._outputs.append(ToMmu(wire.CopyFailed(message.job, "these pages have lost their memory")))
             return
         copy = CopyFile(
@@ -422,6 +411,7 @@ class MemoryElement:
             return  # lost
         file = slab.file
         self._slab_bytes -= file.nbytes
+        self._seals.retired(slab)
         if file.id in self._making:
             return  # closed when it is made
         if not slab.is_ready:
@@ -466,6 +456,7 @@ class MemoryElement:
         slab.failed, slab.cause = merged([*slab.failed, run], slab.file.nbytes), cause
         everything = (0, slab.file.nbytes)
         lost = everything if slab.failed == (everything,) else run
+        self._seals.lost(slab, lost)
         self._outputs.append(LoseFile(slab.file.id, None if lost == everything else lost))
         self._outputs.append(ToMmu(wire.MemoryFailed(slab.id, *lost, cause)))
 
@@ -568,15 +559,9 @@ class MemoryElement:
             self._last_report = usage
             self._outputs.append(ToMmu(wire.ElementReport(usage)))
 
+    def _say(self, output: Output) -> None:
+        self._outputs.append(output)
+
     def _take_outputs(self) -> list[Output]:
         outputs, self._outputs = self._outputs, []
         return outputs
-
-
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Two runs of (offset, bytes)."""
-    return one[0] < other[0] + other[1] and other[0] < one[0] + one[1]
-
-
-def _found(file: int, about: KeptFile) -> File:
-    return File(file, about.nbytes, about.huge, about.huge_bytes)

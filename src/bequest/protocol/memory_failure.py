@@ -15,6 +15,9 @@ Rack MMU writes down that it is *condemned*, which is the commit point; then the
 so. An element that was away hears on its next link of what is condemned. Who did not hear the answer asks again with
 the same nonce. Where somebody cannot be guarded, nothing is made to fail; what the hardware has lost takes its whole
 slab along, which is cut short, so that everybody faults.
+
+Sealed memory that is not what it was fails in the same way, when its element has found that out and the table says that
+somebody owns it under that very seal (protocol/seal_desk.py). What was unsealed meanwhile may well differ.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from bequest.limits import (
     PAGE_BYTES,
 )
 from bequest.protocol.books import Row
+from bequest.protocol.failed_runs import covers
 from bequest.protocol.outputs import Note, PeerId, ToAgent, ToElement
 from bequest.protocol.process_table import Kind, Member
 from bequest.protocol.rack_state import FailedElement, RackState, Session, SilentElement
@@ -48,7 +52,7 @@ _HARDWARE = "the hardware reports an error"
 class Breaking(msgspec.Struct):
     """One `wire.BreakMemory` on its way."""
 
-    peer: PeerId
+    peer: PeerId | None  # None: nobody has asked for it
     element: int
     parts: tuple[Part, ...]  # none: all of the element
     cause: str
@@ -70,8 +74,24 @@ class MemoryFailures:
         self._state = state
         self._breaking: dict[int, Breaking] = {}  # by the numbers of the jobs that it waits for
         self._broken = state.books.open("broken memory", Broken, bytes)
+        self._flipping: dict[int, tuple[PeerId, ToElement]] = {}  # by job
 
     # --- what elements report ------------------------------------------------------------------------------
+
+    def element_message(self, element: int, message: wire.Message) -> None:
+        match message:
+            case wire.MemoryFailed():
+                self.failed(element, message)
+            case wire.FailureMade(job):
+                self.made(job)
+            case wire.PagesDiffer():
+                self.differ(element, message)
+            case wire.BitFlipped(job):
+                if job in self._flipping:
+                    peer, _ = self._flipping.pop(job)
+                    self._state.reply(peer, wire.Done())
+            case _:
+                raise AssertionError(f"a memory element says {message}")
 
     def failed(self, element: int, message: wire.MemoryFailed) -> None:
         state = self._state
@@ -102,6 +122,32 @@ class MemoryFailures:
         """All of it: it gets no slab any more."""
         if element not in self._state.failed_elements:
             self._state.failed_elements.put(element, FailedElement(element, cause))
+
+    def differ(self, element: int, message: wire.PagesDiffer) -> None:
+        """Sealed pages are not what they were, if they are sealed still: their memory is to fail."""
+        slab = self._state.ledger.get(message.slab)
+        sealed: list[Run] = []
+        if slab is not None and slab.state is SlabState.LIVE:
+            first = slab.address + message.offset
+            for address, nbytes in self._state.groups[slab.group].shard.sealed_in(slab.id, message.number):
+                low, high = max(address, first), min(address + nbytes, first + message.nbytes)
+                if low < high:
+                    _add(sealed, (low, high - low))
+        if slab is None or not sealed:
+            forget = wire.ForgetSums(message.slab, message.offset, message.nbytes, message.number)
+            self._state.tell_element(element, forget)
+            return
+        for address, nbytes in sealed:
+            offset = address - slab.address
+            part = _whole_pages(slab, offset, offset + nbytes)
+            if covers(slab.doomed, part[1:]) or self._is_breaking(part):
+                continue
+            cause = f"checksum: {nbytes} bytes at {address:#x} are not what was sealed"
+            # Nobody waits, so there is no deadline: who is linked anew is asked again.
+            self._begin(Breaking(None, element, (part,), cause, float("inf")))
+
+    def _is_breaking(self, part: Part) -> bool:
+        return any(part in breaking.parts for breaking in self._breaking.values())
 
     def _tell_owners(self, slab: Slab, lost: tuple[int, int], cause: str) -> list[Member]:
         told = []
@@ -158,6 +204,18 @@ class MemoryFailures:
         deadline = now + GUARD_TIMEOUT
         self._begin(Breaking(session.peer, element, parts, _INJECTED, deadline, nonce=message.nonce))
 
+    def flip_bit(self, session: Session, message: wire.FlipBit, now: float) -> None:
+        """For tests of programs."""
+        element = self._element(message.element)
+        ((number, offset, _), *_) = self._parts(
+            element, wire.BreakMemory(message.element, message.address, 1)
+        )
+        slab = self._state.ledger[number]
+        offset = message.address - slab.address
+        flip = wire.FlipBitOf(self._next_job(), number, offset, message.nonce)
+        self._flipping[flip.job] = (session.peer, ToElement(element, flip))
+        self._state.tell_element(element, flip)
+
     def report(self, session: Session, process: Member, message: wire.ReportFailure, now: float) -> None:
         """The hardware has lost a page of this process's: so it has for whoever else owns a part of it."""
         shard = self._state.groups[process.group].shard
@@ -204,6 +262,7 @@ class MemoryFailures:
     def element_linked(self, element: int) -> None:
         """Likewise."""
         asked = [breaking.waiting[job] for job, breaking in self._breaking.items()]
+        asked += [order for _, order in self._flipping.values()]
         self._state.outputs += [ask for ask in asked if isinstance(ask, ToElement) and ask.element == element]
 
     def guarded(self, message: wire.RangeGuarded) -> None:
@@ -227,7 +286,13 @@ class MemoryFailures:
             f"nothing was lost: {who} cannot be guarded (its agent's log says why), and would read zeros in place of a"
             " fault; let all of the element fail instead, without a range"
         )
-        self._state.refuse(breaking.peer, Refusal("fence", text))
+        self._refuse(breaking, Refusal("fence", text))
+
+    def _refuse(self, breaking: Breaking, refusal: Refusal) -> None:
+        if breaking.peer is not None:
+            self._state.refuse(breaking.peer, refusal)
+        else:
+            self._state.outputs.append(Note(f"{breaking.cause}; {refusal}", trouble=True))
 
     def made(self, job: int) -> None:
         breaking = self._answered(job)
@@ -241,7 +306,8 @@ class MemoryFailures:
                 lost = (slab.address + offset, slab.address + offset + nbytes)
                 owners |= dict.fromkeys(who.name for who, _ in self._owners_of(slab, lost))
         reply = wire.MemoryBroken(len(parts), sum(nbytes for _, _, nbytes in parts), list(owners))
-        self._state.reply(breaking.peer, reply)
+        if breaking.peer is not None:
+            self._state.reply(breaking.peer, reply)
 
     def tick(self, now: float) -> None:
         late = [breaking for breaking in self._breaking.values() if now >= breaking.deadline]
@@ -252,7 +318,7 @@ class MemoryFailures:
                     text = "the memory element did not answer in time: the memory is lost, or will be when it does"
                 else:
                     text = "nothing was lost: an agent that was to guard the range did not answer in time"
-                self._state.refuse(breaking.peer, Refusal("memory", text))
+                self._refuse(breaking, Refusal("memory", text))
 
     def next_deadline(self) -> float:
         return min((breaking.deadline for breaking in self._breaking.values()), default=float("inf"))

@@ -101,6 +101,7 @@ class KeptFile(msgspec.Struct, frozen=True):
     nbytes: int
     huge: bool
     huge_bytes: int
+    has_ledger: bool = False  # the file of its checksums lies there as well
 
 
 class KeepFile(msgspec.Struct, frozen=True):
@@ -139,6 +140,62 @@ class CopyFile(msgspec.Struct, frozen=True):
     target: int
     target_offset: int
     nbytes: int
+
+
+class KeepLedger(msgspec.Struct, frozen=True):
+    """-> `MemoryElement.ledger_kept`. Makes a ledger for the checksums of this file, to be kept with it."""
+
+    file: int
+    about: KeptFile
+
+
+class DropLedger(msgspec.Struct, frozen=True):
+    file: int
+
+
+class MarkPages(msgspec.Struct, frozen=True):
+    """-> `MemoryElement.pages_marked`: they are sealed, under a new number."""
+
+    job: int
+    file: int
+    offset: int
+    nbytes: int
+
+
+class CheckPages(msgspec.Struct, frozen=True):
+    """-> `MemoryElement.pages_checked`. Somebody waits for it."""
+
+    job: int
+    file: int
+    offset: int
+    nbytes: int
+    number: int
+
+
+class SweepPages(msgspec.Struct, frozen=True):
+    """-> `MemoryElement.pages_swept`. While nothing else wants the processor; one of these at a time."""
+
+    file: int
+    offset: int
+    end: int
+    bytes_max: int
+    only_unsummed: bool
+
+
+class ForgetPages(msgspec.Struct, frozen=True):
+    """At once. Under this number only, if it is not 0."""
+
+    file: int
+    offset: int
+    nbytes: int
+    number: int = 0
+
+
+class FlipBitOfFile(msgspec.Struct, frozen=True):
+    """At once."""
+
+    file: int
+    offset: int
 
 
 # --- agents -----------------------------------------------------------------------------------------------
@@ -255,6 +312,13 @@ Output = (
     | LoseFile
     | PunchFile
     | CopyFile
+    | KeepLedger
+    | DropLedger
+    | MarkPages
+    | CheckPages
+    | SweepPages
+    | ForgetPages
+    | FlipBitOfFile
     | Watch
     | Unwatch
     | KeepContacts

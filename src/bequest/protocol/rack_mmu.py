@@ -77,6 +77,7 @@ class RackMmu:
             wire.StandBy: self._stand_by,
             wire.StandDown: self._stand_down,
             wire.BreakMemory: self._failures.break_memory,
+            wire.FlipBit: self._failures.flip_bit,
             wire.ReportFailure: self._report_failure,
             wire.Steal: self._steal,
             wire.NameHeir: self._name_heir,
@@ -205,12 +206,8 @@ class RackMmu:
                 self._state.usage[element] = usage
             case wire.SlabLost(slab):
                 self._slab_lost(element, slab)
-            case wire.MemoryFailed():
-                self._failures.failed(element, message)
-            case wire.FailureMade(job):
-                self._failures.made(job)
             case _:
-                raise AssertionError(f"a memory element says {message}")
+                self._failures.element_message(element, message)
         return self._state.take_outputs()
 
     def is_running(self, pid: int, incarnation: int) -> bool:

@@ -46,6 +46,7 @@ class Shard(Protocol):
         incarnation: int,
         sender: int,
         tag: bytes,
+        seal: int = 0,
     ) -> bool:
         """Records a slab and one extent over it, on its way to a receiver. False, and no change: no room."""
 
@@ -119,6 +120,12 @@ class Shard(Protocol):
 
     def summaries(self, slabs: list[int], runs: int) -> list[SlabSummary]:
         """Of those of these slabs that are here, with at most so many runs each."""
+
+    def sealed_in(self, slab: int, number: int) -> list[tuple[int, int]]:
+        """Where in a slab (address, bytes) somebody owns memory, or is about to, that is sealed under that number."""
+
+    def seal(self, index: int) -> int:
+        """The number of a descriptor's seal, or 0."""
 
     def descriptor(self, index: int) -> tuple[int, int, int, int, int, int, int]: ...
 

@@ -75,6 +75,10 @@ class SlabFiles:
         else:
             self.punch(fd, *run)
 
+    def flip_bit(self, fd: int, offset: int) -> None:
+        """As a fault in the memory would: for tests of programs."""
+        os.pwrite(fd, bytes([os.pread(fd, 1, offset)[0] ^ 1]), offset)
+
     def copy(self, source: int, source_offset: int, target: int, target_offset: int, nbytes: int) -> None:
         _core.copy_pages(source, source_offset, target, target_offset, nbytes)
 

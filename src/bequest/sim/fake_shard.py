@@ -27,6 +27,7 @@ class Extent:
     epoch: int = 1
     birth: int = 0
     stealable: bool = True
+    seal: int = 0
     stolen: tuple[int, int, int] | None = (
         None  # from whom: id and incarnation; and the epoch of the thief's word
     )
@@ -59,7 +60,7 @@ class FakeShard:
         """Allocates these free pages; the descriptor."""
         descriptor = self._carve(FREE, None, address, pages)
         self.last_birth += 1
-        changes = {"nbytes": pages * PAGE, "stealable": stealable, "birth": self.last_birth}
+        changes = {"nbytes": pages * PAGE, "stealable": stealable, "birth": self.last_birth, "seal": 0}
         return self._set(descriptor, state=OWNED, owner=owner, **changes)
 
     def grant(self, descriptor: int, to: int, tag: bytes = b"") -> None:
@@ -139,13 +140,14 @@ class FakeShard:
 
     def add_slab_granted(
         self, slab: int, address: int, pages: int, element: int, huge: bool,
-        nbytes: int, to: int, incarnation: int, sender: int, tag: bytes,
+        nbytes: int, to: int, incarnation: int, sender: int, tag: bytes, seal: int = 0,
     ) -> bool:  # fmt: skip
         if not self._can_receive(to, incarnation):
             return False
         self._record(slab, address, pages, element, huge, home(address))
         self.last_birth += 1
-        descriptor = self._new(Extent(address, pages, nbytes, slab, IN_FLIGHT, to, birth=self.last_birth))
+        arriving = Extent(address, pages, nbytes, slab, IN_FLIGHT, to, birth=self.last_birth, seal=seal)
+        descriptor = self._new(arriving)
         self.inboxes[to].append((descriptor, sender, tag))
         return True
 
@@ -186,7 +188,7 @@ class FakeShard:
             return False
         descriptor = self._carve(OWNED, MMU, address, pages)
         self.last_birth += 1
-        changes = {"nbytes": nbytes, "stealable": True, "birth": self.last_birth}
+        changes = {"nbytes": nbytes, "stealable": True, "birth": self.last_birth, "seal": 0}
         self._set(descriptor, state=IN_FLIGHT, owner=to, **changes)
         self.inboxes[to].append((descriptor, sender, tag))
         return True
@@ -280,6 +282,16 @@ class FakeShard:
                 owners[owner] = owners.get(owner, 0) + pages
         largest = max(free, default=0)
         return slab, len(extents), sum(free), len(free), largest, sorted(owners.items()), runs[:runs_max]
+
+    def sealed_in(self, slab: int, number: int) -> list[tuple[int, int]]:
+        return [
+            (e.address, e.pages * PAGE)
+            for e in self._in_slab(slab)
+            if e.seal == number and e.state in (OWNED, IN_FLIGHT) and e.owner != MMU
+        ]
+
+    def seal(self, index: int) -> int:
+        return self.extents[index].seal if index in self.extents else 0
 
     def descriptor(self, index: int) -> tuple[int, int, int, int, int, int, int]:
         if index not in self.extents:

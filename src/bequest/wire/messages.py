@@ -20,6 +20,7 @@ from bequest.wire.message import Nonce
 from bequest.wire.resuming import ComeBack as ComeBack
 from bequest.wire.resuming import Resume as Resume
 from bequest.wire.resuming import Resumed as Resumed
+from bequest.wire.sealing import *
 from bequest.wire.slabs import AdmitGroup as AdmitGroup
 from bequest.wire.slabs import AdoptSlab as AdoptSlab
 from bequest.wire.slabs import AnnouncementEnds as AnnouncementEnds
@@ -439,6 +440,7 @@ MmuRequest = (
     | StandBy
     | StandDown
     | BreakMemory
+    | FlipBit
     | ReportFailure
     | Resume
     | ComeBack
@@ -458,7 +460,7 @@ class Once(Message, frozen=True):
 ClientToMmu = Hello | Sync | MmuRequest
 MmuSocket = ClientToMmu | Once
 ClientToAgent = Hello | Sync | Enrol | Subscribe | SetContacts | HandleFailures | Handled
-ClientToElement = Hello | Sync | OpenSlab
+ClientToElement = Hello | Sync | OpenSlab | SealPages | VerifyPages | UnsealPages
 DaemonToClient = (
     Welcome
     | Synced
@@ -485,6 +487,8 @@ DaemonToClient = (
     | SlabOpened
     | StandingBy
     | MemoryBroken
+    | PagesSealed
+    | PagesVerified
     | Subscribed
     | Notice
 )
@@ -499,6 +503,8 @@ MmuToElement = (
     | CopyPages
     | PunchPages
     | FailMemory
+    | ForgetSums
+    | FlipBitOf
 )
 ElementToMmu = (
     SlabReserved
@@ -511,6 +517,8 @@ ElementToMmu = (
     | ElementReport
     | MemoryFailed
     | FailureMade
+    | PagesDiffer
+    | BitFlipped
 )
 MmuToAgent = (
     ExpectProcess

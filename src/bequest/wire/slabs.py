@@ -12,7 +12,10 @@ from bequest.wire.message import Message
 
 
 class ElementUsage(msgspec.Struct, frozen=True):
-    """What an element says of itself: bytes by purpose, and how many of its slabs' bytes are on huge pages."""
+    """What an element says of itself: bytes by purpose, and how many of its slabs' bytes are on huge pages.
+
+    Of sealed memory: bytes summed, checked by the scrubber, and found different, since its server was started.
+    """
 
     slab_bytes: int = 0
     warm_bytes: int = 0
@@ -20,6 +23,9 @@ class ElementUsage(msgspec.Struct, frozen=True):
     huge_bytes: int = 0
     warm_hits: int = 0
     cold_misses: int = 0
+    summed_bytes: int = 0
+    scrubbed_bytes: int = 0
+    mismatched_bytes: int = 0
 
 
 class AnnouncementEnds(Message, frozen=True):
