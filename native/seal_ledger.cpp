@@ -114,16 +114,19 @@ uint64_t SealLedger::count_sealed() const {
     return sealed;
 }
 
-// What a page's word said before the page was read counts only if it says so after that, too.
+// What a page's word said before the page was read counts only if it speaks of the same seal after that.
+// Another may have summed the page meanwhile: then it is compared with that.
 void SealLedger::settle(uint64_t page, uint64_t seen, bool there, uint32_t sum, Swept& swept) {
-    uint64_t now = seen;
-    if (progress_of(seen) == kUnsummed && there) {
-        swept.summed += words_[page].compare_exchange_strong(now, word_of(kSummed, number_of(seen), sum));
+    uint64_t now = words_[page].load();
+    if (number_of(now) != number_of(seen)) return;
+    if (progress_of(now) == kUnsummed && there &&
+        words_[page].compare_exchange_strong(now, word_of(kSummed, number_of(seen), sum))) {
+        swept.summed++;
         return;
     }
-    if (words_[page].load() != seen) return;
+    if (number_of(now) != number_of(seen)) return;
     swept.checked++;
-    if (!there || sum != sum_of(seen)) add(swept.different, page, number_of(seen));
+    if (!there || sum != sum_of(now)) add(swept.different, page, number_of(seen));
 }
 
 // The pages from `first` to `end`, a batch at most, all of which have a word. How many were dealt with.
@@ -170,23 +173,26 @@ Swept SealLedger::sweep(uint64_t first, uint64_t end, uint64_t pages_max, bool o
 Checked SealLedger::check(uint64_t first, uint64_t count, uint32_t number) {
     assert(first <= count_ && count <= count_ - first);
     Checked checked;
+    checked.unknown = count;  // until the contrary is found
     const uint64_t end = first + count;
     const auto bears = [&](uint64_t page) { return number_of(words_[page].load()) == number; };
     for (uint64_t page = first; page < end && !stopped_.load();) {
         if (!bears(page)) {
-            checked.unknown++, page++;
+            page++;
             continue;
         }
         uint64_t stop = page + 1;
         while (stop < end && stop - page < kBatch && bears(stop)) stop++;
         Swept swept;
         page += work(page, stop, swept);
+        const uint64_t known = swept.summed + swept.checked;
         uint64_t different = 0;
         for (const SealedRun& run : swept.different) {
             different += run.count;
             for (uint64_t i = 0; i < run.count; i++) add(checked.different, run.first + i, run.number);
         }
-        checked.verified += swept.summed + swept.checked - different;
+        checked.unknown -= known;
+        checked.verified += known - different;
     }
     return checked;
 }

@@ -8,6 +8,7 @@ import random
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -179,9 +180,33 @@ def test_the_sweeper_works_beside_who_asks(slab: Slab) -> None:
     assert sweeper.collect() is None and swept > 0
 
 
+def test_two_who_ask_at_once_are_both_told_of_every_page() -> None:
+    """Each page is summed by one of them, and compared by the other."""
+    slab = Slab(16_384)
+    everything = 16_384 * PAGE
+    for _ in range(5):
+        number = slab.ledger.mark(0, everything)
+        answers = []
+        ready = threading.Barrier(2)
+
+        def ask(number: int = number, ready: threading.Barrier = ready, answers: list = answers) -> None:
+            ready.wait()
+            answers.append(slab.ledger.check(0, everything, number))
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [(everything, 0, [])] * 2
+    os.close(slab.fd)
+    os.close(slab.file)
+
+
 def test_a_ledger_that_is_stopped_reads_nothing_more(slab: Slab) -> None:
     slab.ledger.mark(0, 4 * PAGE)
     slab.ledger.stop()
+    assert slab.ledger.check(0, 4 * PAGE, 1) == (0, 4 * PAGE, [])
     assert slab.ledger.sweep(0, PAGES * PAGE, PAGES * PAGE, False)[1:] == (0, 0, [])
 
 
