@@ -158,6 +158,8 @@ def test_rows_that_went_in_a_transaction_come_back(heap: bq.Heap) -> None:
     for _ in range(3):
         with suppress(ZeroDivisionError), heap.transaction():
             array.resize(4)
+            array.append(100)  # where there is room for it, rows lay that come back
+            assert list(array) == [0, 1, 2, 3, 100]
             array.extend(range(100, 200))
             array[0] = 50
             1 / 0  # noqa: B018
