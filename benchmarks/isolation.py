@@ -23,6 +23,7 @@ BENCHMARKS = (
     "survival",
     "restart",
     "state",
+    "checksums",
 )
 LONGEST_SECONDS = 1800.0
 

@@ -122,7 +122,10 @@ RECYCLED_SHARE = 4  # a quarter of the element may be slabs waiting for re-use i
 WARM_STEP_BYTES = 8 * MIB  # 512 MiB are warm in 0.7 s so, in one step of 64 MiB in 1.3 to 2.5 s
 
 # --- checksums ---------------------------------------------------------------------------------------------
-SUM_SLICE_BYTES = 32 * MIB  # summed at a time: some 4 ms, so that the next slice is chosen often enough
+SUM_SLICE_BYTES = 16 * MIB  # summed at a time: some 2 ms
+SUM_RATE = (
+    1024 * MIB
+)  # bytes a second: a tenth of what a core can, for applications share the memory's bandwidth
 SCRUB_SLICE_BYTES = 4 * MIB
 SCRUB_RATE = (
     128 * MIB

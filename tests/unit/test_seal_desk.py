@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from bequest.limits import PAGE_BYTES, SCRUB_INTERVAL, SCRUB_RATE, SUM_SLICE_BYTES
+from bequest.limits import PAGE_BYTES, SCRUB_INTERVAL, SCRUB_RATE, SUM_RATE, SUM_SLICE_BYTES
 from bequest.protocol.memory_element import MemoryElement
 from bequest.protocol.outputs import (
     CheckPages,
@@ -80,6 +80,8 @@ class Driver:
         self.run(self.element.tick(self.now))
 
     def swept(self, *what: object) -> SweepPages:
+        """It has done this of what it wanted to do next, in its own time."""
+        self.tick(1.0)
         (sweep,) = self.of(SweepPages)
         self.run(self.element.pages_swept(Swept(*what), self.now))
         return sweep
@@ -175,14 +177,35 @@ def test_what_is_sealed_is_summed_in_slices_until_all_is(driver: Driver) -> None
     sweep = driver.swept(sweep.end, SUM_SLICE_BYTES, 0, [])
     assert sweep.offset == SUM_SLICE_BYTES + PAGE_BYTES and sweep.only_unsummed
     assert driver.element.usage().summed_bytes == 2 * SUM_SLICE_BYTES
-    assert all(not sweep.only_unsummed for sweep in driver.of(SweepPages))
+    driver.tick(1.0)
+    assert [sweep.only_unsummed for sweep in driver.of(SweepPages)] == [False]  # the scrubber's turn
+
+
+def test_it_is_summed_at_a_limited_rate(driver: Driver) -> None:
+    driver.seal(0, 3 * SUM_SLICE_BYTES, slab=2)
+    driver.tick()
+    (sweep,) = driver.of(SweepPages)
+    swept = Swept(SUM_SLICE_BYTES, SUM_SLICE_BYTES, 0, [])
+    driver.run(driver.element.pages_swept(swept, driver.now))
+    pause = SUM_SLICE_BYTES / SUM_RATE
+    assert driver.element.next_deadline() == pytest.approx(pause)
+    driver.tick(pause * 0.9)
+    assert driver.of(SweepPages) == []
+    driver.tick(pause * 0.2)
+    (sweep,) = driver.of(SweepPages)
+    assert sweep.only_unsummed and sweep.offset == SUM_SLICE_BYTES
 
 
 def test_what_is_sealed_meanwhile_is_summed_after_that(driver: Driver) -> None:
     driver.seal(SUM_SLICE_BYTES, PAGE_BYTES, slab=2)
     driver.seal(0, PAGE_BYTES, slab=2)
-    assert driver.swept(3 * SUM_SLICE_BYTES, 1, 0, []).offset == SUM_SLICE_BYTES
-    assert driver.of(SweepPages)[0].offset == 0
+    assert driver.swept(0, 0, 0, []).offset == 0
+    driver.tick(1.0)
+    (sweep,) = driver.of(SweepPages)
+    assert sweep.only_unsummed
+    driver.seal(0, PAGE_BYTES, slab=2)  # before where it is
+    driver.run(driver.element.pages_swept(Swept(3 * SUM_SLICE_BYTES, 1, 0, []), driver.now))
+    assert driver.swept(3 * SUM_SLICE_BYTES, 1, 0, []).offset == 0
 
 
 def test_the_scrubber_keeps_to_its_rate_and_its_interval(driver: Driver) -> None:
@@ -197,8 +220,9 @@ def test_the_scrubber_keeps_to_its_rate_and_its_interval(driver: Driver) -> None
     rounds = read // SLAB
     assert 9 / SCRUB_INTERVAL <= rounds <= 10 / SCRUB_INTERVAL + 1
     assert driver.element.usage().scrubbed_bytes == read
-    driver.seal(0, 3 * SUM_SLICE_BYTES, slab=2)
-    driver.swept(3 * SUM_SLICE_BYTES, 0, 0, [])
+    driver.mmu(wire.ReserveSlab(3, 1, 256 * MIB, False))  # more than can be read in that time
+    driver.seal(0, 256 * MIB, slab=3)
+    driver.swept(256 * MIB, 0, 0, [])
     began, read = driver.now, 0
     for _ in range(int(10 / 0.01)):
         driver.tick(0.01)
@@ -263,7 +287,6 @@ def test_a_new_rack_mmu_hears_of_it_again(driver: Driver) -> None:
     driver.swept(SLAB, 0, SLAB, differs())
     driver.of(ToMmu)
     driver.element.linked()
-    driver.tick(SCRUB_INTERVAL)
     driver.swept(SLAB, 0, SLAB, differs())
     assert ToMmu(wire.PagesDiffer(1, PAGE_BYTES, PAGE_BYTES, 5)) in driver.of(ToMmu)
 
@@ -272,9 +295,12 @@ def test_a_slab_that_goes_takes_its_ledger_along(driver: Driver) -> None:
     file = driver.seal()
     driver.ask(wire.VerifyPages(TICKET, 1, 0, SLAB, 5))
     (check,) = driver.of(CheckPages)
+    driver.tick()
+    assert len(driver.of(SweepPages)) == 1
     driver.mmu(wire.RetireSlab(1, recycle=True))
     assert driver.of(DropLedger) == [DropLedger(file)] and driver.of(CloseFile) == []
-    driver.swept(SLAB, 0, SLAB, differs())  # what was under way is of no interest
+    swept = Swept(SLAB, 0, SLAB, differs())  # what was under way is of no interest
+    driver.run(driver.element.pages_swept(swept, driver.now))
     driver.run(driver.element.pages_checked(check.job, Checked(0, 0, differs())))
     assert isinstance(driver.replies()[0], wire.Failed)
     assert not [told for told in driver.of(ToMmu) if isinstance(told.message, wire.PagesDiffer)]

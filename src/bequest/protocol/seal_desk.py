@@ -4,7 +4,7 @@ Theory of operation. The owner of a region *seals* it: it closes its pages for w
 and writes that into the region's extent in the table; from there it goes wherever the memory goes. The element marks
 the pages with the number in the slab's *ledger*, and answers at once; sums are made later (native/seal_ledger.hpp).
 There are three who work on a ledger: the *sweeper*, a thread that runs while nothing else wants a processor, makes the
-sums; as the *scrubber* it then reads everything again and again, at a limited rate; and whoever asks for a
+sums; as the *scrubber* it then reads everything again and again, both at a limited rate; and whoever asks for a
 verification has it done by a worker, at once, which makes the sums that it finds lacking.
 
 What the element knows of seals is in the ledger alone, page by page. The ledger is made when a slab is first sealed,
@@ -29,6 +29,7 @@ from bequest.limits import (
     SCRUB_INTERVAL,
     SCRUB_RATE,
     SCRUB_SLICE_BYTES,
+    SUM_RATE,
     SUM_SLICE_BYTES,
 )
 from bequest.protocol.failed_runs import Run, common, overlap
@@ -104,7 +105,7 @@ class SealDesk:
         self._sweep: Sweep | None = None
         self._place = (0, 0)  # where the scrubber is: slab and offset
         self._round_began = now
-        self._scrub_at = now
+        self._scrub_at = self._sum_at = now
         self._reported: dict[tuple[int, int, int, int], None] = {}  # slab, offset, bytes, number
         self._flips: dict[bytes, None] = {}
         self.summed_bytes = self.scrubbed_bytes = self.mismatched_bytes = 0
@@ -194,7 +195,6 @@ class SealDesk:
             return
         slab.ledger.unsummed_from = _least(slab.ledger.unsummed_from, done.run[0])
         self._say(Reply(done.peer, wire.PagesSealed(number)))
-        self._go_on()
 
     def pages_checked(self, job: int, checked: Checked) -> None:
         done = self._jobs.pop(job)
@@ -213,6 +213,7 @@ class SealDesk:
         self.scrubbed_bytes += swept.checked
         is_at_end = swept.next >= sweep.output.end
         if sweep.output.only_unsummed:
+            self._sum_at = max(self._sum_at, now) + swept.summed / SUM_RATE
             if slab is not None and slab.ledger is not None and not is_at_end:
                 slab.ledger.unsummed_from = _least(slab.ledger.unsummed_from, swept.next)
         else:
@@ -220,24 +221,35 @@ class SealDesk:
             self._scrub_at = max(self._scrub_at, now) + (swept.checked + swept.summed) / SCRUB_RATE
         if slab is not None:
             self._report(slab, swept.different)
-        self._go_on()
-        self.tick(now)
 
     # --- the sweeper ---------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """The scrubber goes on, if its time has come."""
-        if self._sweep is not None or now < self._scrub_at:
+        """The sweeper goes on, if its time has come: what is not summed goes before what is to be read again."""
+        if self._sweep is not None:
             return
-        slab = self._next_to_scrub(now)
-        if slab is not None:
+        if (unsummed := self._unsummed()) is not None:
+            if now >= self._sum_at:
+                ledger = unsummed.ledger
+                assert ledger is not None and ledger.unsummed_from is not None
+                offset, ledger.unsummed_from = ledger.unsummed_from, None
+                self._start(unsummed, offset, SUM_SLICE_BYTES, only_unsummed=True)
+        elif now >= self._scrub_at and (slab := self._next_to_scrub(now)) is not None:
             offset = self._place[1] if self._place[0] == slab.id else 0
             self._start(slab, offset, SCRUB_SLICE_BYTES, only_unsummed=False)
 
     def next_deadline(self) -> float:
-        """When the scrubber wants to go on."""
+        """When the sweeper wants to go on."""
+        if self._sweep is None and self._unsummed() is not None:
+            return self._sum_at
         has_work = self._sweep is None and any(_is_kept(slab) for slab in self._slabs.values())
         return self._scrub_at if has_work else float("inf")
+
+    def _unsummed(self) -> HeldSlab | None:
+        for slab in self._slabs.values():
+            if slab.ledger is not None and slab.ledger.is_kept and slab.ledger.unsummed_from is not None:
+                return slab
+        return None
 
     def _next_to_scrub(self, now: float) -> HeldSlab | None:
         """By number, from where it is; then a round has ended, and the next begins in its time."""
@@ -250,16 +262,6 @@ class SealDesk:
         self._round_began = self._scrub_at
         return None
 
-    def _go_on(self) -> None:
-        """What was sealed and is not summed goes before what is to be read again."""
-        if self._sweep is not None:
-            return
-        for slab in self._slabs.values():
-            if slab.ledger is not None and slab.ledger.is_kept and slab.ledger.unsummed_from is not None:
-                offset, slab.ledger.unsummed_from = slab.ledger.unsummed_from, None
-                self._start(slab, offset, SUM_SLICE_BYTES, only_unsummed=True)
-                return
-
     def _start(self, slab: HeldSlab, offset: int, bytes_max: int, only_unsummed: bool) -> None:
         order = SweepPages(slab.file.id, offset, slab.file.nbytes, bytes_max, only_unsummed)
         self._sweep = Sweep(slab.id, slab.file.id, order)
@@ -269,7 +271,6 @@ class SealDesk:
         """From an earlier server, which may have left some of it unsummed."""
         if slab.file.has_ledger:
             slab.ledger = Ledger(is_kept=True, unsummed_from=0)
-            self._go_on()
 
     # --- mismatches ----------------------------------------------------------------------------------------
 
