@@ -320,6 +320,15 @@ void bind_region(nb::module_& m) {
         .def_prop_ro("offset", [](RegionBase& r) { return r.span.start; })
         .def_prop_ro("tag", [](RegionBase& r) { return nb::bytes(r.tag.data(), r.tag.size()); })
         .def_prop_ro("sender", [](RegionBase& r) { return r.sender; })
+        .def_prop_ro("_birth",
+                     [](RegionBase& r) {
+                         r.require_owned();
+                         r.require_memory("told apart");
+                         const Holding& holding = *r.holding;
+                         const auto* piece = holding.piece_at(holding.address() + r.span.start);
+                         const Table table = holding.member()->attachment.table();
+                         return uint64_t{table.extent(piece->extent.descriptor).birth};
+                     })
         .def_prop_ro("views", [](RegionBase& r) { return r.holding->borrows_of(r.span); })
         .def_prop_ro("owned",
                      [](RegionBase& r) {

@@ -25,6 +25,9 @@ import sys as _sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bequest import actors
+    from bequest.actors.actor import Actor
+    from bequest.actors.function import function
     from bequest.errors import (
         AcceptTimeout,
         AddressSpaceFull,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         BadName,
         BadSize,
         BequestError,
+        CallTimeout,
         ChecksumMismatch,
         ConnectionRefused,
         CorruptHeap,
@@ -49,14 +53,18 @@ if TYPE_CHECKING:
         NotAttached,
         NotOwner,
         NotSealed,
+        NotSendable,
         ProcessDead,
         RackFault,
         RackGone,
         RackMemoryError,
         RegionMoved,
         RegionSealed,
+        RemoteError,
         TagTooLong,
         TooManyMappings,
+        UnknownActor,
+        UnknownMethod,
         UnknownName,
         UnknownProcess,
         UnsupportedPlatform,
@@ -97,6 +105,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcceptTimeout",
+    "Actor",
     "AddressSpaceFull",
     "Array",
     "BadConfig",
@@ -104,6 +113,7 @@ __all__ = [
     "BadName",
     "BadSize",
     "BequestError",
+    "CallTimeout",
     "ChecksumMismatch",
     "ConnectionRefused",
     "ContactCalled",
@@ -135,6 +145,7 @@ __all__ = [
     "NotOwner",
     "NotPickled",
     "NotSealed",
+    "NotSendable",
     "Process",
     "ProcessCleared",
     "ProcessDead",
@@ -150,10 +161,13 @@ __all__ = [
     "Region",
     "RegionMoved",
     "RegionSealed",
+    "RemoteError",
     "Standby",
     "Struct",
     "TagTooLong",
     "TooManyMappings",
+    "UnknownActor",
+    "UnknownMethod",
     "UnknownName",
     "UnknownProcess",
     "UnsupportedPlatform",
@@ -161,13 +175,17 @@ __all__ = [
     "Watchdog",
     "WrongCapability",
     "WrongSecret",
+    "actors",
     "connect",
     "current",
     "dumps",
+    "function",
     "loads",
 ]
 
 _HOMES = {
+    "bequest.actors.actor": ("Actor",),
+    "bequest.actors.function": ("function",),
     "bequest.memory.events": (
         "ContactCalled",
         "ElementBack",
@@ -207,6 +225,8 @@ def __getattr__(name: str) -> object:
         raise ImportError(
             f"bequest runs on Linux only: it stands on memfd, futex and mprotect, not on {_sys.platform}"
         )
+    if name == "actors":
+        return _importlib.import_module("bequest.actors")
     found: object = getattr(_importlib.import_module(_HOME_OF.get(name, "bequest.errors")), name)
     globals()[name] = found
     return found

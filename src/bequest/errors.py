@@ -99,6 +99,18 @@ class HeapMisuse(BequestError, ValueError):
     """What was asked of a heap makes no sense: the message says why. Nothing was changed."""
 
 
+class UnknownActor(UnknownProcess):
+    """No actor of this name runs in the group, or it has ended. Start it, or wait for it with `Ref.wait`."""
+
+
+class UnknownMethod(BequestError, AttributeError):
+    """The actor has no handler of this name; the message tells which it has."""
+
+
+class NotSendable(BequestError, TypeError):
+    """An argument or a result is of a kind that cannot travel in a message. Nothing was sent."""
+
+
 # --- the peers' doing -------------------------------------------------------------------------------------
 
 
@@ -116,6 +128,25 @@ class InboxFull(BequestError, TimeoutError):
 
 class AcceptTimeout(BequestError, TimeoutError):
     """Nothing arrived in time."""
+
+
+class CallTimeout(BequestError, TimeoutError):
+    """An actor has not answered in time, or not handled what it was sent. It may do so yet, once."""
+
+
+class RemoteError(BequestError, RuntimeError):
+    """The handler of a call has raised, and its event has been undone. The call can be made again.
+
+    ``kind`` is the name of the exception's class, ``remote_traceback`` its traceback as text.
+    """
+
+    def __init__(self, message: str = "", *, kind: str = "", remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.remote_traceback = remote_traceback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),), {"kind": self.kind, "remote_traceback": self.remote_traceback}
 
 
 # --- faults of components ---------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ __all__ = [
     "WINDOW_BITS",
 ]
 
+KIB = 1 << 10
 MIB = 1 << 20
 PAGES_PER_HUGE_PAGE = HUGE_PAGE_BYTES // PAGE_BYTES
 PROCESS_SPACE_BYTES = 1 << PROCESS_SPACE_BITS
@@ -152,6 +153,17 @@ GUARD_TIMEOUT = 10.0  # agents and an element have this long to make memory fail
 FAILED_RUNS_MAX = 256  # runs of failed pages named in one notice; beyond that, one run around them all
 BROKEN_KEPT_MAX = 64  # requests to make memory fail that are remembered, should they be repeated
 SLAB_FAILED_RUNS_MAX = 256  # of one slab: some 5 KiB in a packet; beyond that, all of it fails
+
+# --- actors ------------------------------------------------------------------------------------------------
+ACTOR_POST_BYTES = 64 * KIB  # of messages that are sent together: some thousand small ones
+ACTOR_POST_MESSAGES = 512  # and no more: a millisecond or two of an actor's time
+ACTOR_POSTS_IN_FLIGHT = 4  # of one stream, not handled yet; what comes meanwhile goes with the next
+ACTOR_MESSAGES_WAITING = 100_000  # of one stream, in a client's memory; then `send` waits
+DEAD_LETTERS_KEPT = 1000  # of one actor
+RESULTS_KEPT = 10_000  # of one function, by idempotency key
+UNCLAIMED_REGIONS_KEPT = (
+    120.0  # an heir keeps so long what no message speaks of: as long as two lives of the dead
+)
 
 # --- agents ------------------------------------------------------------------------------------------------
 FENCE_RANGES_MAX = 4096  # in one message: 64 KiB of its packet

@@ -12,12 +12,13 @@ import pytest
 
 import bequest as bq
 import wire_page
-from bequest import _core, errors, limits, objects
+from bequest import _core, actors, errors, limits, objects
 from bequest.wire import messages as wire
 from pages import ROOT, table_rows
 
 REFERENCE = ROOT / "docs" / "reference" / "python.md"
 OBJECTS = ROOT / "docs" / "reference" / "objects.md"
+ACTORS = ROOT / "docs" / "reference" / "actors.md"
 ERRORS = ROOT / "docs" / "reference" / "errors.md"
 ADDRESSES = ROOT / "docs" / "reference" / "address-plan.md"
 
@@ -30,12 +31,13 @@ NAMES = {  # of each page, with the module's
     REFERENCE: {
         name: getattr(bq, name)
         for name in bq.__all__
-        if name not in EXCEPTIONS and not hasattr(objects, name)
+        if name not in EXCEPTIONS | {"actors"} and not hasattr(objects, name) and not hasattr(actors, name)
     }
     | {"Queue": bq.Queue},  # there are two
     OBJECTS: {name: getattr(objects, name) for name in objects.__all__},
+    ACTORS: {name: getattr(actors, name) for name in actors.__all__},
 }
-MODULES = {REFERENCE: "bequest", OBJECTS: "objects"}
+MODULES = {REFERENCE: "bequest", OBJECTS: "objects", ACTORS: "actors"}
 PLAIN_CLASSES = {
     (page, name): found
     for page, names in NAMES.items()

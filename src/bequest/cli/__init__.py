@@ -30,6 +30,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "audit": ("bequest.cli.audit", "Attempts to steal memory, and how they went."),
     "top": ("bequest.cli.top", "Grants and bytes not copied per second, live."),
     "standby": ("bequest.cli.standby", "Wait for a process to die, then run a program."),
+    "run-actor": ("bequest.cli.run_actor", "Run an actor, and a standby that goes on when it dies."),
     "fault": ("bequest.cli.fault", "Make a part of the rack fail, to test a program."),
     "doctor": ("bequest.cli.doctor", "What this machine offers, and what is degraded without it."),
     "demo": ("bequest.cli.demo", "MapReduce over real text, handed over without a copy."),

@@ -55,7 +55,7 @@ def command(
     from bequest.memory.rack import RACK_VARIABLE
 
     deaths: SimpleQueue[Death] = SimpleQueue()
-    key, secret = _hex(capability, "--capability"), _hex(group, "--group")
+    key, secret = hexadecimal(capability, "--capability"), hexadecimal(group, "--group")
     with open_rack(rack_name) as rack:
         standby = rack.standby(
             for_=victim,
@@ -114,7 +114,8 @@ def _say(output: Output, document: dict[str, object], text: str) -> None:
         click.echo(text, err=True)
 
 
-def _hex(text: str | None, option: str) -> bytes | None:
+def hexadecimal(text: str | None, option: str) -> bytes | None:
+    """A capability or secret, as it is written on the command line."""
     if text is None:
         return None
     try:

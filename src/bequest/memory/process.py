@@ -106,6 +106,7 @@ class Process(Names):
         self._slab_bytes = 0  # asked for so far; slabs grow with it
         self.inbox = Inbox(self)
         self._notices = Notices(name, links)
+        self._before_leaving: list[Callable[[], None]] = []  # for whoever has something to bring to its end
         _attached.append(weakref.ref(self))
         if len(_exit_calls) == 0:
             run_at_exit(_detach_at_exit)
@@ -450,6 +451,8 @@ class Process(Names):
         """
         if not self.attached:
             return
+        while self._before_leaving:
+            self._before_leaving.pop()()
         views = self.live_views
         if views:
             raise BufferError(
