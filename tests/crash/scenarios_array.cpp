@@ -47,6 +47,7 @@ void shrink_and_grow(World& world) {
     resize(4)(world);
     append(30, 'y')(world);
     write(6, "more")(world);
+    change(world, 40, "the last");
 }
 
 }  // namespace
