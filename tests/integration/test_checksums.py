@@ -227,6 +227,23 @@ def test_pages_that_a_member_takes_away_differ(me: bq.Process, rack: RackUnderTe
     assert caught.value.runs == [(region.address + PAGE_BYTES, PAGE_BYTES)]
 
 
+def test_a_seal_of_somebody_else_over_the_same_pages_is_not_ours(yard: Yard, rack: RackUnderTest) -> None:
+    """A member of the group can void a seal, by asking for one; that is not taken for health."""
+    me, other = yard.attach("me"), yard.attach("other")
+    region = sealed(me, PAGE_BYTES)
+    ((slab, offset, nbytes, _),) = region._seals()
+    reply = other._links.ask_element(slab, wire.SealPages, offset, nbytes)
+    assert isinstance(reply, wire.PagesSealed)
+    with pytest.raises(bq.NotSealed, match="anew"):
+        region.verify()
+    flip(rack, region.address)
+    checked = element(rack).scrubbed_bytes
+    until(lambda: element(rack).scrubbed_bytes > checked, "a round of the scrubber")
+    assert element(rack).mismatched_bytes == 0 and rack.elements()["dram0"].failed == 0
+    region.seal()
+    assert region.verify() == PAGE_BYTES
+
+
 # --- where the memory goes -----------------------------------------------------------------------------------------
 
 

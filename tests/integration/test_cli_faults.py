@@ -108,6 +108,21 @@ def test_what_is_not_there_cannot_fail(rack: RackUnderTest, bequest: Commands) -
     )
 
 
+def test_a_bit_is_flipped_and_nobody_is_told(yard: Yard, rack: RackUnderTest, bequest: Commands) -> None:
+    me = yard.attach("me")
+    region = me.alloc(PAGE)
+    region.array()[:] = 6
+    document = bequest.document("fault", "memory", "dram0", "--flip", hex(region.address + 9))
+    assert document == {"fault": "memory", "element": "dram0", "flipped": region.address + 9}
+    assert bytes(region) == b"\x06" * 9 + b"\x07" + b"\x06" * (PAGE - 10)
+    assert rack.elements()["dram0"].failed == 0
+    assert "no slab" in bequest.refused("fault", "memory", "dram0", "--flip", hex(region.address - PAGE))
+    assert "write an address" in bequest.refused("fault", "memory", "dram0", "--flip", "there")
+    both = ("--flip", hex(region.address), "--range", f"{region.address:#x}:4KiB")
+    assert "choose one" in bequest.refused("fault", "memory", "dram0", *both)
+    region.free()
+
+
 def test_a_range_is_lost_and_no_more(yard: Yard, rack: RackUnderTest, bequest: Commands) -> None:
     owner = yard.actor("owner")
     address = owner.do(actors.alloc, "region", 4 * PAGE, 1)
