@@ -24,6 +24,7 @@ BENCHMARKS = (
     "restart",
     "state",
     "checksums",
+    "actors",
 )
 LONGEST_SECONDS = 1800.0
 

@@ -32,14 +32,20 @@ def server_version() -> str:
     return next((word.removeprefix("v=") for word in said.split() if word.startswith("v=")), said.strip())
 
 
+def redis_client(socket: str) -> Any:
+    """A client of the server at that socket."""
+    return import_module("redis").Redis(unix_socket_path=socket)
+
+
 class RedisServer:
     """It keeps its file and its socket in a directory that the caller removes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         self._directory = directory
+        self._options = options
         self._socket = directory / "redis.sock"
         self._redis: Any = import_module("redis")
-        self.client: Any = self._redis.Redis(unix_socket_path=str(self._socket))
+        self.client: Any = redis_client(self.socket)
         self._start()
 
     def _start(self) -> None:
@@ -47,7 +53,18 @@ class RedisServer:
         options = ["--port", "0", "--save", "", "--rdbcompression", "no", "--enable-debug-command", "yes"]
         where = ["--unixsocket", str(self._socket), "--dir", str(self._directory)]
         with (self._directory / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(["redis-server", *options, *where], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                ["redis-server", *options, *self._options, *where], stdout=log, stderr=log
+            )
+
+    @property
+    def socket(self) -> str:
+        """For clients in other processes."""
+        return str(self._socket)
+
+    def wait(self) -> None:
+        """Until it answers."""
+        self._first_answer("none")
 
     def fill(self, values: int, value_bytes: int) -> None:
         """So many values, in memory and in its file."""

@@ -120,7 +120,8 @@ class Client(Office):
             return number, outgoing, future
 
     def _append(self, outgoing: Outgoing, packed: mail.Packed) -> None:
-        outgoing.promised.update((mail.identity(region), region) for region in packed.regions)
+        if packed.regions:
+            outgoing.promised.update((mail.identity(region), region) for region in packed.regions)
         outgoing.records.append(packed.data)
         outgoing.push()
 
@@ -128,7 +129,6 @@ class Client(Office):
         """The stream to that actor. Raises UnknownActor, or what has ended the client."""
         if self._fault is not None:
             raise self._fault
-        self.process.check_rack() if self._is_closed else None
         outgoing = self._streams.get(to)
         if outgoing is None:
             self.find_actor(to)

@@ -48,15 +48,12 @@ class MemoryRecords:
     """Those of a client: they end with it."""
 
     def __init__(self) -> None:
-        self.first = 0
+        self.first = self.end = 0
         self._records: list[bytes] = []
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self._records)
 
     def append(self, record: bytes, /) -> int:
         self._records.append(record)
+        self.end += 1
         return self.end - 1
 
     def read(self, index: int, at_most: int, /) -> list[bytes]:
@@ -114,8 +111,8 @@ class Outgoing:
 
     def push(self) -> None:
         """Sends what may be sent now."""
-        if self._in_flight and not self._is_worth_a_post():
-            return
+        if self._in_flight and self.records.end - self._sent < ACTOR_POST_MESSAGES:
+            return  # the usual case of a message among many
         if self.is_idle or not (self._has_peer() and self._is_agreed):
             return
         while self._sent < self.records.end and (not self._in_flight or self._is_worth_a_post()):
