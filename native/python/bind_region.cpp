@@ -205,9 +205,20 @@ void require_whole(const RegionBase& region, const char* verb) {
         raise_error("BadSize", "a region is %s as a whole; split() it to have a part of it %s", verb, verb);
 }
 
+// It counts as a borrow while it lasts: the element is asked meanwhile, and other threads have the GIL.
+void start_sealing(Holding& holding) {
+    holding.sealing = true;
+    holding.borrow({0, holding.nbytes()});
+}
+
+void stop_sealing(Holding& holding) {
+    if (holding.sealing) holding.give_back({0, holding.nbytes()});
+    holding.sealing = false;
+}
+
 void end_sealing(RegionBase& region) {
     Holding& holding = *region.holding;
-    holding.sealing = false;
+    stop_sealing(holding);
     for (const PlacedExtent& piece : holding.pieces()) holding.member()->attachment.unseal(piece.extent);
 }
 
@@ -218,7 +229,7 @@ nb::list begin_sealing(RegionBase& region) {
     require_whole(region, "sealed");
     region.require_unborrowed("sealed");
     Holding& holding = *region.holding;
-    holding.sealing = true;
+    start_sealing(holding);
     try {
         for (const PlacedExtent& piece : holding.pieces())
             holding.member()->attachment.protect_pages(piece.extent);
@@ -232,13 +243,13 @@ nb::list begin_sealing(RegionBase& region) {
 // The commit points. False if the region has changed since it was begun: then nothing of it is sealed.
 bool commit_seals(RegionBase& region, const std::vector<std::pair<uint64_t, uint32_t>>& numbers) {
     Holding& holding = *region.holding;
-    bool all = holding.member()->usable && numbers.size() == holding.pieces().size();
+    bool all = holding.sealing && holding.member()->usable && numbers.size() == holding.pieces().size();
     for (size_t i = 0; all && i < numbers.size(); i++) {
         const PlacedExtent& piece = holding.pieces()[i];
         all = piece.address == numbers[i].first &&
               holding.member()->attachment.seal(piece.extent, numbers[i].second);
     }
-    if (all) holding.sealing = false;
+    if (all) stop_sealing(holding);
     return all;
 }
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ import bequest as bq
 import seal_users
 from actors import until
 from bequest.limits import PAGE_BYTES
+from bequest.memory import seals
 from bequest.wire import messages as wire
 from losses import punch_out
 from racks import MIB, RackUnderTest, Yard
@@ -131,6 +133,53 @@ def test_it_is_not_sealed_under_a_view_nor_in_part(me: bq.Process) -> None:
     assert region[PAGE_BYTES : 3 * PAGE_BYTES].verify() == 2 * PAGE_BYTES
     region.unseal()
     region.array()[0] = 2
+
+
+def test_nothing_else_is_done_with_it_while_it_is_being_sealed(
+    me: bq.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By other threads, which run while the element is asked."""
+    region = filled(me, 2 * PAGE_BYTES)
+    mark = seals._mark
+
+    def meanwhile(*arguments: Any) -> int:
+        acts = (region.free, region.seal, lambda: region.split(PAGE_BYTES), lambda: region.grant("me"))
+        for act in acts:
+            with pytest.raises(BufferError):
+                act()
+        with memoryview(region) as view:
+            assert view.readonly
+        return mark(*arguments)
+
+    monkeypatch.setattr(seals, "_mark", meanwhile)
+    region.seal()
+    assert region.views == 0 and region.verify() == 2 * PAGE_BYTES
+
+    def unsealed(*arguments: Any) -> int:
+        number = mark(*arguments)
+        region.unseal()
+        return number
+
+    monkeypatch.setattr(seals, "_mark", unsealed)
+    with pytest.raises(bq.RegionMoved, match="another thread"):
+        region.seal()
+    assert not region.sealed and region.views == 0
+    memoryview(region)[0] = 1
+    region.free()
+
+
+def test_a_seal_that_fails_leaves_it_as_it_was(me: bq.Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    region = filled(me, PAGE_BYTES)
+
+    def refuses(*_: Any) -> int:
+        raise bq.RackMemoryError("the memory element cannot keep checksums of it")
+
+    monkeypatch.setattr(seals, "_mark", refuses)
+    with pytest.raises(bq.RackMemoryError):
+        region.seal()
+    assert not region.sealed and region.views == 0
+    memoryview(region)[0] = 1
+    region.free()
 
 
 def test_what_was_never_sealed_is_never_reported(me: bq.Process, rack: RackUnderTest) -> None:
