@@ -107,15 +107,20 @@ def test_the_pages_themselves_are_closed_for_writing(rack: RackUnderTest, tmp_pa
 
 def test_unsealed_it_can_be_written_to_and_is_nobodys_business(me: bq.Process, rack: RackUnderTest) -> None:
     region = sealed(me, HUGE)
+    ((slab, *run),) = region._seals()
+    assert me._links.ask_element(slab, wire.VerifyPages, *run) == wire.PagesVerified(HUGE, 0)
     region.unseal()
     region.unseal()  # does nothing
+    assert me._links.ask_element(slab, wire.VerifyPages, *run) == wire.PagesVerified(0, HUGE)
     assert not region.sealed
     region.array()[:] = 3
     with pytest.raises(bq.NotSealed):
         region.verify()
     region.seal()
     assert region.verify() == HUGE
+    ((slab, *run),) = region._seals()
     region.free()
+    assert me._links.ask_element(slab, wire.VerifyPages, *run) == wire.PagesVerified(0, HUGE)
 
 
 def test_it_is_not_sealed_under_a_view_nor_in_part(me: bq.Process) -> None:

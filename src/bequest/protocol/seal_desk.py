@@ -85,14 +85,12 @@ class Ledger(msgspec.Struct):
 
 class Sweep(msgspec.Struct):
     slab: int
-    file: int
     output: SweepPages
 
 
 class Job(msgspec.Struct):
     peer: PeerId
     slab: int
-    file: int
     run: SealedRun  # number 0: it is to get one
 
 
@@ -159,19 +157,19 @@ class SealDesk:
 
     def _job(self, peer: PeerId, slab: HeldSlab, run: SealedRun) -> int:
         self._last_job += 1
-        self._jobs[self._last_job] = Job(peer, slab.id, slab.file.id, run)
+        self._jobs[self._last_job] = Job(peer, slab.id, run)
         return self._last_job
 
-    def _slab_of(self, slab: int, file: int) -> HeldSlab | None:
-        """Unless it has gone, and perhaps its number or its file serve again."""
+    def _sealed(self, slab: int) -> HeldSlab | None:
+        """Unless it has gone."""
         held = self._slabs.get(slab)
-        return held if held is not None and held.file.id == file and held.ledger is not None else None
+        return held if held is not None and held.ledger is not None else None
 
     # --- what was done -------------------------------------------------------------------------------------
 
     def ledger_kept(self, file: int, slab: int, trouble: str) -> None:
         """It is safe, or there is none: ``trouble`` says why."""
-        held = self._slab_of(slab, file)
+        held = self._sealed(slab)
         if held is None or held.ledger is None:
             return
         waiting, held.ledger.waiting = held.ledger.waiting, []
@@ -189,7 +187,7 @@ class SealDesk:
 
     def pages_marked(self, job: int, number: int) -> None:
         done = self._jobs.pop(job)
-        slab = self._slab_of(done.slab, done.file)
+        slab = self._sealed(done.slab)
         if slab is None or slab.ledger is None:
             self._say(Reply(done.peer, _gone().reply()))
             return
@@ -198,7 +196,7 @@ class SealDesk:
 
     def pages_checked(self, job: int, checked: Checked) -> None:
         done = self._jobs.pop(job)
-        slab = self._slab_of(done.slab, done.file)
+        slab = self._sealed(done.slab)
         if slab is None:
             self._say(Reply(done.peer, _gone().reply()))
             return
@@ -208,7 +206,7 @@ class SealDesk:
     def pages_swept(self, swept: Swept, now: float) -> None:
         sweep, self._sweep = self._sweep, None
         assert sweep is not None
-        slab = self._slab_of(sweep.slab, sweep.file)
+        slab = self._sealed(sweep.slab)
         self.summed_bytes += swept.summed
         self.scrubbed_bytes += swept.checked
         is_at_end = swept.next >= sweep.output.end
@@ -264,7 +262,7 @@ class SealDesk:
 
     def _start(self, slab: HeldSlab, offset: int, bytes_max: int, only_unsummed: bool) -> None:
         order = SweepPages(slab.file.id, offset, slab.file.nbytes, bytes_max, only_unsummed)
-        self._sweep = Sweep(slab.id, slab.file.id, order)
+        self._sweep = Sweep(slab.id, order)
         self._say(order)
 
     def adopted(self, slab: HeldSlab) -> None:
@@ -311,7 +309,7 @@ class SealDesk:
         if slab.ledger is not None:
             for peer, _ in slab.ledger.waiting:
                 self._say(Reply(peer, _gone().reply()))
-            slab.ledger, slab.file.has_ledger = None, False
+            slab.ledger = None
             self._say(DropLedger(slab.file.id))
         for reported in list(self._reported):
             if reported[0] == slab.id:
