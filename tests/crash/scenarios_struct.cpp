@@ -54,7 +54,12 @@ std::vector<Scenario> struct_scenarios() {
          make,
          {set_bytes(kLabel, std::string(100, 'l')), set_bytes(kRaw, "raw"), set_bytes(kLabel, ""),
           set_bytes(kLabel, "again")}},
-        {"struct: several fields in one transaction, with a map", make, {[](World& world) {
+        {"struct: several fields in one transaction, with a map",
+         [](World& world) {
+             make(world);
+             Map(world.heap(), "map");
+         },
+         {[](World& world) {
              Transaction transaction(world.heap());
              change_all(world);
              Map(world.heap(), "map").put("key", "value");
