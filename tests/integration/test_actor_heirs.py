@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import msgspec
@@ -130,3 +131,19 @@ def test_posts_that_make_no_sense_are_passed_over(host: Host, yard: Yard) -> Non
         assert mail.parse(rubbish) is None
         stranger.send("counter", rubbish)
     assert host.read_all() == 6 and not host._posts
+
+
+def test_a_message_that_comes_twice_is_handled_once(host: Host) -> None:
+    """And one that comes too early not at all: its sender is told what is missing."""
+    stream = mail.stream_name(mail.CLIENT, b"somebody")
+    totals, told = [], []
+    for first, numbers in ((0, (1, 10)), (0, (1, 10)), (1, (10, 100)), (9, (1000,))):
+        messages = [[False, "add", [number]] for number in numbers]
+        with contextlib.suppress(StopIteration):
+            host._handle_mail(Mail(stream, 1, first, 0, 0, host.address, messages)).send(None)
+        totals.append(host.state.total)
+        (answer,) = host.process._accept(host.address.id, 9, 0)
+        receipt = mail.parse(answer.tag)
+        told.append((receipt.expected, receipt.is_gap))
+    assert totals == [11, 11, 111, 111]
+    assert told == [(2, False), (2, False), (3, False), (3, True)]

@@ -267,6 +267,19 @@ def test_its_standby_goes_on(yard: Yard, me: bq.Process) -> None:
     cast.end()
 
 
+def test_what_has_failed_once_is_not_tried_again_by_the_heir(yard: Yard, me: bq.Process) -> None:
+    cast = Cast(yard, "Counter", "counter")
+    counter = bq.actors.ref(me, "counter")
+    counter.wait(SOON)
+    counter.send("fail", 7)
+    with pytest.raises(bq.RemoteError):
+        counter.call("fail", 8, timeout=SOON)
+    cast.kill()
+    assert counter.call("add", 1, timeout=SOON) == 1
+    assert [letter.arguments for letter in counter.dead_letters(SOON)] == [[7]]
+    cast.end()
+
+
 def test_one_that_comes_later_inherits_what_is_kept_for_a_while(
     start: Start, yard: Yard, me: bq.Process
 ) -> None:
