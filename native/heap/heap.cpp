@@ -151,13 +151,14 @@ void Heap::require_whole() const {
             address());
 }
 
-void Heap::begin() {
+uint64_t Heap::begin() {
     require_whole();
     if (levels_.empty())
         log_->begin();
     else
         log_->forget_words();
-    levels_.push_back({log_->entries(), reservations_.size(), releases_.size()});
+    levels_.push_back({++levels_begun_, log_->entries(), reservations_.size(), releases_.size()});
+    return levels_begun_;
 }
 
 void Heap::commit() {
@@ -186,10 +187,19 @@ void Heap::abort() {
 
 void Heap::abort_or_give_up() noexcept {
     try {
-        if (!broken_) abort();
+        if (!broken_) return abort();
     } catch (...) {
-        give_up();
     }
+    give_up();
+}
+
+void Heap::abort_through(uint64_t level) noexcept {
+    while (is_under_way(level)) abort_or_give_up();
+}
+
+bool Heap::is_under_way(uint64_t level) const {
+    return std::any_of(levels_.begin(), levels_.end(),
+                       [&](const Level& begun) { return begun.number == level; });
 }
 
 void Heap::give_up() {

@@ -96,13 +96,19 @@ public:
     void for_each_block(const std::function<void(const Block&)>& visit) const { allocator_.for_each(visit); }
 
     // --- changes --------------------------------------------------------------------------------
-    void begin();
+    // Each level has a number that no other has had: whoever ends it later than it should is not mistaken for
+    // the one of another that is as deep.
+    uint64_t begin();
     void commit();  // of the level that was begun last
     void abort();
     void abort_or_give_up() noexcept;
+    void abort_through(uint64_t level) noexcept;  // with what has begun within it; nothing, if it has ended
     // What was under way is left as it is, for the next opening; nothing can be begun here any more.
     void give_up();
     uint64_t depth() const { return levels_.size(); }
+    uint64_t level() const { return levels_.empty() ? 0 : levels_.back().number; }
+    bool is_under_way(uint64_t level) const;
+    void require_whole() const;
     void snapshot(const void* at, uint64_t nbytes);
     void set(std::initializer_list<Change> changes);
     // Neither zeroed nor, before the commit, anybody's. It is flushed whole by the commit, or by the user in
@@ -118,7 +124,7 @@ public:
 private:
     friend class Journal;
     struct Level {  // what its abort goes back to
-        uint64_t entries, reservations, releases;
+        uint64_t number, entries, reservations, releases;
     };
     struct Reservation {
         Block block;
@@ -141,7 +147,6 @@ private:
     RootRecord* record_of(std::string_view name, uint64_t** link) const;
     [[noreturn]] static void raise_stray(uint64_t address, uint64_t nbytes);
 
-    void require_whole() const;
     const std::vector<Change>& word_changes();
     void release(uint64_t address, bool is_own);
     void flush_reservations() const;
@@ -162,6 +167,7 @@ private:
     std::optional<TransactionLog> log_;
     Recovery recovery_;
     std::vector<Level> levels_;
+    uint64_t levels_begun_ = 0;
     std::vector<Reservation> reservations_;
     std::vector<Release> releases_;
     std::vector<Block> log_areas_;
@@ -202,6 +208,11 @@ public:
     uint64_t alloc(uint64_t nbytes) { return heap_.alloc(nbytes); }
     void free(uint64_t address) { heap_.free(address); }
     void commit();
+    // From here on its level, of this number, is the caller's to end, and the heap may go before the journal.
+    uint64_t release() {
+        open_ = false;
+        return heap_.level();
+    }
 
 private:
     Heap& heap_;

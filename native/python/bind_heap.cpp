@@ -96,12 +96,16 @@ std::optional<HeapMemory> HeapBase::grow(uint64_t least, uint64_t wished) {
     return borrow(region);
 }
 
-Heap& HeapBase::usable() const {
-    if (!heap_) raise<HeapMisuse>("this heap has been closed");
+void HeapBase::require_owned() const {
     for (size_t i = 0; i < regions_.size(); i++) {
         nb::object region = regions_[i];
         nb::inst_ptr<RegionBase>(region)->require_owned();
     }
+}
+
+Heap& HeapBase::usable() const {
+    if (!heap_) raise<HeapMisuse>("this heap has been closed");
+    require_owned();
     if (is_growing_)
         raise<HeapMisuse>(
             "the heap is getting more memory in the middle of an operation: let the threads of a process "
@@ -113,15 +117,33 @@ Heap& HeapBase::usable() const {
     return *heap_;
 }
 
-void HeapBase::begin() {
-    usable().begin();
+uint64_t HeapBase::begin() {
+    const uint64_t level = usable().begin();
     in_transaction_ = std::this_thread::get_id();
+    return level;
 }
 
 std::unique_ptr<Journal> HeapBase::begin_journal() {
     auto journal = std::make_unique<Journal>(usable());
     in_transaction_ = std::this_thread::get_id();
     return journal;
+}
+
+// Whichever thread asks: what has been forgotten is undone where the garbage collector finds it. Nothing can
+// be undone in memory that is ours no more, nor in the middle of an operation: that is left to whoever opens
+// the heap next.
+void HeapBase::undo(uint64_t level) {
+    if (!heap_ || !heap_->is_under_way(level)) return;
+    try {
+        require_owned();
+    } catch (...) {
+        heap_->give_up();
+        throw;
+    }
+    if (is_growing_)
+        heap_->give_up();
+    else
+        heap_->abort_through(level);
 }
 
 // Of a region of its own, which is borrowed by it, whatever becomes of the heap.

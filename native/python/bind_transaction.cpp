@@ -5,46 +5,60 @@ namespace bequest {
 
 namespace {
 
-// The heap of a with statement that ends at this depth. What has begun within it and not ended fails with it,
-// down to `kept`. Of memory that is ours no more nothing can be undone: that is left to whoever opens the
-// heap there.
-Heap& ending(HeapBase& base, uint64_t depth, uint64_t kept) {
-    Heap* heap = nullptr;
+// The heap, if this level of it is the one that has begun last.
+Heap& in_level(const HeapBase& base, uint64_t level) {
+    Heap& heap = base.usable();
+    heap.require_whole();
+    if (!heap.is_under_way(level))
+        raise<HeapMisuse>(
+            "this transaction has been undone before, with the one it had begun within: end it before that");
+    if (heap.level() != level)
+        raise<HeapMisuse>("another transaction has begun within this one, and not ended: end that first");
+    return heap;
+}
+
+// A with statement ends. What fails in it, and what has begun within it and not ended, is undone, and the
+// exception passes as it is: a KeyboardInterrupt must not become something that `except Exception` catches.
+template <class Commit>
+void end(HeapBase& base, uint64_t level, nb::handle exception, const Commit& commit) {
+    if (!exception.is_none()) return base.undo(level);
     try {
-        heap = &base.usable();
-    } catch (const nb::python_error&) {
-        base.give_up();
+        commit(in_level(base, level));
+    } catch (...) {
+        base.undo(level);
         throw;
     }
-    if (heap->depth() == depth) return *heap;
-    for (uint64_t level = heap->depth(); level > kept; level--) heap->abort_or_give_up();
-    raise<HeapMisuse>("a transaction has begun within this one, and not ended: both are undone");
 }
 
 struct TransactionBase {
     nb::object heap;
-    uint64_t depth = 0;  // of the heap when it had begun, or 0
+    uint64_t level = 0;  // while it is under way
 
     HeapBase& base() const { return *nb::inst_ptr<HeapBase>(heap); }
     Heap& begun() const {
-        Heap& all = base().usable();
-        if (depth == 0) raise<HeapMisuse>("this transaction is not under way: use it in a with statement");
-        if (all.depth() != depth)
-            raise<HeapMisuse>("another transaction has begun within this one, and not ended");
-        return all;
+        if (level == 0) raise<HeapMisuse>("this transaction is not under way: use it in a with statement");
+        return in_level(base(), level);
     }
 };
 
 struct JournalBase {
     nb::object heap;
-    std::unique_ptr<Journal> journal;  // while it is under way
-    uint64_t depth = 0;
+    std::unique_ptr<Journal> journal = nullptr;  // while it is under way
+    uint64_t level = 0;
 
+    // One that was forgotten ends as if it had failed.
+    ~JournalBase() {
+        if (!journal) return;
+        const nb::error_scope kept;
+        try {
+            base().undo(level);
+        } catch (...) {  // whoever uses the heap next is told
+        }
+    }
     HeapBase& base() const { return *nb::inst_ptr<HeapBase>(heap); }
     Journal& begun() const {
         if (!journal) raise<HeapMisuse>("this journal is not under way: use it in a with statement");
-        if (base().usable().depth() != depth)
-            raise<HeapMisuse>("a transaction has begun within this journal, and not ended");
+        in_level(base(), level);
         return *journal;
     }
 };
@@ -52,7 +66,7 @@ struct JournalBase {
 void enter_journal(JournalBase& journal) {
     if (journal.journal) raise<HeapMisuse>("this journal is under way already");
     journal.journal = journal.base().begin_journal();
-    journal.depth = journal.base().usable().depth();
+    journal.level = journal.journal->release();
 }
 
 void write(JournalBase& journal, nb::handle target, nb::handle data) {
@@ -63,9 +77,9 @@ void write(JournalBase& journal, nb::handle target, nb::handle data) {
 }
 
 bool leave_journal(JournalBase& self, nb::handle type, nb::handle, nb::handle) {
-    const std::unique_ptr<Journal> journal = std::move(self.journal);  // undone with it, unless committed
-    ending(self.base(), self.depth, self.depth);
-    if (type.is_none()) journal->commit();
+    const std::unique_ptr<Journal> journal = std::move(self.journal);
+    if (!journal) raise<HeapMisuse>("this journal is not under way");
+    end(self.base(), self.level, type, [&](Heap&) { journal->commit(); });
     return false;
 }
 
@@ -81,21 +95,10 @@ void snapshot(TransactionBase& transaction, nb::handle buffer) {
     PyBuffer_Release(&view);
 }
 
-// An exception in the body undoes it.
 bool leave(TransactionBase& transaction, nb::handle type, nb::handle, nb::handle) {
-    const uint64_t depth = std::exchange(transaction.depth, 0);
-    if (depth == 0) raise<HeapMisuse>("this transaction is not under way");
-    Heap& heap = ending(transaction.base(), depth, depth - 1);
-    if (!type.is_none()) {
-        heap.abort_or_give_up();
-        return false;
-    }
-    try {
-        heap.commit();
-    } catch (...) {
-        heap.abort_or_give_up();
-        throw;
-    }
+    const uint64_t level = std::exchange(transaction.level, 0);
+    if (level == 0) raise<HeapMisuse>("this transaction is not under way");
+    end(transaction.base(), level, type, [](Heap& heap) { heap.commit(); });
     return false;
 }
 
@@ -106,9 +109,7 @@ void bind_transaction(nb::module_& m) {
     nb::class_<JournalBase>(m, "JournalBase", "What is written all at once; see Heap.journal.")
         .def(
             "__init__",
-            [](JournalBase* self, nb::handle_t<HeapBase> heap) {
-                new (self) JournalBase{nb::borrow(heap), nullptr};
-            },
+            [](JournalBase* self, nb::handle_t<HeapBase> heap) { new (self) JournalBase{nb::borrow(heap)}; },
             "heap"_a)
         .def("__enter__",
              [](nb::handle_t<JournalBase> self) {
@@ -130,9 +131,8 @@ void bind_transaction(nb::module_& m) {
         .def("__enter__",
              [](nb::handle_t<TransactionBase> self) {
                  TransactionBase& transaction = *nb::inst_ptr<TransactionBase>(self);
-                 if (transaction.depth != 0) raise<HeapMisuse>("this transaction is under way already");
-                 transaction.base().begin();
-                 transaction.depth = transaction.base().usable().depth();
+                 if (transaction.level != 0) raise<HeapMisuse>("this transaction is under way already");
+                 transaction.level = transaction.base().begin();
                  return nb::borrow(self);
              })
         .def("__exit__", &leave, "type"_a.none(), "value"_a.none(), "traceback"_a.none())

@@ -28,16 +28,18 @@ public:
     nb::list regions() const { return regions_; }
     bool is_open() const { return heap_ != nullptr; }
     void close();
-    void begin();
+    uint64_t begin();  // the number of the level
     std::unique_ptr<Journal> begin_journal();
+    // This level and what has begun within it, if it has not ended yet. Raises what has become of the memory.
+    void undo(uint64_t level);
     nb::object view(uint64_t address, uint64_t nbytes) const;  // memory of the heap, as a memoryview
-    void give_up() { heap_->give_up(); }
 
 private:
     HeapMemory borrow(const nb::object& region);
     bool find(const HeapMemory& memory);
     std::optional<HeapMemory> grow(uint64_t least, uint64_t wished);
     void give_back();
+    void require_owned() const;
 
     nb::list regions_;
     nb::object grow_;

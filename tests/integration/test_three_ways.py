@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,113 @@ def test_a_journal_that_is_forgotten_ends(heap: Heap) -> None:
     bq.Map(heap, "jobs")[b"a"] = b"1"
     assert view[0] == 0
     del view
+
+
+# --- what ends too late -------------------------------------------------------------------------------------
+
+Late = Generator[None, None, None]
+
+
+def late_journal(heap: Heap) -> Late:
+    journal = heap.journal().__enter__()
+    yield
+    del journal
+
+
+def late_transaction(heap: Heap) -> Late:
+    with heap.transaction():
+        yield
+
+
+def outlived(heap: Heap, late: Callable[[Heap], Late]) -> Late:
+    """Holds what has begun within a transaction that has ended, and was undone with it."""
+    held = late(heap)
+    with pytest.raises(HeapMisuse, match="begun within this one, and not ended"), heap.transaction():
+        next(held)
+    return held
+
+
+@pytest.mark.parametrize("late", [late_journal, late_transaction])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_is_forgotten_ends_no_other_transaction(
+    heap: Heap, late: Callable[[Heap], Late], depth: int
+) -> None:
+    jobs = bq.Map(heap, "jobs")
+    held = [outlived(heap, late)]
+    with suppress(ZeroDivisionError), ExitStack() as levels:
+        for _ in range(depth):
+            levels.enter_context(heap.transaction())
+        jobs[b"a"] = b"1"
+        held.clear()
+        gc.collect()
+        jobs[b"b"] = b"2"
+        1 / 0  # noqa: B018
+    assert not jobs
+
+
+def test_a_level_below_is_no_other_ones_level(heap: Heap) -> None:
+    jobs = bq.Map(heap, "jobs")
+    held = late_transaction(heap)
+    with pytest.raises(HeapMisuse, match="begun within this one"), heap.transaction():
+        next(held)
+    with pytest.raises(HeapMisuse, match="has been undone before"), heap.transaction(), heap.transaction():
+        jobs[b"a"] = b"1"
+        next(held)  # its with statement ends without an exception
+    assert not jobs
+    outer, inner = heap.journal(), heap.journal()
+    with suppress(ZeroDivisionError), outer:
+        inner.__enter__()
+        1 / 0  # noqa: B018
+    for use in (lambda: inner.write(bytearray(1), b"a"), lambda: inner.__exit__(None, None, None)):
+        with pytest.raises(HeapMisuse, match="has been undone before"):
+            use()
+    with pytest.raises(HeapMisuse, match="not under way"):
+        inner.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("late", [late_journal, late_transaction])
+def test_what_is_forgotten_may_outlive_an_open_heap(me: bq.Process, late: Callable[[Heap], Late]) -> None:
+    with me.alloc(MIB) as region:
+        with Heap.create(region) as heap:
+            held = [outlived(heap, late)]
+        with Heap.open(region) as again:
+            jobs = bq.Map(again, "jobs")
+            with suppress(ZeroDivisionError), again.transaction():
+                held.clear()
+                gc.collect()
+                jobs[b"a"] = b"1"
+                1 / 0  # noqa: B018
+            assert not jobs
+
+
+def test_a_forgotten_journal_takes_with_it_what_has_begun_within(heap: Heap) -> None:
+    jobs, held = bq.Map(heap, "jobs"), [heap.journal().__enter__()]
+    with pytest.raises(HeapMisuse, match="has been undone before"), heap.transaction():
+        jobs[b"a"] = b"1"
+        held.clear()
+        gc.collect()
+        assert not jobs
+    with heap.transaction():
+        jobs[b"b"] = b"2"
+    assert jobs == {b"b": b"2"}
+
+
+@pytest.mark.parametrize("what", ["transaction", "journal"])
+def test_an_exception_passes_though_something_within_has_not_ended(heap: Heap, what: str) -> None:
+    """As Ctrl-C does that comes as a context manager of contextlib begins to end: it is not resumed then."""
+    jobs = bq.Map(heap, "jobs")
+    with pytest.raises(KeyboardInterrupt), heap.transaction():
+        jobs[b"a"] = b"1"
+        with getattr(heap, what)():
+            held = late_transaction(heap)
+            next(held)
+            jobs[b"b"] = b"2"
+            raise KeyboardInterrupt
+    assert not jobs
+    jobs[b"c"] = b"3"  # nothing is under way
+    held.close()
+    assert jobs == {b"c": b"3"}
+    heap.close()
 
 
 # --- shadow copies --------------------------------------------------------------------------------------------
