@@ -15,6 +15,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "attachment.hpp"
@@ -103,6 +104,8 @@ public:
 
     std::string fate;    // why pages are gone, for the error message: "was granted to 'reducer-1'"
     bool quiet = false;  // dropping the last handle is how this one is meant to be freed
+    // Memory that is one thing with this, though nobody may have a handle of it: held as long as this is.
+    std::set<std::shared_ptr<Holding>> companions;
 
     Span pages_of(const Span& span) const;  // the pages behind a span that ends at the user's last byte
 

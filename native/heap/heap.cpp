@@ -70,8 +70,10 @@ void Heap::attach_others() {
     for (uint64_t i = 1; i < count; i++) {
         const SegmentPlace place = header().segments[i];
         if (!options_.is_ours || !options_.is_ours({place.address, place.nbytes}))
-            raise<CorruptHeap>("segment %lu of the heap at %#lx is not here: %lu bytes at %#lx belong to it",
-                               i, address(), place.nbytes, place.address);
+            raise<CorruptHeap>(
+                "segment %lu of the heap at %#lx is not here: %lu bytes at %#lx belong to it; who opens a "
+                "heap has all its regions, and handles of them (that of an estate: keep the estate)",
+                i, address(), place.nbytes, place.address);
         segments_.push_back(std::make_unique<Segment>(medium_, place.address, place.nbytes));
         if (segments_[i]->header().heap_id != id() || segments_[i]->header().index != i)
             raise<CorruptHeap>("at %#lx lies another heap's memory, not segment %lu of the heap at %#lx",

@@ -11,7 +11,7 @@ namespace {
 using ArrayBase = InHeap<Array>;
 
 std::optional<std::string> text_of(nb::handle_t<HeapBase> heap, const std::string& name) {
-    Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
+    Heap& native = heap_of(heap).usable();
     const auto root = native.find_root(name);
     if (!root) return std::nullopt;
     return std::string(Array(native, require_kind(*root, ObjectKind::kArray)).text());
@@ -30,7 +30,7 @@ void write(ArrayBase& self, uint64_t offset, nb::handle buffer) {
 }
 
 nb::object view_of(nb::handle_t<ArrayBase> self) {
-    ArrayBase& base = *nb::inst_ptr<ArrayBase>(self);
+    ArrayBase& base = instance_of<ArrayBase>(self.ptr());
     const Array& array = base.usable();
     const nb::object heap = base.heap();
     return nb::inst_ptr<HeapBase>(heap)->view(reinterpret_cast<uint64_t>(array.data()), array.nbytes());
@@ -45,7 +45,7 @@ void bind_array(nb::module_& m) {
             "__init__",
             [](ArrayBase* self, nb::handle_t<HeapBase> heap, const std::string& name, const std::string& text,
                uint64_t row_bytes, uint64_t rows) {
-                Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
+                Heap& native = heap_of(heap).usable();
                 new (self) ArrayBase(heap, name, Array(native, name, text, row_bytes, rows));
             },
             "heap"_a, "name"_a, "text"_a, "row_bytes"_a, "rows"_a)

@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <set>
 
 #include "../heap/removal.hpp"
@@ -12,9 +13,23 @@ namespace bequest {
 
 namespace {
 
-std::set<uint64_t>& open_heaps() {  // in this process: two handles would not know of each other's changes
-    static std::set<uint64_t> addresses;
-    return addresses;
+std::set<const HeapBase*>& open_heaps() {
+    static std::set<const HeapBase*> heaps;
+    return heaps;
+}
+
+// Two handles would not know of each other's changes, and a heap is not made in the middle of another.
+void require_apart_from_others(const HeapMemory& memory) {
+    for (const HeapBase* heap : open_heaps())
+        if (heap->lies_in(memory) && heap->has_its_memory())
+            raise<HeapMisuse>(
+                "in these %lu bytes at %#lx lies memory of a heap that is open in this process already: use "
+                "that one, or close it",
+                memory.nbytes, memory.address);
+}
+
+HeapMemory memory_of(const Py_buffer& view) {
+    return {reinterpret_cast<uint64_t>(view.buf), static_cast<uint64_t>(view.len)};
 }
 
 nb::object recovery_of(HeapBase& base) {
@@ -37,15 +52,13 @@ HeapBase::HeapBase(nb::object region, std::optional<uint64_t> heap_id, bool dura
     : grow_(std::move(grow)) {
     try {
         const HeapMemory memory = borrow(region);
-        if (open_heaps().contains(memory.address))
-            raise<HeapMisuse>("the heap at %#lx is open in this process already: use that one, or close it",
-                              memory.address);
         HeapOptions options{durable ? Medium::Backing::kFile : Medium::Backing::kRam,
                             [this](uint64_t least, uint64_t wished) { return this->grow(least, wished); },
                             [this](const HeapMemory& other) { return find(other); }};
         heap_ = heap_id ? Heap::create(memory, *heap_id, std::move(options))
                         : Heap::open(memory, std::move(options));
-        open_heaps().insert(memory.address);
+        keep_together();
+        open_heaps().insert(this);
     } catch (...) {
         give_back();
         throw;
@@ -53,35 +66,76 @@ HeapBase::HeapBase(nb::object region, std::optional<uint64_t> heap_id, bool dura
 }
 
 HeapBase::~HeapBase() {
-    if (heap_) open_heaps().erase(heap_->address());
+    open_heaps().erase(this);
     heap_.reset();
     give_back();
 }
 
+// Touches nothing of the heap's memory: that may be gone, by theft or in the child of a fork.
 void HeapBase::give_back() {
     for (const auto& view : views_) PyBuffer_Release(view.get());
     views_.clear();
 }
 
-HeapMemory HeapBase::borrow(const nb::object& region) {
+HeapMemory HeapBase::borrow(const nb::object& object) {
+    if (!nb::isinstance<RegionBase>(object) || !nb::inst_ready(object))
+        raise_error("TypeError", "a heap lies in a Region, which alloc() or accept() gives, not in a %s",
+                    Py_TYPE(object.ptr())->tp_name);
     auto view = std::make_unique<Py_buffer>();
-    if (PyObject_GetBuffer(region.ptr(), view.get(), PyBUF_WRITABLE) != 0) throw nb::python_error();
-    const HeapMemory memory{reinterpret_cast<uint64_t>(view->buf), static_cast<uint64_t>(view->len)};
+    const RegionBase& region = *nb::inst_ptr<RegionBase>(object);
+    require_apart_from_others(
+        {region.holding->address() + region.span.start, region.span.end - region.span.start});
+    if (PyObject_GetBuffer(object.ptr(), view.get(), PyBUF_WRITABLE) != 0) throw nb::python_error();
     views_.push_back(std::move(view));
-    regions_.append(region);
-    return memory;
+    regions_.append(object);
+    return memory_of(*views_.back());
+}
+
+bool HeapBase::lies_in(const HeapMemory& memory) const {
+    return std::any_of(views_.begin(), views_.end(), [&](const auto& view) {
+        const HeapMemory own = memory_of(*view);
+        return own.address < memory.address + memory.nbytes && memory.address < own.address + own.nbytes;
+    });
+}
+
+bool HeapBase::has_its_memory() const {
+    for (size_t i = 0; i < regions_.size(); i++) {
+        const nb::object object = regions_[i];
+        const RegionBase& region = *nb::inst_ptr<RegionBase>(object);
+        const Holding& holding = *region.holding;
+        if (!holding.member()->usable || !holding.owns(region.span) || !holding.stands(region.span))
+            return false;
+    }
+    return true;
 }
 
 // A segment of this heap among what its owner has: the region that begins there.
 bool HeapBase::find(const HeapMemory& memory) {
     nb::object first = regions_[0];
     const RegionBase& region = *nb::inst_ptr<RegionBase>(first);
-    const Holding* holding = region.holding->member()->holding_at(memory.address);
+    Holding* holding = region.holding->member()->holding_at(memory.address);
     if (!holding || holding->address() != memory.address || holding->nbytes() < memory.nbytes) return false;
     nb::object handle = region_of(*holding);
+    const std::shared_ptr<Holding> kept = holding->weak_from_this().lock();
+    if (handle.is_none() && region.holding->companions.contains(kept))
+        handle = wrap_region(first.type(), {region.process, kept, {0, kept->nbytes()}, "", ""});
     if (handle.is_none()) return false;
     borrow(handle);
     return true;
+}
+
+// What it has grown by lives as long as its first region, by which it is opened, and not only as long as
+// this handle of the heap. It is freed with that one, too, and no warning is due.
+void HeapBase::keep_together() const {
+    const auto holding_of = [this](size_t i) {
+        const nb::object region = regions_[i];
+        return nb::inst_ptr<RegionBase>(region)->holding;
+    };
+    const std::shared_ptr<Holding> first = holding_of(0);
+    for (size_t i = 1; i < regions_.size(); i++) {
+        const std::shared_ptr<Holding> other = holding_of(i);
+        if (other != first && first->companions.insert(other).second) other->quiet = true;
+    }
 }
 
 std::optional<HeapMemory> HeapBase::grow(uint64_t least, uint64_t wished) {
@@ -93,7 +147,9 @@ std::optional<HeapMemory> HeapBase::grow(uint64_t least, uint64_t wished) {
     is_growing_ = true;
     nb::object region = grow_(least, wished);
     if (region.is_none()) return std::nullopt;
-    return borrow(region);
+    const HeapMemory memory = borrow(region);
+    keep_together();
+    return memory;
 }
 
 void HeapBase::require_owned() const {
@@ -163,7 +219,7 @@ nb::object HeapBase::view(uint64_t address, uint64_t nbytes) const {
 void HeapBase::close() {
     if (!heap_) return;
     if (heap_->depth() > 0) raise<HeapMisuse>("a heap is not closed in the middle of a transaction");
-    open_heaps().erase(heap_->address());
+    open_heaps().erase(this);
     heap_.reset();
     give_back();
 }

@@ -112,7 +112,7 @@ void open_map(MapBase* self, nb::handle_t<HeapBase> heap, const std::string& nam
               nb::tuple values) {
     const Codec key = codec_of("a key", name, keys), value = codec_of("a value", name, values);
     const MapFace face{key.type, value.type};
-    Map map(nb::inst_ptr<HeapBase>(heap)->usable(), name, face);
+    Map map(heap_of(heap).usable(), name, face);
     require_face(map, name, face);
     new (self) MapBase(heap, name, map, key, value);
 }
@@ -131,8 +131,7 @@ void bind_map(nb::module_& m) {
         .def(
             "_iterate",
             [](nb::handle_t<MapBase> self, int what) {
-                return MapIterator{nb::borrow(self), Map::Cursor(nb::inst_ptr<MapBase>(self)->usable()),
-                                   what};
+                return MapIterator{nb::borrow(self), Map::Cursor(map_of(self.ptr()).usable()), what};
             },
             "what"_a, nb::keep_alive<0, 1>())
         .def("clear", [](MapBase& self) { self.usable().clear(); });
@@ -185,7 +184,7 @@ void bind_chain(nb::module_& m) {
         .def(
             "__init__",
             [](ChainBase* self, nb::handle_t<HeapBase> heap, const std::string& name, bool queue) {
-                Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
+                Heap& native = heap_of(heap).usable();
                 const ObjectKind kind = queue ? ObjectKind::kQueue : ObjectKind::kLog;
                 new (self) ChainBase(heap, name, RecordChain(native, name, kind));
             },

@@ -95,6 +95,11 @@ nb::object part(nb::handle_t<RegionBase> self, uint64_t start, uint64_t end) {
 
 uint64_t free_remaining(RegionBase& region);
 
+// All of it was freed: what was held for its sake goes too, unless somebody has a handle of that.
+void part_from_companions(Holding& holding) {
+    if (holding.is_empty()) std::exchange(holding.companions, {});
+}
+
 uint64_t free_region(RegionBase& region) {
     if (region.usable().has_bad(region.span)) return free_remaining(region);
     region.require_owned();
@@ -102,6 +107,7 @@ uint64_t free_region(RegionBase& region) {
     if (region.span.start == region.span.end) return 0;
     const uint64_t freed = region.holding->free_span(region.holding->pages_of(region.span));
     region.holding->fate = "was freed";
+    part_from_companions(*region.holding);
     return freed;
 }
 
@@ -113,6 +119,7 @@ uint64_t free_remaining(RegionBase& region) {
     for (const Span& owned : holding.remaining(region.span))
         freed += holding.free_span(holding.pages_of(owned));
     if (freed > 0) holding.fate = "was freed";
+    part_from_companions(holding);
     return freed;
 }
 
@@ -339,6 +346,15 @@ void bind_region(nb::module_& m) {
                          const auto* piece = holding.piece_at(holding.address() + r.span.start);
                          const Table table = holding.member()->attachment.table();
                          return uint64_t{table.extent(piece->extent.descriptor).birth};
+                     })
+        .def_prop_ro("_stealable",
+                     [](RegionBase& r) {
+                         r.require_owned();
+                         r.require_memory("asked that");
+                         const Holding& holding = *r.holding;
+                         const auto* piece = holding.piece_at(holding.address() + r.span.start);
+                         const Table table = holding.member()->attachment.table();
+                         return table.is_stealable(piece->extent.descriptor);
                      })
         .def_prop_ro("views", [](RegionBase& r) { return r.holding->borrows_of(r.span); })
         .def_prop_ro("owned",

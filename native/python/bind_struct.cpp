@@ -38,7 +38,7 @@ PyObject* value_of(const Struct& object, const FieldBase& field) {
 
 // --- the descriptor -----------------------------------------------------------------------------------
 
-const FieldBase& field_of(PyObject* self) { return *nb::inst_ptr<FieldBase>(self); }
+const FieldBase& field_of(PyObject* self) { return instance_of<FieldBase>(self); }
 
 // A descriptor can be called with anything, that of another class included.
 Struct& owner_of(const FieldBase& field, PyObject* owner) {
@@ -108,7 +108,7 @@ Struct find_or_make(Heap& heap, const std::string& name, const std::string& layo
 }
 
 std::optional<std::string> layout_of(nb::handle_t<HeapBase> heap, const std::string& name) {
-    Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
+    Heap& native = heap_of(heap).usable();
     const auto root = native.find_root(name);
     if (!root) return std::nullopt;
     return Struct::layout_of(native, require_kind(*root, ObjectKind::kStruct)).text;
@@ -131,7 +131,7 @@ void bind_struct(nb::module_& m) {
                 "__init__",
                 [](StructBase* self, nb::handle_t<HeapBase> heap, const std::string& name,
                    const std::string& layout, nb::tuple fields) {
-                    Heap& native = nb::inst_ptr<HeapBase>(heap)->usable();
+                    Heap& native = heap_of(heap).usable();
                     new (self) StructBase(heap, name, find_or_make(native, name, layout, fields));
                 },
                 "heap"_a, "name"_a, "layout"_a, "fields"_a)

@@ -34,7 +34,7 @@ struct TransactionBase {
     nb::object heap;
     uint64_t level = 0;  // while it is under way
 
-    HeapBase& base() const { return *nb::inst_ptr<HeapBase>(heap); }
+    HeapBase& base() const { return heap_of(heap); }
     Heap& begun() const {
         if (level == 0) raise<HeapMisuse>("this transaction is not under way: use it in a with statement");
         return in_level(base(), level);
@@ -55,7 +55,7 @@ struct JournalBase {
         } catch (...) {  // whoever uses the heap next is told
         }
     }
-    HeapBase& base() const { return *nb::inst_ptr<HeapBase>(heap); }
+    HeapBase& base() const { return heap_of(heap); }
     Journal& begun() const {
         if (!journal) raise<HeapMisuse>("this journal is not under way: use it in a with statement");
         in_level(base(), level);
@@ -113,7 +113,7 @@ void bind_transaction(nb::module_& m) {
             "heap"_a)
         .def("__enter__",
              [](nb::handle_t<JournalBase> self) {
-                 enter_journal(*nb::inst_ptr<JournalBase>(self));
+                 enter_journal(instance_of<JournalBase>(self.ptr()));
                  return nb::borrow(self);
              })
         .def("__exit__", &leave_journal, "type"_a.none(), "value"_a.none(), "traceback"_a.none())
@@ -130,7 +130,7 @@ void bind_transaction(nb::module_& m) {
             "heap"_a)
         .def("__enter__",
              [](nb::handle_t<TransactionBase> self) {
-                 TransactionBase& transaction = *nb::inst_ptr<TransactionBase>(self);
+                 TransactionBase& transaction = instance_of<TransactionBase>(self.ptr());
                  if (transaction.level != 0) raise<HeapMisuse>("this transaction is under way already");
                  transaction.level = transaction.base().begin();
                  return nb::borrow(self);

@@ -28,16 +28,19 @@ public:
     nb::list regions() const { return regions_; }
     bool is_open() const { return heap_ != nullptr; }
     void close();
-    uint64_t begin();  // the number of the level
+    bool has_its_memory() const;                   // all of it is still this process's
+    bool lies_in(const HeapMemory& memory) const;  // with any part of it
+    uint64_t begin();                              // the number of the level
     std::unique_ptr<Journal> begin_journal();
     // This level and what has begun within it, if it has not ended yet. Raises what has become of the memory.
     void undo(uint64_t level);
     nb::object view(uint64_t address, uint64_t nbytes) const;  // memory of the heap, as a memoryview
 
 private:
-    HeapMemory borrow(const nb::object& region);
+    HeapMemory borrow(const nb::object& object);
     bool find(const HeapMemory& memory);
     std::optional<HeapMemory> grow(uint64_t least, uint64_t wished);
+    void keep_together() const;
     void give_back();
     void require_owned() const;
 
@@ -111,6 +114,8 @@ Base& instance_of(PyObject* self) {
     if (!nb::inst_ready(self)) raise<HeapMisuse>("this object was not made: call super().__init__ first");
     return *nb::inst_ptr<Base>(self);
 }
+
+inline HeapBase& heap_of(nb::handle self) { return instance_of<HeapBase>(self.ptr()); }
 
 // For slots, which are called by C: nothing may pass through them but the sign of an error.
 template <class Result, class Body>

@@ -13,7 +13,7 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from bequest._core import HeapBase, JournalBase, TransactionBase
+from bequest._core import HeapBase, JournalBase, RegionBase, TransactionBase
 from bequest.errors import BadSize, HeapMisuse, RackMemoryError
 from bequest.limits import HUGE_PAGE_BYTES
 
@@ -92,13 +92,18 @@ class Heap(HeapBase):
     def open(cls, region: Region, *, grow: bool = True, durable: bool | None = None) -> Self:
         """The heap that was created in this region; `recovery` tells what had been under way.
 
-        The regions that it had grown by must be this process's, too, with their handles alive. Raises CorruptHeap if
-        there is no heap, or not all of one, and ForeignHeap if another version of Bequest wrote it.
+        The regions that it had grown by must be this process's, too. Those by which it grew in this process are kept as
+        long as the first; of an estate, or of what was accepted, keep all handles until the heap is open. Raises
+        CorruptHeap if there is no heap, or not all of one, and ForeignHeap if another version of Bequest wrote it.
         """
         return cls._in(region, None, grow, durable)
 
     @classmethod
     def _in(cls, region: Region, heap_id: int | None, grow: bool, durable: bool | None) -> Self:
+        if not isinstance(region, RegionBase):
+            raise TypeError(
+                f"a heap lies in a Region, from alloc or accept, not in a {type(region).__name__}"
+            )
         if durable is None:
             durable = _is_durable(region)
         return cls(region, heap_id, durable, _grower(region) if grow else None)
@@ -146,9 +151,13 @@ class Heap(HeapBase):
         """Memory of your own under a name: found, or made, zeroed, if ``nbytes`` says how much.
 
         Change it within a transaction, each part after a `snapshot`, or by a `journal`. Raises KeyError if it is not
-        there and ``nbytes`` is not given, HeapMisuse if the name is that of something else.
+        there and ``nbytes`` is not given, HeapMisuse if it is of another size, or the name is that of something else.
         """
         whole = self._find_memory(name)
+        if whole is not None and nbytes is not None and len(whole) != _SIZE_BYTES + nbytes:
+            raise HeapMisuse(
+                f"{name!r} has {len(whole) - _SIZE_BYTES} bytes in this heap, not {nbytes}: `replace` gives it others"
+            )
         if whole is None:
             if nbytes is None:
                 raise KeyError(name)
@@ -202,14 +211,15 @@ def _is_durable(region: Region) -> bool:
 
 
 def _grower(region: Region) -> Callable[[int, int], Region | None]:
-    """Asks the region's process for another one: of the same element, if that outlasts the processor."""
+    """Asks the region's process for another one: as stealable, and of its element if that outlasts the processor."""
     process = region.process
+    stealable = region._stealable
     element = process.element_of(region).name if _is_durable(region) else None
 
     def grow(least: int, wished: int) -> Region | None:
         for nbytes in _sizes(least, wished):
             with contextlib.suppress(RackMemoryError):
-                return process.alloc(nbytes, element=element)
+                return process.alloc(nbytes, element=element, stealable=stealable)
         return None
 
     return grow
