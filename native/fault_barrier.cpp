@@ -387,37 +387,46 @@ namespace {
 // The same pages of the same file by another mapping, of which no userfaultfd knows: mremap of a shared
 // mapping from a length of 0 makes one, and moving it over the old one is a single step for all other
 // threads.
-bool map_again(uint64_t start, uint64_t end) try {
+void map_again(uint64_t start, uint64_t end) try {
     for (const PageRun& run : mappings_within(getpid(), {start, end - start})) {
         void* const copy = mremap(pointer(run.address), 0, run.nbytes, MREMAP_MAYMOVE);
-        if (copy == MAP_FAILED) return false;
+        if (copy == MAP_FAILED) return;
         const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
         if (mremap(copy, run.nbytes, run.nbytes, flags, pointer(run.address)) != MAP_FAILED) continue;
         munmap(copy, run.nbytes);
-        return false;
+        return;
     }
-    return true;
 } catch (const std::system_error&) {  // there is no descriptor left to look what is mapped
-    return false;
+}
+
+bool close_pages(uint64_t start, uint64_t end) {
+    return mprotect(pointer(start), end - start, PROT_NONE) == 0;
 }
 
 bool make_writable(uint64_t start, uint64_t end) {
-    if (mprotect(pointer(start), end - start, PROT_READ | PROT_WRITE) != 0) return false;
-    return takes_stores(start, end) || (map_again(start, end) && takes_stores(start, end));
+    return mprotect(pointer(start), end - start, PROT_READ | PROT_WRITE) == 0 && takes_stores(start, end);
 }
 
 }  // namespace
 
-bool open_ours(uint64_t address, uint64_t nbytes, bool (*is_ours)(void* what), void* what) {
+// A theft ends with a fence behind the change of the words. Opening leaves the kernel's write protection as
+// it is, but a mapping made anew has none. So that one is made closed, and the words are looked at behind
+// that: if the last fence came before the mapping was there, they have changed.
+bool open_ours(uint64_t address, uint64_t nbytes, bool (*is_ours)(void* what), void* what, Mending mending) {
     const WindowLock lock;
     const AddressSpace* space = guarded.load();
     if (!space || guardian.load() != getpid()) return true;
     bool is_done = true;
     space->for_each_open(address, address + nbytes, [&](uint64_t start, uint64_t end) {
         if (has_scratch(start, end) || !is_ours(what)) return;  // what has scratch memory is lost
-        is_done &= make_writable(start, end);
+        bool is_open = make_writable(start, end);
+        if (!is_open && mending == Mending::kMapAgain && close_pages(start, end)) {
+            map_again(start, end);
+            if (is_ours(what)) is_open = make_writable(start, end);
+        }
         if (space->is_sealed(start, end)) mprotect(pointer(start), end - start, PROT_READ);
-        if (!is_ours(what)) mprotect(pointer(start), end - start, PROT_NONE);
+        if (!is_ours(what)) close_pages(start, end);
+        is_done &= is_open;
     });
     return is_done;
 }

@@ -101,8 +101,10 @@ void stand_first_in_line();
 void close_stale(uint64_t address, uint64_t nbytes, bool (*is_stale)(void* what), void* what);
 
 // Opens again what this process believes to be open, if `is_ours` says so, asked under the window lock before
-// and after: what has moved on is closed. False if that cannot be done. On any thread.
-bool open_ours(uint64_t address, uint64_t nbytes, bool (*is_ours)(void* what), void* what);
+// and after: what has moved on is closed. Where that does not help it is mapped again, if that is allowed.
+// False if it cannot be done. On any thread.
+enum class Mending { kOpen, kMapAgain };
+bool open_ours(uint64_t address, uint64_t nbytes, bool (*is_ours)(void* what), void* what, Mending mending);
 
 // The paper's raw signal (section 3.2): no exception; SIGBUS goes to whoever has a handler for it, and kills
 // who has none. When that handler runs, there is scratch memory under the address, and it may return.

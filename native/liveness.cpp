@@ -107,7 +107,7 @@ void LifelineKeeper::beat() {
     const futex_waitv waits[] = {as_wait(slot_.revocations, lookout_.seen()),
                                  as_wait(slot_.watched, watched)};
     const int64_t rest = watched != 0 ? kBeatInterval_ns : kLookInterval_ns;
-    wait_for_any(waits, std::size(waits), lookout_.is_mending() ? 0 : rest);
+    wait_for_any(waits, std::size(waits), lookout_.rest_ns(rest));
 }
 
 uint32_t LifelineKeeper::next_beat() const {

@@ -11,6 +11,9 @@ namespace {
 constexpr int kTriesMax = 8;  // for an extent that goes from hand to hand
 constexpr int64_t kMendingSlice_ns = 2'000'000;
 constexpr uint64_t kMendingStepBytes = 8 * kHugePageBytes;
+constexpr int64_t kMendingRest_ns = 2'000'000;
+constexpr int64_t kUntilMappedAgain_ns = 100'000'000;  // it may be fenced once more just now, and lifted soon
+constexpr int64_t kMendingPatience_ns = 2'000'000'000;
 
 struct Sight {
     Table table;
@@ -53,6 +56,7 @@ void Lookout::look() {
     const uint32_t revocations = table_.slot(id_).revocations.load(), mends = table_.slot(id_).mends.load();
     if (mends != mended_) {
         to_mend_ = {0, 0};
+        failing_since_ns_ = 0;
         has_given_up_ = false;
     }
     mended_ = mends;
@@ -69,11 +73,18 @@ void Lookout::look() {
 
 void Lookout::mend_for_a_while() {
     const int64_t start = monotonic_ns();
-    while (is_mending() && monotonic_ns() - start < kMendingSlice_ns) mend_next();
+    while (is_mending() && monotonic_ns() - start < kMendingSlice_ns)
+        if (!mend_next()) return;
 }
 
-// A step of an extent. What has failed stays closed: a guard by ptrace may lie on it (runtime/fencing.py).
-void Lookout::mend_next() {
+int64_t Lookout::rest_ns(int64_t usual) const {
+    if (!is_mending()) return usual;
+    return failing_since_ns_ == 0 ? 0 : std::min(usual, kMendingRest_ns);
+}
+
+// A step of an extent; false if it is to be tried again. What has failed stays closed: a guard by ptrace may
+// lie on it (runtime/fencing.py).
+bool Lookout::mend_next() {
     const uint32_t descriptor = to_mend_.descriptor;
     Sight sight{table_, {descriptor, table_.owner(descriptor)}};
     const Extent& e = sight.extent;
@@ -82,12 +93,20 @@ void Lookout::mend_next() {
     if (is_whole || !e.word.is(State::kOwned, id_) || table_.awaits_adoption(e) ||
         table_.slab_record(table_.extent(descriptor).slab).has_failed.load()) {
         to_mend_ = {descriptor + 1, 0};
-        return;
+        return true;
     }
     const uint64_t step = std::min(kMendingStepBytes, bytes - offset);
     const PlacedExtent placed = table_.placed(e);  // whose it is, `still_stands` looks again
-    if (!open_ours(placed.address + offset, step, still_stands, &sight)) has_given_up_ = true;
+    const int64_t now = monotonic_ns(), failing_ns = failing_since_ns_ == 0 ? 0 : now - failing_since_ns_;
+    const Mending mending = failing_ns < kUntilMappedAgain_ns ? Mending::kOpen : Mending::kMapAgain;
+    if (!open_ours(placed.address + offset, step, still_stands, &sight, mending) && !sight.moved) {
+        if (failing_since_ns_ == 0) failing_since_ns_ = now;
+        if (failing_ns < kMendingPatience_ns) return false;
+        has_given_up_ = true;
+    }
+    failing_since_ns_ = 0;
     to_mend_ = sight.moved ? Place{0, 0} : Place{descriptor, offset + step};  // it may be in parts by now
+    return true;
 }
 
 bool Lookout::is_of_this_program(uint32_t id) const {

@@ -14,7 +14,7 @@
 // which nobody lifts from outside. When the Rack MMU says so (`Slot.mends`), this thread opens again what the
 // address space believes to be open and the table says is ours, and where that does not help maps it again.
 // As with all that is opened, the words are looked at once more after that. It takes what it has to do in
-// slices, lest its beats fail. What it cannot mend nobody waits for any more.
+// slices, lest its beats fail. What it cannot mend in two seconds nobody waits for any more.
 //
 // It also knows, for the fault handler, whether memory is still this process's (fault_barrier.hpp).
 //
@@ -39,11 +39,13 @@ public:
     bool is_ours(uint64_t address) const override;
     void look();
     uint32_t seen() const { return seen_; }  // `Slot.revocations`, when it was here
-    bool is_mending() const { return to_mend_.descriptor < table_.extent_limit(); }
+    // How long it may be until it looks again.
+    int64_t rest_ns(int64_t usual) const;
 
 private:
+    bool is_mending() const { return to_mend_.descriptor < table_.extent_limit(); }
     void mend_for_a_while();
-    void mend_next();
+    bool mend_next();
     void close_what_was_stolen();
     bool is_anothers(OwnerWord word) const;
     bool is_of_this_program(uint32_t id) const;
@@ -56,7 +58,7 @@ private:
     };
     Place to_mend_{kNoDescriptor, 0};
     std::atomic<bool> has_given_up_{false};
-    int64_t looked_ns_ = 0;
+    int64_t looked_ns_ = 0, failing_since_ns_ = 0;
 };
 
 }  // namespace bequest
