@@ -140,12 +140,20 @@ def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             job.wait()
 
 
+def command_of(pid: str) -> bytes:
+    """Empty if it has just ended, as helpers of multiprocessing do."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def workers_of(master: int) -> list[int]:
     """Its worker processes, once all are there, in the order in which they were started."""
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
         children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers = [int(pid) for pid in children if b"spawn_main" in command_of(pid)]
         if len(workers) == WORKERS:
             return workers
         time.sleep(0.01)
