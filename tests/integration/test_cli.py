@@ -222,7 +222,7 @@ RATE_FIELDS = {
 }  # fmt: skip
 ELEMENT_FIELDS = {
     "name", "kind", "size_bytes", "used_bytes", "free_bytes", "state", "failed_bytes", "slabs", "warm_bytes",
-    "recycled_bytes", "huge_bytes", "warm_hits", "cold_misses",
+    "recycled_bytes", "huge_bytes", "warm_hits", "cold_misses", "summed_bytes", "scrubbed_bytes", "mismatched_bytes",
 }  # fmt: skip
 
 
