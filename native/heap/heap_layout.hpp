@@ -60,8 +60,10 @@
 // **What is checked.** Immutable headers, log entries and root records have checksums; phase word, chunk
 // words and counts have check bits of their own, for they change in one store. Addresses that are read from
 // the heap are checked before they are used, and every walk is bounded. So a heap that something else has
-// written into is recognised (CorruptHeap) wherever it matters to the structure, and never leads a reader out
-// of it; that the users' own bytes are what they were is the page checksums' business.
+// written into never leads a reader out of it, and where a check covers what was hit it is recognised
+// (CorruptHeap). No check covers a run's bitmap, the hashes, sizes and slots of a Map, and the length of
+// named memory: damage there may go unnoticed. Nor what the users' own bytes were: that is the page
+// checksums' business.
 #pragma once
 
 #include <cstddef>
