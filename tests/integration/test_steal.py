@@ -52,6 +52,15 @@ def test_what_is_not_stealable_is_left(yard: Yard, me: bq.Process, rack: RackUnd
     assert me.table.holdings(rack.processes()["victim"].id)[1] == 1
 
 
+def test_one_who_has_left_nothing_to_take_does_not_hide_the_next(yard: Yard, me: bq.Process) -> None:
+    for stealable in (False, True):
+        victim = yard.actor("victim")
+        victim.do(partial(actors.alloc, stealable=stealable), "state", PAGE, 1)
+        victim.kill()
+    with me.steal("victim") as estate:
+        assert [region.nbytes for region in estate] == [PAGE]
+
+
 def test_a_stopped_victim_stores_nothing_when_it_goes_on(
     yard: Yard, me: bq.Process, rack: RackUnderTest
 ) -> None:

@@ -175,7 +175,7 @@ class StealDesk:
             raise
 
     def _victim(self, thief: Member, message: wire.Steal, before: Attempt | None) -> Member:
-        """Who is meant: of the dead of this name the first who has left anything; else the living; else the dead.
+        """Who is meant: of the dead of this name the first who has left what can be taken; then the living.
 
         Whoever repeats a request means the victim that it meant before.
         """
@@ -206,7 +206,7 @@ class StealDesk:
 
     def _has_left_something(self, member: Member) -> bool:
         shard = self._shard(member)
-        return shard.holdings(member.id)[1] > 0 or shard.inbox_depth(member.id) > 0
+        return bool(shard.stealable(member.id)) or shard.inbox_depth(member.id) > 0
 
     def _selection(self, thief: Member, victim: Member, only: list[str | int] | None) -> list[Run] | None:
         """The runs of addresses that are meant. What the thief has already is left out, so that it may ask again."""
