@@ -85,6 +85,7 @@ void AddressSpace::forget_everything() {
     lost_.clear();
     remembered_.clear();
     set_apart_.clear();
+    read_.clear();
 }
 
 void AddressSpace::reserve_room(uint64_t mappings) const {
@@ -237,6 +238,8 @@ bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
     const uint64_t end = address + nbytes;
     const WindowLock lock;
     if (has_scratch(address, end)) return false;
+    for (auto read = read_.lower_bound(address); read != read_.end() && read->first < end; ++read)
+        read->second.is_kept = true;
     if (is_open(address, nbytes)) return true;
     if (!is_all_mapped(address, end)) return false;
     if (!touches_an_open_range(address, nbytes)) reserve_room(2);  // else it grows one that is there
@@ -249,10 +252,75 @@ bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
     const WindowLock lock;
     if (lies_inside_an_open_range(address, nbytes)) reserve_room(2);  // else no mapping is added
-    set_apart_if_flipped_again(address, nbytes);
-    if (mprotect(pointer(address), nbytes, PROT_NONE) != 0) refuse("closing pages");
-    remove(open_, address, address + nbytes);
-    remove(sealed_, address, address + nbytes);
+    for_each_unread(address, address + nbytes, [this](uint64_t start, uint64_t end) {
+        set_apart_if_flipped_again(start, end - start);
+        if (mprotect(pointer(start), end - start, PROT_NONE) != 0) refuse("closing pages");
+        remove(open_, start, end);
+        remove(sealed_, start, end);
+    });
+}
+
+// --- reading -----------------------------------------------------------------------------------
+
+// What is read is kept for that alone from now on.
+template <class Act>
+void AddressSpace::for_each_unread(uint64_t start, uint64_t end, const Act& act) {
+    if (read_.empty()) return act(start, end);
+    auto read = read_.upper_bound(start);
+    if (read != read_.begin() && std::prev(read)->second.end > start) --read;
+    for (; read != read_.end() && read->first < end; ++read) {
+        read->second.is_kept = false;
+        if (read->first > start) act(start, read->first);
+        start = read->second.end;
+    }
+    if (start < end) act(start, end);
+}
+
+bool AddressSpace::is_only_read(uint64_t start, uint64_t end) const {
+    const auto after = read_.lower_bound(end);
+    if (after == read_.begin() || std::prev(after)->second.end <= start) return false;
+    std::prev(after)->second.is_kept = false;
+    return true;
+}
+
+bool AddressSpace::open_to_read(uint64_t address, uint64_t nbytes) {
+    const uint64_t end = address + nbytes;
+    const WindowLock lock;
+    if (has_scratch(address, end)) return false;
+    const auto known = read_.find(address);
+    if (known != read_.end()) {
+        known->second.readers++;
+        return true;
+    }
+    const bool is_kept = is_open(address, nbytes);
+    if (!is_kept) {
+        if (!is_all_mapped(address, end)) return false;
+        reserve_room(4);
+        set_apart_if_flipped_again(address, nbytes);
+        if (mprotect(pointer(address), nbytes, PROT_READ) != 0) refuse("opening pages");
+        mark_open(address, end);
+        add(sealed_, address, end);
+    }
+    read_[address] = {end, 1, is_kept};
+    return true;
+}
+
+void AddressSpace::end_reading(uint64_t address) {
+    const WindowLock lock;
+    const auto known = read_.find(address);
+    if (known == read_.end()) return;
+    if (known->second.readers > 1) {
+        known->second.readers--;
+        return;
+    }
+    const auto ended = read_.extract(known);
+    if (ended.mapped().is_kept) return;
+    try {
+        close(address, ended.mapped().end - address);
+    } catch (...) {
+        read_.emplace(address, ended.mapped());
+        throw;
+    }
 }
 
 void AddressSpace::protect(uint64_t address, uint64_t nbytes) {
@@ -330,13 +398,16 @@ void AddressSpace::mark_lost(uint64_t start, uint64_t end) {
 
 void AddressSpace::lose(uint64_t address, uint64_t nbytes) {
     const WindowLock lock;
-    forget_mapping(address, address + nbytes);
-    mark_lost(address, address + nbytes);
+    for_each_unread(address, address + nbytes, [this](uint64_t start, uint64_t end) {
+        forget_mapping(start, end);
+        mark_lost(start, end);
+    });
 }
 
 void AddressSpace::forget(uint64_t address, uint64_t nbytes) {
     const WindowLock lock;
-    forget_mapping(address, address + nbytes);
+    for_each_unread(address, address + nbytes,
+                    [this](uint64_t start, uint64_t end) { forget_mapping(start, end); });
 }
 
 void AddressSpace::forget_lost(uint64_t address, uint64_t nbytes) {

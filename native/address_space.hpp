@@ -92,6 +92,12 @@ public:
     void protect(uint64_t address, uint64_t nbytes);
     void unprotect(uint64_t address, uint64_t nbytes);
     bool is_sealed(uint64_t start, uint64_t end) const { return overlaps(sealed_, start, end); }
+    // What is being read stays open for reading, whatever becomes of it besides (closed, lost), until all who
+    // have begun to read it have ended that. It is a whole extent, so whoever closes it closes all of it.
+    // False as `open`.
+    bool open_to_read(uint64_t address, uint64_t nbytes);
+    void end_reading(uint64_t address);
+    bool is_only_read(uint64_t start, uint64_t end) const;  // from here on, if it is read at all
     template <class Act>
     void for_each_open(uint64_t start, uint64_t end,
                        const Act& act) const {  // each run, as far as in [start, end)
@@ -137,6 +143,13 @@ private:
         uint64_t end;
         int advice;  // that no neighbour has
     };
+    struct Reading {
+        uint64_t end;
+        uint32_t readers;
+        mutable bool is_kept;  // it is open for another reason, too
+    };
+    template <class Act>
+    void for_each_unread(uint64_t start, uint64_t end, const Act& act);
     void reserve_room(uint64_t mappings) const;
     bool lies_inside_an_open_range(uint64_t address, uint64_t nbytes) const;
     bool touches_an_open_range(uint64_t address, uint64_t nbytes) const;
@@ -160,6 +173,7 @@ private:
     std::map<uint64_t, Piece> mapped_;  // by start address; disjoint
     Runs open_, sealed_, lost_, remembered_;
     std::map<uint64_t, Apart> set_apart_;  // by start address; disjoint
+    std::map<uint64_t, Reading> read_;     // likewise
     std::array<uint64_t, 256> flipped_{};  // ranges seen lately, by hash
     Tenants* tenants_;
     uint64_t mappings_limit_;

@@ -28,9 +28,10 @@ Attachment::Attachment(Table table, uint32_t id, std::shared_ptr<AddressSpace> s
       space_(std::move(space)),
       open_slab_(std::move(open_slab)),
       pool_(table, id),
-      arena_(table, id, pool_, [space = space_.get()](uint64_t start, uint64_t end) {
-          return space->has_old_views(start, end);
-      }) {}
+      arena_(
+          table, id, pool_,
+          [space = space_.get()](uint64_t start, uint64_t end) { return space->has_old_views(start, end); }),
+      readings_(table, id) {}
 
 uint64_t Attachment::nbytes(const Extent& e) const { return table_.nbytes(e); }
 
@@ -55,27 +56,104 @@ bool Attachment::ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes) {
     return true;
 }
 
-void Attachment::open_pages(const Extent& e) {
-    const uint64_t start = address(e);
-    open_mapped({e}, {{start, start + e.word.pages() * kPageBytes}});
-    respect_seal(e);
-}
+void Attachment::open_pages(const Extent& e) { reopen(e); }
 
 // Pages are opened for writing first: nobody has a view of them yet.
-void Attachment::respect_seal(const Extent& e) {
-    if (table_.seal(e.descriptor) != 0) protect_pages(e);
+void Attachment::respect_limits(const Extent& e) {
+    if (e.word.is_frozen() || table_.seal(e.descriptor) != 0) protect_pages(e);
 }
 
-void Attachment::protect_pages(const Extent& e) { space_->protect(address(e), e.word.pages() * kPageBytes); }
+// What is done to the pages of an extent is undone if it was not ours any more. Its descriptor may be another
+// extent's by then: so the address that is opened is one that was ours, and the one that is closed is the
+// same. Whoever takes it waits for us, but not for ever (Opening). False if it is not ours.
+template <class Change>
+bool Attachment::change_while_ours(const Extent& e, Change change) {
+    const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
+    const Opening opening(table_.slot(id_));
+    if (!still_ours(e)) return false;
+    change(start, bytes);
+    if (still_ours(e)) return true;
+    space_->close(start, bytes);
+    return false;
+}
+
+void Attachment::protect_pages(const Extent& e) {
+    change_while_ours(e, [&](uint64_t start, uint64_t bytes) { space_->protect(start, bytes); });
+}
 
 // The order is owed: closed for writing before the table says that it is sealed.
 bool Attachment::seal(const Extent& e, uint32_t number) { return table_.set_seal(e, number); }
 
 // And open for writing when it does not say so any more.
 bool Attachment::unseal(const Extent& e) {
-    if (!table_.set_seal(e, 0)) return false;
-    space_->unprotect(address(e), e.word.pages() * kPageBytes);
+    if (e.word.is_frozen()) return table_.set_seal(e, 0);  // it stays closed for another reason
+    return table_.set_seal(e, 0) &&
+           change_while_ours(e, [&](uint64_t start, uint64_t bytes) { space_->unprotect(start, bytes); });
+}
+
+// --- frozen regions ---------------------------------------------------------------------------------
+
+bool Attachment::freeze(Extent& e) {
+    protect_pages(e);
+    return table_.change(e, State::kFrozen, id_);  // the commit point
+}
+
+// What cannot be opened for writing is frozen again: its owner must not take it for what it may write to.
+Thaw Attachment::thaw(Extent& e) {
+    const Thaw thawed = readings_.thaw(e);
+    if (thawed != Thaw::kDone || table_.seal(e.descriptor) != 0) return thawed;
+    try {
+        const auto unprotect = [&](uint64_t start, uint64_t bytes) { space_->unprotect(start, bytes); };
+        return change_while_ours(e, unprotect) ? Thaw::kDone : Thaw::kLost;
+    } catch (...) {
+        table_.change(e, State::kFrozen, id_);
+        throw;
+    }
+}
+
+// Who reads it has it from now on. What we read of it ourselves stays open for that.
+bool Attachment::free_frozen(Extent e) {
+    close_pages(e);
+    std::optional<Extent> forsaken;
+    if (!readings_.forsake(e, forsaken)) return false;
+    if (forsaken) give_home(*forsaken);
+    count(table_.slot(id_).frees);
     return true;
+}
+
+std::optional<HeldReading> Attachment::read(const FrozenName& name) {
+    if (name.descriptor >= kMaxExtents) return std::nullopt;
+    const Readings::Reading reading = readings_.begin(name);
+    if (reading.forsaken) give_home(*reading.forsaken);
+    if (reading.begun == Readings::Begun::kNoRecord) throw TooManyReadings();
+    if (reading.begun == Readings::Begun::kGone) return std::nullopt;
+    const HeldReading held{reading.record, reading.extent, name.address};
+    try {
+        open_to_read(held);
+    } catch (...) {
+        if (const auto forsaken = readings_.end(held.record)) give_home(*forsaken);
+        throw;
+    }
+    if (!held.extent.word.is_kept_by(id_)) {
+        count(table_.slot(id_).reads);
+        count(table_.slot(id_).read_pages, held.extent.word.pages());
+    }
+    return held;
+}
+
+// As in open_mapped. Our record stands, so nobody takes the pages away meanwhile.
+void Attachment::open_to_read(const HeldReading& reading) {
+    const uint64_t bytes = reading.extent.word.pages() * kPageBytes;
+    for (int tries = 0; tries < kMappingTriesMax; tries++) {
+        ensure_mapped(reading.extent);
+        if (space_->open_to_read(reading.address, bytes)) return;
+    }
+    throw std::system_error(ESTALE, std::generic_category(), "mapping memory that changes under us");
+}
+
+void Attachment::let_go(const HeldReading& reading) {
+    space_->end_reading(reading.address);
+    if (const auto forsaken = readings_.end(reading.record)) give_home(*forsaken);
 }
 
 // While a slab's file is asked for, another thread may find that memory was stolen and forget all mappings
@@ -97,18 +175,16 @@ void Attachment::open_mapped(const std::vector<Extent>& extents, const std::vect
 
 void Attachment::close_pages(const Extent& e) { space_->close(address(e), e.word.pages() * kPageBytes); }
 
-// Its descriptor may be another extent's by now: so the address that is opened is one that was ours, and the
-// one that is closed again is the same.
+// Mapped before the look that counts: what is mapped anew has no write protection, and opening leaves what it
+// finds.
 void Attachment::reopen(const Extent& e) {
-    const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
-    if (!still_ours(e)) return;
-    ensure_mapped(e);
-    while (!space_->open(start, bytes)) {  // as in open_mapped
+    for (bool opened = false; !opened;) {  // as in open_mapped
         if (!still_ours(e)) return;
         ensure_mapped(e);
+        const auto open = [&](uint64_t start, uint64_t bytes) { opened = space_->open(start, bytes); };
+        if (!change_while_ours(e, open)) return;
     }
-    if (!still_ours(e)) return space_->close(start, bytes);
-    respect_seal(e);
+    respect_limits(e);
 }
 
 // What cannot be opened again counts as lost, so that who touches it is told and not killed.
@@ -169,14 +245,21 @@ void Attachment::put_home(Extent e) {
 
 bool Attachment::free(Extent e) {
     if (!still_ours(e)) return false;
+    if (e.word.is_frozen()) return free_frozen(e);
     const uint64_t start = address(e);
     const bool at_home = home_of(start) == id_;
     // At home they stay open, ready for the next alloc, unless somebody may have a view of them.
     const uint64_t end = start + e.word.pages() * kPageBytes;
     if (!at_home || space_->was_lost(start, end) || space_->is_sealed(start, end)) close_pages(e);
+    if (!give_home(e)) return false;
+    count(table_.slot(id_).frees);
+    return true;
+}
+
+bool Attachment::give_home(Extent e) {
+    const bool at_home = home_of(address(e)) == id_;
     if (!table_.free(id_, e)) return false;
     if (at_home) arena_.put(e);
-    count(table_.slot(id_).frees);
     return true;
 }
 
@@ -250,6 +333,8 @@ GrantResult Attachment::grant(const Peer& to, std::vector<Extent>& extents, std:
     try {
         for (const Range& r : ranges) space_->close(r.start, r.end - r.start);
     } catch (...) {
+        const Opening opening(table_.slot(id_));
+        if (count_ours(extents) < closed) throw;
         // Backwards, so that what was closed last makes room for what was closed first.
         for (auto r = ranges.rbegin(); r != ranges.rend(); ++r) space_->open(r->start, r->end - r->start);
         if (count_ours(extents) < closed)  // too rare for more than safety
@@ -390,7 +475,7 @@ std::vector<Accepted> Attachment::accept(uint32_t inbox_id, uint32_t incarnation
         const bool ours = a.extent.descriptor == kNoDescriptor ||
                           table_.change(a.extent, State::kOwned, id_);  // the commit point
         if (!ours) space_->close(places[i], a.extent.word.pages() * kPageBytes);
-        if (ours && a.extent.descriptor != kNoDescriptor) respect_seal(a.extent);
+        if (ours && a.extent.descriptor != kNoDescriptor) respect_limits(a.extent);
         inbox.finish(cells[i], id_);
         if (ours && kept != i) accepted[kept] = std::move(a);
         kept += ours;
@@ -414,7 +499,7 @@ std::vector<Accepted> Attachment::inherit(const Peer& dead, size_t limit) {
 void Attachment::map_ahead(uint32_t victim) {
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         const Extent e{i, table_.owner(i)};
-        if (!e.word.is(State::kOwned, victim) || !table_.is_stealable(i)) continue;
+        if (!e.word.is_kept_by(victim) || !table_.is_stealable(i)) continue;
         const uint32_t slab = table_.extent(i).slab;
         const uint64_t start = address(e), bytes = e.word.pages() * kPageBytes;
         if (!still_ours(e) || !table_.has_slab(slab)) continue;
@@ -428,8 +513,7 @@ std::vector<PlacedExtent> Attachment::stolen_from(const Peer& victim, const IsHe
     std::vector<PlacedExtent> found;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         const Extent e{i, table_.owner(i)};
-        if (e.word.is(State::kOwned, id_) && table_.bears_mark(e, victim.id, victim.incarnation) &&
-            !is_held(e))
+        if (e.word.is_kept_by(id_) && table_.bears_mark(e, victim.id, victim.incarnation) && !is_held(e))
             found.push_back(table_.placed(e));
     }
     std::sort(found.begin(), found.end());
@@ -446,22 +530,28 @@ std::vector<Extent> Attachment::adopt(const Peer& victim, const IsHeld& is_held)
     for (int tries = 0; others_ran; tries++) {
         if (tries == kMappingTriesMax)
             throw std::system_error(ESTALE, std::generic_category(), "mapping memory that changes under us");
+        const Opening opening(table_.slot(id_));  // it may be stolen on from us
         others_ran = false;
         found = stolen_from(victim, is_held);
         for (const PlacedExtent& placed : found) others_ran |= ensure_mapped(placed.extent);
+        if (others_ran) continue;
+        for (const PlacedExtent& placed : found) extents.push_back(placed.extent);
+        open_all(extents, neighbours_joined(extents, extents.size()));
     }
-    for (const PlacedExtent& placed : found) extents.push_back(placed.extent);
-    open_all(extents, neighbours_joined(extents, extents.size()));
     for (size_t i = 0; i < extents.size(); i++) {
-        if (table_.change(extents[i], State::kOwned, id_)) {  // the commit point: the mark is void
+        const State state = extents[i].word.state();
+        if (table_.change(extents[i], state, id_)) {  // the commit point: the mark is void
             table_.renew_seal(extents[i]);
-            respect_seal(extents[i]);
+            respect_limits(extents[i]);
             adopted.push_back(extents[i]);
-        } else if (!table_.owner(extents[i].descriptor).is(State::kOwned, id_)) {
+        } else if (!table_.owner(extents[i].descriptor).is_kept_by(id_)) {
             space_->close(found[i].address, extents[i].word.pages() * kPageBytes);
         }
     }
+    count(table_.slot(id_).steals);
     return adopted;
 }
+
+void Attachment::count_resumed() { count(table_.slot(id_).resumes); }
 
 }  // namespace bequest

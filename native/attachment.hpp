@@ -7,6 +7,9 @@
 //   accept:  take the cell -> open own pages -> CAS the owner word (the commit point) -> finish the cell
 //   free:    close own pages (unless they stay at home) -> CAS -> put on the home's return list
 //   adopt:   open own pages -> CAS the owner word, to a new epoch (the commit point)
+//   freeze:  close own pages for writing -> CAS the owner word (the commit point)
+//   thaw:    CAS the owner word, if nobody reads (readings.hpp) -> open own pages for writing
+//   read:    claim a record -> look at the owner word -> open the pages for reading
 //
 // Memory may be stolen from us between any two steps. The thief's Rack MMU changes the word, then keeps us
 // from the pages, then tells the thief. So whenever we open pages whose word says that they are ours already,
@@ -25,6 +28,7 @@
 #include "address_space.hpp"
 #include "arena.hpp"
 #include "inbox.hpp"
+#include "readings.hpp"
 
 namespace bequest {
 
@@ -32,6 +36,11 @@ struct Accepted {
     Extent extent;  // descriptor == kNoDescriptor: a message without memory
     Peer sender;
     std::string tag;
+};
+struct HeldReading {  // of a frozen region, open for reading
+    uint32_t record;
+    Extent extent;  // with the word that it had when it was opened: its keeper may be another by now
+    uint64_t address;
 };
 enum class GrantStatus { kDone, kFull, kDead, kLost };
 struct GrantResult {
@@ -65,6 +74,7 @@ public:
     // sorted by address. Throws if it cannot be opened, and then nothing of it is.
     using IsHeld = std::function<bool(const Extent&)>;
     std::vector<Extent> adopt(const Peer& victim, const IsHeld& is_held);
+    void count_resumed();  // work that another had half done is gone on with
     // Maps, closed, the slabs in which it owns memory that may be stolen: for who is about to adopt that.
     void map_ahead(uint32_t victim);
     // Up to `limit` messages that wait for a dead process whose heir we are.
@@ -74,6 +84,14 @@ public:
     void protect_pages(const Extent& extent);
     bool seal(const Extent& extent, uint32_t number);  // false: it is not ours any more
     bool unseal(const Extent& extent);                 // opens them for writing again
+
+    // Frozen regions (readings.hpp).
+    bool freeze(Extent& extent);  // false: it is not ours any more
+    Thaw thaw(Extent& extent);
+    // Nothing if it is not there, or not frozen, any more. Throws if it cannot be opened, or if there is no
+    // record left for it.
+    std::optional<HeldReading> read(const FrozenName& name);
+    void let_go(const HeldReading& reading);
 
     void close_pages(const Extent& extent);
     void open_pages(const Extent& extent);
@@ -92,6 +110,9 @@ private:
     using Range = AddressSpace::Range;
     std::vector<Range> neighbours_joined(const std::vector<Extent>& extents, size_t count) const;
     void put_home(Extent extent);  // of an extent that has never left
+    bool give_home(Extent extent);
+    bool free_frozen(Extent extent);
+    void open_to_read(const HeldReading& reading);
     bool ensure_mapped(const Extent& extent);
     bool ensure_mapped(uint32_t slab, uint64_t start, uint64_t bytes);
     void open_mapped(const std::vector<Extent>& extents, const std::vector<Range>& ranges);
@@ -99,8 +120,10 @@ private:
                      const std::vector<uint64_t>& cells);
     std::vector<Accepted> accept(uint32_t inbox, uint32_t incarnation, size_t limit);
     bool is_for_us(const Delivery& delivery, const Peer& addressee);
+    template <class Change>
+    bool change_while_ours(const Extent& extent, Change change);
     void reopen(const Extent& extent);
-    void respect_seal(const Extent& extent);
+    void respect_limits(const Extent& extent);
     std::exception_ptr reopen_all(const std::vector<Extent>& extents, size_t from, size_t to);
     std::vector<PlacedExtent> stolen_from(const Peer& victim, const IsHeld& is_held) const;
     size_t count_ours(const std::vector<Extent>& extents) const;
@@ -112,6 +135,7 @@ private:
     OpenSlab open_slab_;
     DescriptorPool pool_;
     Arena arena_;
+    Readings readings_;
 };
 
 }  // namespace bequest

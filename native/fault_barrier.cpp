@@ -378,7 +378,8 @@ void close_stale(uint64_t address, uint64_t nbytes, bool (*is_stale)(void* what)
     const AddressSpace* space = guarded.load();
     if (!space || guardian.load() != getpid()) return;
     space->for_each_open(address, address + nbytes, [&](uint64_t start, uint64_t end) {
-        if (is_stale(what)) mprotect(pointer(start), end - start, PROT_NONE);
+        if (!is_stale(what)) return;
+        if (!space->is_only_read(start, end)) mprotect(pointer(start), end - start, PROT_NONE);
     });
 }
 

@@ -83,6 +83,12 @@ Holding::Holding(std::shared_ptr<Member> member, const Extent& extent)
 
 Holding::Holding(std::shared_ptr<Member> member) : member_(std::move(member)) { enter(); }
 
+Holding::Holding(std::shared_ptr<Member> member, const HeldReading& reading)
+    : Holding(std::move(member), reading.extent) {
+    reading_ = reading;
+    quiet = true;
+}
+
 void Holding::enter() {
     place_ = member_->holdings.size();
     member_->holdings.push_back(this);
@@ -201,7 +207,15 @@ uint64_t Holding::free_span(const Span& span) {
     }
 }
 
+void Holding::let_go() {
+    if (!reading_) return;
+    member_->attachment.let_go(*reading_);  // which may throw: then it is being read still
+    reading_.reset();
+    pieces_.clear(), bad_.clear();
+}
+
 uint64_t Holding::free_all() {
+    if (is_reading()) return let_go(), 0;
     uint64_t bytes = 0;
     while (!pieces_.empty()) {
         const Extent piece = pieces_.back().extent;  // freed before it is forgotten: freeing may throw
@@ -230,6 +244,7 @@ const PlacedExtent* Holding::piece_at(uint64_t address) const {
 }
 
 bool Holding::stands(const Span& span) const {
+    if (is_reading()) return true;
     for (const PlacedExtent& piece : pieces_)
         if (span_of(piece).overlaps(span) && !member_->attachment.still_ours(piece.extent)) return false;
     return true;
@@ -241,6 +256,12 @@ bool Holding::is_sealed() const {
     return sealing || std::any_of(pieces_.begin(), pieces_.end(), [&](const PlacedExtent& piece) {
                return table.seal(piece.extent.descriptor) != 0;
            });
+}
+
+bool Holding::is_frozen() const {
+    return !is_reading() && std::any_of(pieces_.begin(), pieces_.end(), [](const PlacedExtent& piece) {
+        return piece.extent.word.is_frozen();
+    });
 }
 
 bool Holding::has_bad(const Span& span) const {
@@ -262,10 +283,10 @@ bool Holding::is_lost_elsewhere(const Loss& loss) const {
 
 bool Holding::drop_if_stolen(const PlacedExtent& piece) {
     Attachment& attachment = member_->attachment;
-    if (attachment.still_ours(piece.extent)) return false;
+    if (is_reading() || attachment.still_ours(piece.extent)) return false;
     const OwnerWord now = attachment.table().owner(piece.extent.descriptor);
     std::string cause = "was stolen";
-    if (now.state() == State::kOwned && now.id() <= kMaxProcessId) {
+    if (now.id() <= kMaxProcessId && now.is_kept_by(now.id())) {
         const Slot& thief = attachment.table().slot(now.id());
         cause += " by '" + std::string(thief.name, strnlen(thief.name, kNameBytesMax)) + "'";
     }

@@ -11,6 +11,9 @@
 // whose words do not are *lost*; so is one whose memory failed, but that one is still ours to free. A holding
 // remembers its losses, so that every later use of it says what happened.
 //
+// A reading of a frozen region (readings.hpp) is a Holding too: of memory that is somebody's, and stays there
+// for as long as it is held, whoever that is. It has views and may fail like any other; it is never stolen.
+//
 // A Member is the attached process with all its holdings: when it detaches, they go.
 #pragma once
 
@@ -62,6 +65,7 @@ class Holding : public std::enable_shared_from_this<Holding> {
 public:
     Holding(std::shared_ptr<Member> member, const Extent& extent);
     explicit Holding(std::shared_ptr<Member> member);  // of no memory: a bare message
+    Holding(std::shared_ptr<Member> member, const HeldReading& reading);
     ~Holding();
     Holding(const Holding&) = delete;
 
@@ -99,6 +103,9 @@ public:
     bool has_bad(const Span& span) const;  // of no use, but still ours to free
     // Sealed, or being sealed: its pages may be read only.
     bool is_sealed() const;
+    bool is_frozen() const;  // and ours
+    bool is_reading() const { return reading_.has_value(); }
+    void let_go();  // of what it reads
     bool sealing = false;
     void* handle = nullptr;  // of the language above, for the memory as a whole
 
@@ -125,7 +132,8 @@ private:
     uint64_t nbytes_ = 0;
     // With the addresses that they had when they were ours: a descriptor may be another extent's by now.
     std::vector<PlacedExtent> pieces_;  // sorted by address
-    std::vector<PlacedExtent> bad_;     // pieces that are still ours, and of no use
+    std::optional<HeldReading> reading_;
+    std::vector<PlacedExtent> bad_;  // pieces that are still ours, and of no use
     std::vector<Loss> losses_;
     std::vector<Span> borrows_;
 };

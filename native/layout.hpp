@@ -43,10 +43,12 @@ inline void* pointer(uint64_t address) { return reinterpret_cast<void*>(address)
 constexpr uint32_t kMaxExtents = 1u << 12;
 constexpr uint32_t kExtentsPerBlock = 16;
 constexpr uint32_t kInboxCells = 8;
+constexpr uint32_t kMaxReadings = 8;
 #else
 constexpr uint32_t kMaxExtents = 1u << 21;
 constexpr uint32_t kExtentsPerBlock = 512;
 constexpr uint32_t kInboxCells = 1024;
+constexpr uint32_t kMaxReadings = 1u << 16;
 #endif
 constexpr uint32_t kBlockCount = kMaxExtents / kExtentsPerBlock;
 constexpr uint32_t kMaxSlabs = 1u << 16;
@@ -55,7 +57,7 @@ constexpr uint32_t kTagBytesMax = 216;
 constexpr uint32_t kNoDescriptor = UINT32_MAX;
 
 constexpr uint64_t kTableMagic = 0x3156'5453'4551'4542;  // "BEQSTV1" and a version below it
-constexpr uint32_t kTableVersion = 4;
+constexpr uint32_t kTableVersion = 7;
 
 // --- the owner word: who owns this run of pages, how many, and since which epoch -------------
 //
@@ -70,8 +72,10 @@ enum class State : uint32_t {
     kFree = 2,      // nobody's data; belongs to the allocator at home
     kOwned = 3,     // a region of `id`
     kInFlight = 4,  // granted to `id`, not yet accepted
+    kFrozen = 5,    // nobody writes, everybody may read; kept by `id`: if that is kMmuId, its readers keep it
+    kThawing = 6,   // was frozen, and lets no reader in while `id` looks whether there is one
 };
-constexpr uint32_t kStateCount = 5;
+constexpr uint32_t kStateCount = 7;
 
 struct OwnerWord {
     uint64_t bits = 0;
@@ -95,6 +99,11 @@ struct OwnerWord {
     }
     OwnerWord next(State state, uint32_t id) const { return next(state, id, pages()); }
     bool is(State state, uint32_t id) const { return this->state() == state && this->id() == id; }
+    // Part of its estate: a region of its own, whether it may be written to or only read.
+    bool is_kept_by(uint32_t id) const {
+        return is(State::kOwned, id) || is(State::kFrozen, id) || is(State::kThawing, id);
+    }
+    bool is_frozen() const { return state() == State::kFrozen || state() == State::kThawing; }
     bool operator==(const OwnerWord& other) const { return bits == other.bits; }
 };
 
@@ -104,8 +113,9 @@ struct TableHeader {
     uint32_t version;
     uint32_t group_id;
     uint64_t table_bytes;
-    Shared<uint32_t> blocks_used;  // blocks at and above this one were never claimed
-    Shared<uint32_t> slabs_used;   // likewise for slab records
+    Shared<uint32_t> blocks_used;    // blocks at and above this one were never claimed
+    Shared<uint32_t> slabs_used;     // likewise for slab records
+    Shared<uint32_t> readings_used;  // and for records of readings
 };
 
 // An intent makes a multi-step change of two descriptors restartable: it is armed before the
@@ -140,9 +150,14 @@ struct Slot {               // one per id
     alignas(64) Intent intent;
     alignas(64) Shared<uint64_t> grants;
     Shared<uint64_t> granted_pages, accepts, allocs, frees;
+    Shared<uint64_t> reads, read_pages;  // of what others keep frozen
+    Shared<uint64_t> steals, resumes;
     Shared<uint32_t> revocations;  // how often memory was taken from it: it must look what it still has
-    Shared<uint32_t> mends;  // how often a fence may have been left on what is its own: it must mend that
-    Shared<uint32_t> heir;   // who may empty its inbox now that it is dead: incarnation << 10 | id, or 0
+    Shared<uint32_t> mends;     // how often a fence may have been left on what is its own: it must mend that
+    Shared<uint32_t> heir;      // who may empty its inbox now that it is dead: incarnation << 10 | id, or 0
+    Shared<uint32_t> openings;  // how many of its threads are between a look at a word and opening its pages
+    // Descriptor + 1 of the frozen extent that it is letting go of, or thawing (readings.hpp), or 0.
+    Shared<uint32_t> parting;
     // A robust futex: while the bearer lives, the id of the thread that keeps it, with FUTEX_WAITERS. The
     // kernel marks it when that thread has ended, and wakes one who waits. 0: not attached, or left in good
     // order.
@@ -219,6 +234,19 @@ struct Descriptor {  // an extent
     Shared<uint64_t> seal;  // see Seal
 };
 
+// Who reads which frozen extent; 0: nobody, nothing. See readings.hpp.
+struct ReadingWord {
+    uint32_t bits = 0;
+    static constexpr unsigned kDescriptorBits = 21;
+    static ReadingWord make(uint32_t id, uint32_t descriptor) {
+        return {id % kIdCount << kDescriptorBits | descriptor % kMaxExtents};
+    }
+    uint32_t id() const { return bits >> kDescriptorBits & (kIdCount - 1); }
+    uint32_t descriptor() const { return bits & (kMaxExtents - 1); }
+    bool is_of(uint32_t extent) const { return bits != 0 && descriptor() == extent; }
+};
+static_assert(kMaxExtents <= 1u << ReadingWord::kDescriptorBits);
+
 // --- inbox cells -----------------------------------------------------------------------------
 //
 //   EMPTY -> CLAIMED(sender) -> FULL <-> TAKING(receiver) -> EMPTY of the next lap
@@ -260,7 +288,8 @@ constexpr uint64_t kBlocksOffset = kSlotsOffset + kIdCount * sizeof(Slot);
 constexpr uint64_t kSlabsOffset = kBlocksOffset + kBlockCount * sizeof(uint64_t);
 constexpr uint64_t kCellsOffset = kSlabsOffset + kMaxSlabs * sizeof(SlabRecord);
 constexpr uint64_t kDescriptorsOffset = kCellsOffset + uint64_t{kIdCount} * kInboxCells * sizeof(Cell);
-constexpr uint64_t kTableBytes = kDescriptorsOffset + uint64_t{kMaxExtents} * sizeof(Descriptor);
+constexpr uint64_t kReadingsOffset = kDescriptorsOffset + uint64_t{kMaxExtents} * sizeof(Descriptor);
+constexpr uint64_t kTableBytes = kReadingsOffset + uint64_t{kMaxReadings} * sizeof(ReadingWord);
 static_assert(kSlotsOffset % 64 == 0 && kCellsOffset % 256 == 0 && kDescriptorsOffset % 64 == 0);
 
 // A step that a test wants to see by name; where it may interfere is every access to shared memory

@@ -45,7 +45,7 @@ bool Lookout::is_ours(uint64_t address) const {
             if (e.word.state() == State::kEmpty) continue;
             if (address - table_.placed(e).address >= e.word.pages() * kPageBytes) continue;
             if (!(table_.owner(i) == e.word)) break;
-            const bool bears_id = e.word.is(State::kOwned, id_) || e.word.is(State::kEmbryo, id_);
+            const bool bears_id = e.word.is_kept_by(id_) || e.word.is(State::kEmbryo, id_);
             return bears_id && !table_.awaits_adoption(e);
         }
     }
@@ -86,11 +86,12 @@ int64_t Lookout::rest_ns(int64_t usual) const {
 // lie on it (runtime/fencing.py).
 bool Lookout::mend_next() {
     const uint32_t descriptor = to_mend_.descriptor;
+    const Opening opening(table_.slot(id_));
     Sight sight{table_, {descriptor, table_.owner(descriptor)}};
     const Extent& e = sight.extent;
     const uint64_t bytes = e.word.pages() * kPageBytes, offset = to_mend_.offset;
     const bool is_whole = offset >= bytes;
-    if (is_whole || !e.word.is(State::kOwned, id_) || table_.awaits_adoption(e) ||
+    if (is_whole || !e.word.is_kept_by(id_) || table_.awaits_adoption(e) ||
         table_.slab_record(table_.extent(descriptor).slab).has_failed.load()) {
         to_mend_ = {descriptor + 1, 0};
         return true;
@@ -119,7 +120,7 @@ bool Lookout::is_of_this_program(uint32_t id) const {
 bool Lookout::is_anothers(OwnerWord word) const {
     const uint32_t id = word.id();
     if (id == kNobody || id > kMaxProcessId || is_of_this_program(id)) return false;
-    if (word.state() == State::kOwned) return true;
+    if (word.is_kept_by(id)) return true;
     return (word.state() == State::kInFlight || word.state() == State::kFree) &&
            table_.life(id) == Life::kLive;
 }

@@ -9,6 +9,10 @@
 
 namespace bequest {
 
+namespace {
+constexpr int kTriesMax = 1000;  // at a table in which somebody may write nonsense for ever
+}
+
 // --- slabs -------------------------------------------------------------------------------------
 
 bool Steward::write_record(const SlabSpec& spec) {
@@ -248,8 +252,59 @@ bool Steward::settle_intent(uint32_t dead) {
     return true;
 }
 
+// What nobody keeps is inherited with the reader that has died. The record goes after that: until then nobody
+// frees it. And whoever lets go of it in between leaves it to us.
+uint32_t Steward::settle_readings(uint32_t dead) {
+    uint32_t settled = 0;
+    for (uint32_t i = 0; i < table_.reading_limit(); i++) {
+        const ReadingWord reading = table_.reading_word(i);
+        if (reading.bits == 0 || reading.id() != dead) continue;
+        for (int tries = 0; tries < kTriesMax; tries++) {  // another may be looking whether it is read
+            Extent e{reading.descriptor(), table_.owner(reading.descriptor())};
+            if (!e.word.is(State::kFrozen, kMmuId) || table_.change(e, State::kFrozen, dead)) break;
+        }
+        table_.slot(kMmuId).parting.store(reading.descriptor() + 1);
+        table_.reading(i).store(0);
+        free_if_forsaken(reading.descriptor());
+        settled++;
+    }
+    return settled;
+}
+
+// Of several that look at one time the last must find nothing: so who has died before it looked has us look.
+bool Steward::settle_parting(uint32_t dead) {
+    Shared<uint32_t>& parting = table_.slot(dead).parting;
+    if (parting.load() == 0) return false;
+    const uint32_t descriptor = (parting.load() - 1) % kMaxExtents;
+    Extent e{descriptor, table_.owner(descriptor)};
+    if (e.word.is(State::kThawing, dead)) table_.change(e, State::kFrozen, dead);
+    if (dead == kMmuId && e.word.is(State::kOwned, kMmuId)) free_own(e);  // see free_if_forsaken
+    if (table_.owner(descriptor).is(State::kFrozen, kMmuId)) free_if_forsaken(descriptor);
+    parting.store(0);
+    return true;
+}
+
+bool Steward::free_if_forsaken(uint32_t descriptor) {
+    Shared<uint32_t>& parting = table_.slot(kMmuId).parting;
+    parting.store(descriptor + 1);
+    auto forsaken = take_if_forsaken(table_, kMmuId, descriptor);
+    const bool freed = forsaken && free_own(*forsaken);
+    parting.store(0);
+    return freed;
+}
+
+// Of the dead: to its readers, if it has any.
+bool Steward::release_frozen(Extent extent) {
+    table_.slot(kMmuId).parting.store(extent.descriptor + 1);
+    if (table_.change(extent, State::kFrozen, kMmuId)) return free_if_forsaken(extent.descriptor);
+    table_.slot(kMmuId).parting.store(0);
+    return false;
+}
+
 uint32_t Steward::settle(uint32_t dead) {
     uint32_t settled = settle_intent(dead);
+    settled += settle_parting(dead);
+    settled += settle_readings(dead);
     if (table_.life(dead) == Life::kDead) settled_[dead % kIdCount] = table_.slot(dead).life.load();
     for (uint32_t id = 1; id < kIdCount; id++) {
         Slot& slot = table_.slot(id);
@@ -268,6 +323,7 @@ uint64_t Steward::release(uint32_t dead) {
     uint64_t pages = 0;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         Extent e{i, table_.owner(i)};
+        if (e.word.is(State::kFrozen, dead) && release_frozen(e)) pages += e.word.pages();
         if (!e.word.is(State::kOwned, dead) && !e.word.is(State::kInFlight, dead)) continue;
         // Ours first: only an owner frees, for the descriptor of another may be a new extent by then.
         if (table_.change(e, State::kOwned, kMmuId) && free_own(e)) pages += e.word.pages();
@@ -379,11 +435,22 @@ std::vector<SlabSummary> Steward::summaries(const std::vector<uint32_t>& slabs, 
 std::vector<PlacedExtent> Steward::sealed_in(uint32_t slab, uint32_t number) const {
     std::vector<PlacedExtent> sealed;
     for (const Extent& e : extents_of(slab)) {
-        const bool has_owner =
-            (e.word.state() == State::kOwned && e.word.id() != kMmuId) || e.word.state() == State::kInFlight;
+        const bool has_owner = (e.word.state() == State::kOwned && e.word.id() != kMmuId) ||
+                               e.word.state() == State::kInFlight || e.word.is_frozen();
         if (has_owner && table_.seal(e.descriptor) == number) sealed.push_back(table_.placed(e));
     }
     return sealed;
+}
+
+std::vector<std::pair<PlacedExtent, uint32_t>> Steward::read_in(uint32_t slab) const {
+    std::vector<std::pair<PlacedExtent, uint32_t>> read;
+    for (uint32_t i = 0; i < table_.reading_limit(); i++) {
+        const ReadingWord reading = table_.reading_word(i);
+        const Extent e{reading.descriptor(), table_.owner(reading.descriptor())};
+        if (reading.bits != 0 && e.word.is_frozen() && table_.extent(e.descriptor).slab == slab)
+            read.emplace_back(table_.placed(e), reading.id());
+    }
+    return read;
 }
 
 std::optional<Extent> Steward::extent_at(uint64_t address, uint32_t hint) const {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "inbox.hpp"
+#include "readings.hpp"
 
 namespace bequest {
 
@@ -88,6 +89,9 @@ public:
     std::vector<PlacedExtent> steal(const std::vector<Extent>& wanted, uint32_t victim, uint32_t thief);
     // Has it open again what is its own and a fence may have been left on (lookout.hpp).
     void have_mended(uint32_t id);
+    // Whether somebody is about to open memory that it saw to be its own: by what it saw before this was
+    // false nothing is opened any more.
+    bool is_opening(uint32_t id) const { return table_.slot(id).openings.load() != 0; }
     // Who may empty a dead process's inbox (Attachment::inherit). False if a living process is that already.
     bool name_heir(uint32_t victim, uint32_t thief);
 
@@ -97,6 +101,8 @@ public:
     // need be.
     std::vector<SlabSummary> summaries(const std::vector<uint32_t>& slabs, size_t runs_max) const;
     std::vector<PlacedExtent> sealed_in(uint32_t slab, uint32_t number) const;  // and owned by somebody
+    // What lies in a slab and is read, with each of its readers.
+    std::vector<std::pair<PlacedExtent, uint32_t>> read_in(uint32_t slab) const;
     // In which extent an address lies; `hint` is looked at first.
     std::optional<Extent> extent_at(uint64_t address, uint32_t hint) const;
     std::vector<std::string> audit() const;
@@ -112,6 +118,10 @@ private:
     bool write_record(const SlabSpec& spec);
     bool free_own(Extent& extent);
     bool settle_intent(uint32_t dead);
+    uint32_t settle_readings(uint32_t dead);
+    bool settle_parting(uint32_t dead);
+    bool free_if_forsaken(uint32_t descriptor);
+    bool release_frozen(Extent extent);
     std::optional<Change> change_of(uint32_t id) const;
     void finish(const Change& change, uint32_t id, bool dead);
     void finish_for(uint32_t victim);

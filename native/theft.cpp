@@ -25,6 +25,8 @@
 //              that the victim writes nothing to it any more, and its extent can no longer be committed, it
 //              is skipped; when the grant is committed, it is published.
 //   accept     is the victim's, until it has committed.
+//   thaw       finds that the word has moved on, and what is frozen stays so, for the thief. Who reads it,
+//              the victim perhaps among them, goes on reading.
 #include <algorithm>
 #include <climits>
 
@@ -94,7 +96,7 @@ std::vector<PlacedExtent> Steward::owned_by(uint32_t id, Which which) const {
     std::vector<PlacedExtent> found;
     for (uint32_t i = 0; i < table_.extent_limit(); i++) {
         const Extent e{i, table_.owner(i)};
-        if (!e.word.is(State::kOwned, id)) continue;
+        if (!e.word.is_kept_by(id)) continue;
         if (which == Which::kStealable && (!table_.is_stealable(i) || table_.nbytes(e) == 0)) continue;
         found.push_back(table_.placed(e));
     }
@@ -142,11 +144,12 @@ std::vector<PlacedExtent> Steward::steal(const std::vector<Extent>& wanted, uint
     revocations.fetch_add(1);  // who finds a word changed knows why
     finish_for(victim);
     for (Extent e : wanted) {
-        if (e.descriptor >= kMaxExtents || !e.word.is(State::kOwned, victim)) continue;
+        if (e.descriptor >= kMaxExtents || !e.word.is_kept_by(victim)) continue;
         // A mark is written only over one that this theft makes void.
         if (!table_.is_stealable(e.descriptor) || !(table_.owner(e.descriptor) == e.word)) continue;
-        table_.mark_stolen(e.descriptor, e.word.next(State::kOwned, thief), victim);
-        if (table_.change(e, State::kOwned, thief)) stolen.push_back(table_.placed(e));
+        const State state = e.word.is_frozen() ? State::kFrozen : State::kOwned;
+        table_.mark_stolen(e.descriptor, e.word.next(state, thief), victim);
+        if (table_.change(e, state, thief)) stolen.push_back(table_.placed(e));
     }
     if (!stolen.empty()) revocations.fetch_add(1);  // who has looked at its words meanwhile looks again
     wake(revocations, INT_MAX);

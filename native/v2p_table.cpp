@@ -14,13 +14,15 @@ void (*write_hook)(const void* field) = nullptr;
 namespace {
 
 constexpr bool _ = false, X = true;
-// From (row) to (column).            EMPTY EMBRYO FREE OWNED IN_FLIGHT
+// From (row) to (column).            EMPTY EMBRYO FREE OWNED IN_FLIGHT FROZEN THAWING
 constexpr bool kLegal[kStateCount][kStateCount] = {
-    /* EMPTY     */ {_, X, X, _, X},  // prepared for a split; a new slab; a slab that arrives granted
-    /* EMBRYO    */ {X, _, X, X, _},  // undone or absorbed; completed on either side
-    /* FREE      */ {X, X, X, X, _},  // its slab goes; merge; split; alloc
-    /* OWNED     */ {X, X, X, X, X},  // its slab moves away; merge; free; split, steal; grant
-    /* IN_FLIGHT */ {_, _, X, X, _},  // its receiver died; accepted
+    /* EMPTY     */ {_, X, X, _, X, _, _},  // prepared for a split; a new slab; a slab that arrives granted
+    /* EMBRYO    */ {X, _, X, X, _, _, _},  // undone or absorbed; completed on either side
+    /* FREE      */ {X, X, X, X, _, _, _},  // its slab goes; merge; split; alloc
+    /* OWNED     */ {X, X, X, X, X, X, _},  // its slab moves away; merge; free; split, steal; grant; freeze
+    /* IN_FLIGHT */ {_, _, X, X, _, _, _},  // its receiver died; accepted
+    /* FROZEN    */ {_, _, _, X, _, X, X},  // it failed; steal, left to its readers; is it read?
+    /* THAWING   */ {_, _, _, X, _, X, _},  // it is not; it is, or was stolen
 };
 
 bool legal(OwnerWord from, OwnerWord to) {
@@ -71,6 +73,11 @@ uint32_t Table::slab_limit() const {
     return used < kMaxSlabs ? used : kMaxSlabs;
 }
 
+uint32_t Table::reading_limit() const {
+    const uint32_t used = header().readings_used.load();
+    return used < kMaxReadings ? used : kMaxReadings;
+}
+
 // Whatever stands there: who has which id is for the Rack MMU's books to say, and a member may write
 // anything.
 void Table::admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char* name) {
@@ -84,10 +91,13 @@ void Table::admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char
     s.revocations.store(0);
     s.mends.store(0);
     s.heir.store(kNobody);
+    s.openings.store(0);
+    s.parting.store(0);
     s.lifeline.store(0);
     s.watched.store(0);
     s.beats.store(0);
     s.grants = s.granted_pages = s.accepts = s.allocs = s.frees = 0;
+    s.reads = s.read_pages = s.steals = s.resumes = 0;
     s.life.store(life_word(Life::kLive, incarnation));
 }
 

@@ -32,6 +32,19 @@ struct PlacedExtent {
     bool operator<(const PlacedExtent& other) const { return address < other.address; }
 };
 
+// Held from before a look at an owner word until the pages that it speaks of are open: who takes memory from
+// a process sees by that whether somebody is about to open it (Steward::is_opening). The tests kill by
+// throwing.
+class Opening {
+public:
+    explicit Opening(Slot& slot) : openings_(slot.openings) { openings_.fetch_add(1); }
+    ~Opening() noexcept(false) { openings_.fetch_sub(1); }
+    Opening(const Opening&) = delete;
+
+private:
+    Shared<uint32_t>& openings_;
+};
+
 class Table {
 public:
     explicit Table(void* base) : base_(static_cast<unsigned char*>(base)) {}
@@ -53,6 +66,11 @@ public:
     bool has_slab(uint32_t slab) const { return slab_record(slab).id_plus_one.load() == slab + 1; }
     uint32_t extent_limit() const;  // indices below it may be in use
     uint32_t slab_limit() const;
+    Shared<uint32_t>& reading(uint32_t index) const {
+        return at<Shared<uint32_t>>(kReadingsOffset)[index % kMaxReadings];
+    }
+    ReadingWord reading_word(uint32_t index) const { return {reading(index).load()}; }
+    uint32_t reading_limit() const;
 
     // --- lives -------------------------------------------------------------------------------
     void admit(uint32_t id, uint32_t incarnation, uint32_t os_pid, const char* name);

@@ -16,10 +16,12 @@ constexpr uint64_t kRunsPerSegment = 512;  // wished, at least
 }  // namespace
 
 uint64_t Block::taken(uint64_t value) const {
-    return bit ? value | bit : ChunkWord::make(ChunkKind::kBlock, ChunkWord{value}.chunks()).bits;
+    return bit ? checked((value & kCheckedMask) | bit)
+               : ChunkWord::make(ChunkKind::kBlock, ChunkWord{value}.chunks()).bits;
 }
 uint64_t Block::freed(uint64_t value) const {
-    return bit ? value & ~bit : ChunkWord::make(ChunkKind::kFree, ChunkWord{value}.chunks()).bits;
+    return bit ? checked(value & kCheckedMask & ~bit)
+               : ChunkWord::make(ChunkKind::kFree, ChunkWord{value}.chunks()).bits;
 }
 bool Block::is_taken(uint64_t value) const {
     return bit ? value & bit : ChunkWord{value}.kind() == ChunkKind::kBlock;
@@ -138,7 +140,7 @@ bool Allocator::next_unit(CurrentRun& run, Block& block) {
         if (available == 0) continue;
         const auto bit = static_cast<uint64_t>(std::countr_zero(available));
         available &= available - 1;
-        block = unit({run.segment, run.chunk}, run.shape, run.cursor * 64 + bit);
+        block = unit({run.segment, run.chunk}, run.shape, run.cursor * RunShape::kUnitsPerWord + bit);
         return true;
     }
     return false;
@@ -149,8 +151,8 @@ Block Allocator::unit(const Place& run, const RunShape& shape, uint64_t index) {
             shape.unit_bytes,
             run.segment,
             run.chunk,
-            run.segment->bitmap(run.chunk) + index / 64,
-            1ull << index % 64};
+            run.segment->bitmap(run.chunk) + index / RunShape::kUnitsPerWord,
+            1ull << index % RunShape::kUnitsPerWord};
 }
 
 bool Allocator::next_run(uint32_t size_class) {
@@ -184,10 +186,10 @@ void Allocator::use(CurrentRun& run, const Place& place) {
     run.chunk = place.chunk;
     run.shape = place.segment->shape(record);
     run.cursor = 0;
-    const uint64_t* bitmap = place.segment->bitmap(place.chunk);
     for (uint64_t i = 0; i < run.shape.words(); i++) {
-        const uint64_t units = std::min<uint64_t>(64, run.shape.units - i * 64);
-        run.available[i] = ~bitmap[i] & (units == 64 ? ~0ull : (1ull << units) - 1);
+        const uint64_t first = i * RunShape::kUnitsPerWord;
+        const uint64_t units = std::min(RunShape::kUnitsPerWord, run.shape.units - first);
+        run.available[i] = ~place.segment->units_taken(place.chunk, i) & ((1ull << units) - 1);
     }
     place.segment->note(place.chunk) = Note::kRunCurrent;
 }
@@ -235,8 +237,11 @@ Block Allocator::find(uint64_t address) {
         const RunShape shape = segment->shape(segment->record(chunk));
         const uint64_t offset = address - segment->address_of(chunk) - shape.first;
         if (address >= segment->address_of(chunk) + shape.first && offset % shape.unit_bytes == 0 &&
-            offset / shape.unit_bytes < shape.units)
-            return unit({segment, chunk}, shape, offset / shape.unit_bytes);
+            offset / shape.unit_bytes < shape.units) {
+            const uint64_t index = offset / shape.unit_bytes;
+            segment->units_taken(chunk, index / RunShape::kUnitsPerWord);  // checks it
+            return unit({segment, chunk}, shape, index);
+        }
     }
     raise<HeapMisuse>("no allocation of this heap begins at %#lx", address);
 }
@@ -259,12 +264,13 @@ void Allocator::release(const Block& block) {
         note = Note::kRunListed;
         listed_[size_class].push_back({&segment, block.chunk});
     }
-    if ((*block.word & ~block.bit) == 0) maybe_empty_ = true;
+    if ((*block.word & kCheckedMask & ~block.bit) == 0) maybe_empty_ = true;
 }
 
 bool Allocator::is_empty(const Place& run, const RunShape& shape) {
-    const uint64_t* bitmap = run.segment->bitmap(run.chunk);
-    return std::all_of(bitmap, bitmap + shape.words(), [](uint64_t word) { return word == 0; });
+    for (uint64_t i = 0; i < shape.words(); i++)
+        if (run.segment->units_taken(run.chunk, i) != 0) return false;
+    return true;
 }
 
 // Makes free chunks of all runs that nobody has anything in.
@@ -306,7 +312,8 @@ void Allocator::for_each(const std::function<void(const Block&)>& visit) const {
                 const RunShape shape = segment->shape(record);
                 for (uint64_t i = 0; i < shape.units; i++) {
                     const Block block = unit({segment, chunk}, shape, i);
-                    if (block.is_taken(*block.word)) visit(block);
+                    if (block.is_taken(segment->units_taken(chunk, i / RunShape::kUnitsPerWord)))
+                        visit(block);
                 }
             }
             chunk += record.chunks();
@@ -323,7 +330,7 @@ uint64_t Allocator::free_bytes() const {
                 const RunShape shape = segment->shape(record);
                 uint64_t units = shape.units;
                 for (uint64_t i = 0; i < shape.words(); i++)
-                    units -= static_cast<uint64_t>(std::popcount(segment->bitmap(chunk)[i]));
+                    units -= static_cast<uint64_t>(std::popcount(segment->units_taken(chunk, i)));
                 bytes += units * shape.unit_bytes;
             }
             chunk += record.chunks();

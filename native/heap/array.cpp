@@ -48,7 +48,7 @@ uint64_t Array::make(Heap& heap, std::string_view text, uint64_t row_bytes, uint
     }
     const uint64_t address = heap.alloc(sizeof(ArrayHeader) + text.size());
     const ArrayHeader header{ObjectHeader::make(ObjectKind::kArray, seed_of(text)), checked(row_bytes),
-                             checked(rows), block};
+                             checked(rows), Reference::make(block).bits};
     heap.medium().copy(reinterpret_cast<void*>(address), &header, sizeof header);
     heap.medium().copy(reinterpret_cast<void*>(address + sizeof header), text.data(), text.size());
     return address;
@@ -81,10 +81,11 @@ uint64_t Array::row_bytes() const {
 }
 
 ArrayBlock* Array::block() const {
-    if (header().block == 0) return nullptr;
-    auto& block = heap_->at<ArrayBlock>(header().block);
+    const uint64_t address = heap_->follow(header().block);
+    if (address == 0) return nullptr;
+    auto& block = heap_->at<ArrayBlock>(address);
     if (!is_sound(block.nbytes)) raise<CorruptHeap>("the Array at %#lx has a damaged block", address_);
-    heap_->require(header().block, sizeof block + (block.nbytes & kCheckedMask));
+    heap_->require(address, sizeof block + (block.nbytes & kCheckedMask));
     return &block;
 }
 
@@ -115,7 +116,7 @@ uint64_t Array::require_size(uint64_t rows) const {
 // To another block: the first rows, and some more.
 void Array::move(uint64_t kept, const void* added, uint64_t count, uint64_t room) {
     Transaction transaction(*heap_);
-    const uint64_t before = header().block;
+    const uint64_t before = heap_->follow(header().block);
     uint64_t after = 0;
     if (room > 0) {
         after = make_block(*heap_, room * row_bytes());
@@ -124,7 +125,7 @@ void Array::move(uint64_t kept, const void* added, uint64_t count, uint64_t room
         fill(*heap_, place + kept * row_bytes(), added, count * row_bytes());
     }
     if (before != 0) heap_->free_own(before);
-    heap_->set({{&header().block, after}, {&header().rows, checked(kept + count)}});
+    heap_->set({{&header().block, Reference::make(after).bits}, {&header().rows, checked(kept + count)}});
     transaction.commit();
 }
 
@@ -193,11 +194,11 @@ void Array::snapshot(uint64_t offset, uint64_t nbytes) {
 void Array::for_each_block(const std::function<void(uint64_t)>& visit) const {
     visit(address_);
     rows();  // checks it
-    if (header().block != 0) visit(header().block);
+    if (header().block != 0) visit(heap_->follow(header().block));
 }
 
 void Array::destroy() {
-    const uint64_t block = header().block;
+    const uint64_t block = heap_->follow(header().block);
     heap_->free_own(address_);
     if (block != 0) heap_->free_own(block);
 }

@@ -22,7 +22,7 @@ struct ArrayHeader {      // then the text
     ObjectHeader object;  // its seed: the text's length and checksum
     uint64_t row_bytes;   // checked
     uint64_t rows;        // checked
-    uint64_t block;       // of the rows, or 0
+    uint64_t block;       // a Reference: of the rows
 };
 
 struct ArrayBlock {   // then the rows

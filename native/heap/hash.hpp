@@ -28,4 +28,12 @@ inline uint64_t hash_of(std::string_view key, uint64_t seed) {
     return folded_product(kOdd[2] ^ key.size(), folded_product(words[0] ^ kOdd[1], words[1] ^ state));
 }
 
+// Its bits the other way round.
+inline uint64_t reversed(uint64_t bits) {
+    constexpr uint64_t kOther[] = {0x5555555555555555, 0x3333333333333333, 0x0f0f0f0f0f0f0f0f};
+    for (unsigned i = 0, width = 1; i < 3; i++, width *= 2)
+        bits = (bits >> width & kOther[i]) | (bits & kOther[i]) << width;
+    return __builtin_bswap64(bits);
+}
+
 }  // namespace bequest

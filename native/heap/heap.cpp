@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <unordered_map>
 
 #include "checksum.hpp"
 
@@ -30,6 +29,7 @@ std::unique_ptr<Heap> Heap::create(const HeapMemory& memory, uint64_t heap_id, H
     Segment::format(medium, memory.address, memory.nbytes, heap_id, 0);
     HeapHeader header{};
     header.phase = Phase::make(1, false).bits;
+    header.hardened = Hardened::make(0, 0).bits;
     header.segments_used = checked(1);
     header.root_count = checked(0);
     header.segments[0] = {memory.address, memory.nbytes};
@@ -84,7 +84,7 @@ void Heap::attach_others() {
 
 void Heap::recover() {
     const SegmentHeader& h = first().header();
-    log_.emplace(medium_, id(), header().phase, LogArea{h.address + h.log_offset, h.log_bytes},
+    log_.emplace(medium_, id(), header(), LogArea{h.address + h.log_offset, h.log_bytes},
                  static_cast<LogHost&>(*this));
     recovery_ = log_->recover();
 }
@@ -92,19 +92,27 @@ void Heap::recover() {
 bool Heap::grow(uint64_t nbytes) {
     const uint64_t index = segments_.size();
     if (!options_.grow || index == kSegmentsMax) return false;
+    if (nbytes > kHeapBytesMax / 2) return false;
     const uint64_t least = nbytes + nbytes / 128 + kSegmentExtraBytes;
     const auto memory = options_.grow(least, std::max(least, heap_bytes()));
     if (!memory) return false;
-    require_memory(*memory);
-    Segment::format(medium_, memory->address, memory->nbytes, id(), static_cast<uint32_t>(index));
-    Segment::seal(medium_, memory->address);
-    const SegmentPlace place{memory->address, memory->nbytes};
+    extend(*memory);
+    return true;
+}
+
+void Heap::extend(const HeapMemory& memory) {
+    const uint64_t index = segments_.size();
+    if (index == kSegmentsMax)
+        raise<HeapMisuse>("this heap has %u regions, and can have no more", kSegmentsMax);
+    require_memory(memory);
+    Segment::format(medium_, memory.address, memory.nbytes, id(), static_cast<uint32_t>(index));
+    Segment::seal(medium_, memory.address);
+    const SegmentPlace place{memory.address, memory.nbytes};
     medium_.copy(&header().segments[index], &place, sizeof place);
     medium_.persist(&header().segments[index], sizeof place);
-    segments_.push_back(std::make_unique<Segment>(medium_, memory->address, memory->nbytes));
+    segments_.push_back(std::make_unique<Segment>(medium_, memory.address, memory.nbytes));
     medium_.commit(header().segments_used, checked(index + 1));
     allocator_.add(segments_.back().get());
-    return true;
 }
 
 std::vector<HeapMemory> Heap::segments() const {
@@ -112,6 +120,10 @@ std::vector<HeapMemory> Heap::segments() const {
     for (const auto& segment : segments_)
         all.push_back({segment->header().address, segment->header().nbytes});
     return all;
+}
+
+void Heap::raise_unsound(uint64_t reference) {
+    raise<CorruptHeap>("a word of the heap that leads to another place of it is damaged: %#lx", reference);
 }
 
 void Heap::raise_stray(uint64_t address, uint64_t nbytes) {
@@ -174,7 +186,12 @@ void Heap::abort() {
     if (levels_.empty()) raise<HeapMisuse>("there is no transaction to abort");
     const Level level = levels_.back();
     if (log_->entries() > level.entries) log_->undo(level.entries);
-    if (roots_changed_) roots_generation_++;
+    if (roots_changed_) {
+        roots_generation_++;
+        root_index_.reset();
+    }
+    for (auto& [address, changes] : object_changes_)
+        if (changes->level >= level.number) changes->count++;
     while (releases_.size() > level.releases) {
         if (releases_.back().reservation != kNone)
             reservations_[releases_.back().reservation].dropped = false;
@@ -208,8 +225,10 @@ void Heap::give_up() {
     broken_ = true;
     levels_.clear();
     reservations_.clear();
+    reservation_places_.clear();
     releases_.clear();
     log_areas_.clear();
+    root_index_.reset();
 }
 
 void Heap::snapshot(const void* at, uint64_t nbytes) {
@@ -248,13 +267,25 @@ void Heap::release(uint64_t address, bool is_own) {
     const Block block = allocator_.find(address);
     uint64_t reservation = kNone;
     if (!block.is_taken(*block.word)) {
-        for (uint64_t i = reservations_.size(); i > 0 && reservation == kNone; i--)
-            if (reservations_[i - 1].block.address == address && !reservations_[i - 1].dropped)
-                reservation = i - 1;
+        reservation = reservation_at(address);
         if (reservation == kNone) raise<HeapMisuse>("what lay at %#lx has been freed before", address);
         reservations_[reservation].dropped = true;
     }
     releases_.push_back({block, reservation, is_own});
+}
+
+// Of the transaction under way, if it has one there and has not dropped it. No address is reserved twice in
+// one. The last few are found by looking: most transactions have no more.
+uint64_t Heap::reservation_at(uint64_t address) {
+    constexpr uint64_t kFew = 16;
+    const uint64_t count = reservations_.size();
+    const auto standing = [&](uint64_t i) { return reservations_[i].dropped ? kNone : i; };
+    for (uint64_t i = count; i > 0 && count - i < kFew; i--)
+        if (reservations_[i - 1].block.address == address) return standing(i - 1);
+    for (uint64_t i = reservation_places_.size(); i < count; i++)
+        reservation_places_[reservations_[i].block.address] = i;
+    const auto place = reservation_places_.find(address);
+    return place == reservation_places_.end() ? kNone : standing(place->second);
 }
 
 void Heap::publish(uint64_t& word, uint64_t value) {
@@ -279,6 +310,9 @@ const std::vector<Heap::Change>& Heap::word_changes() {
         if (changes_.size() >= kFew)
             if (const auto [place, is_new] = places.try_emplace(word, changes_.size()); !is_new)
                 return changes_[place->second].value;
+        if (!is_sound(*word))
+            raise<CorruptHeap>("the word at %p, which says what is in use, is damaged",
+                               static_cast<void*>(word));
         changes_.push_back({word, *word});
         return changes_.back().value;
     };
@@ -334,6 +368,7 @@ void Heap::settle(bool committed) {
         if (!committed || made.dropped) allocator_.release(made.block);
     for (const Block& area : log_areas_) allocator_.release(area);
     reservations_.clear();
+    reservation_places_.clear();
     releases_.clear();
     log_areas_.clear();
 }
@@ -383,38 +418,66 @@ void Heap::commit_journal(const std::vector<std::pair<uint64_t, std::vector<unsi
 
 namespace {
 
-char* name_of(RootRecord& record) { return reinterpret_cast<char*>(&record) + sizeof record; }
+std::string_view name_of(const RootRecord& record) {
+    return {reinterpret_cast<const char*>(&record + 1), record.name_bytes};
+}
 
-uint32_t crc_of(const RootRecord& record, const char* name) {
+uint32_t crc_of(const RootRecord& record, std::string_view name) {
     const uint32_t crc =
         crc32c_more(~0u, &record.address, offsetof(RootRecord, crc) - offsetof(RootRecord, address));
-    return ~crc32c_more(crc, name, record.name_bytes);
+    return ~crc32c_more(crc, name.data(), name.size());
 }
 
 }  // namespace
 
-// Nobody but this walks the list: it checks every record, and that there are as many as there should be.
-RootRecord* Heap::record_of(std::string_view name, uint64_t** link) const {
+RootRecord& Heap::record_at(uint64_t reference) const {
+    const uint64_t place = follow(reference);
+    auto& record = at<RootRecord>(place);
+    require(place, sizeof record + record.name_bytes);
+    if (record.crc != crc_of(record, name_of(record)))
+        raise<CorruptHeap>("the root at %#lx of the heap at %#lx is damaged", place, address());
+    return record;
+}
+
+// Nobody but this walks the list: it checks every record, and that there are as many as there should be. From
+// then on whoever changes the list changes the index, and a transaction that fails has it made anew.
+const Heap::RootIndex& Heap::root_index() const {
+    if (root_index_) return *root_index_;
     const uint64_t count = header().root_count;
     if (!is_sound(count)) raise<CorruptHeap>("the heap at %#lx has a damaged count of roots", address());
-    *link = &header().roots;
+    RootIndex index;
+    uint64_t* link = &header().roots;
     for (uint64_t i = 0; i < (count & kCheckedMask); i++) {
-        auto& record = at<RootRecord>(**link);
-        require(**link, sizeof record + record.name_bytes);
-        if (record.crc != crc_of(record, name_of(record)))
-            raise<CorruptHeap>("root %lu of the heap at %#lx is damaged", i, address());
-        if (name == std::string_view(name_of(record), record.name_bytes)) return &record;
-        *link = &record.next;
+        RootRecord& record = record_at(*link);
+        index[std::string(name_of(record))] = link;
+        link = &record.next;
     }
-    if (**link != 0) raise<CorruptHeap>("the heap at %#lx has more roots than it should", address());
-    return nullptr;
+    if (*link != 0 || index.size() != (count & kCheckedMask))
+        raise<CorruptHeap>("the heap at %#lx has other roots than it should", address());
+    return root_index_.emplace(std::move(index));
+}
+
+// Within a transaction that changes the list.
+void Heap::index_root(const RootRecord& record, uint64_t& link) {
+    root_index_->insert_or_assign(std::string(name_of(record)), &link);
+}
+
+RootRecord* Heap::record_of(std::string_view name) const {
+    const RootIndex& index = root_index();
+    const auto found = index.find(std::string(name));
+    return found == index.end() ? nullptr : &record_at(*found->second);
 }
 
 std::optional<Root> Heap::find_root(std::string_view name) const {
-    uint64_t* link;
-    const RootRecord* record = record_of(name, &link);
+    const RootRecord* record = record_of(name);
     if (!record) return std::nullopt;
     return Root{std::string(name), record->address, record->kind, address_of(record)};
+}
+
+std::shared_ptr<Changes> Heap::changes_of(uint64_t address) {
+    auto& changes = object_changes_[address];
+    if (!changes) changes = std::make_shared<Changes>();
+    return changes;
 }
 
 // A record is never changed: another one takes its place.
@@ -425,37 +488,40 @@ void Heap::set_root(std::string_view name, uint64_t address, uint64_t kind) {
     remove_root(name);
     const uint64_t place = alloc(sizeof(RootRecord) + name.size());
     RootRecord record{header().roots, address, kind, static_cast<uint32_t>(name.size()), 0};
-    record.crc = crc_of(record, name.data());
+    record.crc = crc_of(record, name);
     medium_.copy(reinterpret_cast<void*>(place), &record, sizeof record);
     medium_.copy(reinterpret_cast<void*>(place + sizeof record), name.data(), name.size());
     const uint64_t count = (header().root_count & kCheckedMask) + 1;
-    set({{&header().roots, place}, {&header().root_count, checked(count)}});
+    set({{&header().roots, Reference::make(place).bits}, {&header().root_count, checked(count)}});
     roots_changed_ = true;
+    RootRecord& made = record_at(header().roots);
+    if (made.next != 0) index_root(record_at(made.next), made.next);
+    index_root(made, header().roots);
     transaction.commit();
 }
 
 bool Heap::remove_root(std::string_view name) {
-    uint64_t* link;
-    const RootRecord* record = record_of(name, &link);
+    const RootRecord* record = record_of(name);
     if (!record) return false;
+    uint64_t* const link = root_index_->at(std::string(name));
     Transaction transaction(*this);
     free_own(address_of(record));
     const uint64_t count = (header().root_count & kCheckedMask) - 1;
     set({{link, record->next}, {&header().root_count, checked(count)}});
     roots_changed_ = true;
     roots_generation_++;
+    if (record->next != 0) index_root(record_at(record->next), *link);
+    root_index_->erase(std::string(name));
     transaction.commit();
     return true;
 }
 
 std::vector<Root> Heap::roots() const {
-    uint64_t* link;
-    record_of({}, &link);  // checks all of them
     std::vector<Root> all;
-    for (uint64_t place = header().roots; place != 0;) {
-        auto& record = at<RootRecord>(place);
-        all.push_back({{name_of(record), record.name_bytes}, record.address, record.kind, place});
-        place = record.next;
+    for (uint64_t left = root_index().size(), link = header().roots; left > 0; left--) {
+        const RootRecord& record = record_at(link);
+        all.push_back({std::string(name_of(record)), record.address, record.kind, address_of(&record)});
+        link = record.next;
     }
     return all;
 }

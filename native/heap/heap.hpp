@@ -23,6 +23,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "allocator.hpp"
@@ -41,6 +42,13 @@ struct HeapOptions {
     std::function<std::optional<HeapMemory>(uint64_t nbytes_min, uint64_t nbytes_wished)> grow = {};
     // Is all of this memory ours? Asked for each segment but the first before it is touched.
     std::function<bool(const HeapMemory&)> is_ours = {};
+};
+
+// How often an object has changed in a way that iterators mind. Memory of this process, shared by all who
+// have opened the object in this heap; what is undone counts as a change, too.
+struct Changes {
+    uint64_t count = 0;
+    uint64_t level = 0;  // of the transaction of the last one
 };
 
 struct Root {
@@ -68,6 +76,7 @@ public:
     uint64_t nbytes() const { return heap_bytes(); }
     uint64_t free_bytes() const { return allocator_.free_bytes(); }
     std::vector<HeapMemory> segments() const;
+    void extend(const HeapMemory& memory);  // by another region of this owner
     const Medium& medium() const { return medium_; }
 
     // --- roots --------------------------------------------------------------------------------
@@ -77,8 +86,13 @@ public:
     std::vector<Root> roots() const;
     // Another number whenever a root may have become another one: who remembers one looks again then.
     uint64_t roots_generation() const { return roots_generation_; }
+    std::shared_ptr<Changes> changes_of(uint64_t address);  // of the object that lies there
 
     // --- what is read from the heap is checked before it is followed -----------------------------
+    static uint64_t follow(uint64_t reference) {  // its address, or 0
+        if (!Reference{reference}.sound()) raise_unsound(reference);
+        return Reference{reference}.address();
+    }
     void require(uint64_t address, uint64_t nbytes) const {
         if (!contains(address, nbytes)) raise_stray(address, nbytes);
     }
@@ -144,11 +158,18 @@ private:
     void attach_others();
     void recover();
     bool grow(uint64_t nbytes);
-    RootRecord* record_of(std::string_view name, uint64_t** link) const;
+    // Where a name's record is noted: the word that leads to it.
+    using RootIndex = std::unordered_map<std::string, uint64_t*>;
+    const RootIndex& root_index() const;
+    void index_root(const RootRecord& record, uint64_t& link);
+    RootRecord* record_of(std::string_view name) const;
+    RootRecord& record_at(uint64_t reference) const;
+    [[noreturn]] static void raise_unsound(uint64_t reference);
     [[noreturn]] static void raise_stray(uint64_t address, uint64_t nbytes);
 
     const std::vector<Change>& word_changes();
     void release(uint64_t address, bool is_own);
+    uint64_t reservation_at(uint64_t address);
     void flush_reservations() const;
     void commit_outermost();
     void commit_journal(const std::vector<std::pair<uint64_t, std::vector<unsigned char>>>& writes);
@@ -169,9 +190,12 @@ private:
     std::vector<Level> levels_;
     uint64_t levels_begun_ = 0;
     std::vector<Reservation> reservations_;
+    std::unordered_map<uint64_t, uint64_t> reservation_places_;  // by address: of as many as it has
     std::vector<Release> releases_;
     std::vector<Block> log_areas_;
-    std::vector<Change> changes_;  // kept, to save an allocation in each commit
+    std::vector<Change> changes_;                  // kept, to save an allocation in each commit
+    mutable std::optional<RootIndex> root_index_;  // made when it is asked for
+    std::unordered_map<uint64_t, std::shared_ptr<Changes>> object_changes_;
     uint64_t roots_generation_ = 1;
     bool roots_changed_ = false;  // in the transaction under way
     bool broken_ = false;

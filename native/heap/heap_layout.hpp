@@ -39,9 +39,10 @@
 //            is done at once, whether a transaction is under way or not: the tail's word first, where
 //            nobody can come upon it, then the head's, which is one store.
 //   block    one allocation, of whole chunks.
-//   run      small allocations of one class (size): first a bitmap, a bit for each unit, then the units. To
+//   run      small allocations of one class (size): first a bitmap, a bit for each unit in words with check
+//   bits, then the units. To
 //   make
-//            a run of a free record is one store (its bitmap has been zeroed before); to make a free record
+//            a run of a free record is one store (its bitmap has been written before); to make a free record
 //            of an empty run is another. Both mean nothing, too.
 //
 // So an allocation or a release changes exactly one word, of the table or of a bitmap, and that word is
@@ -57,13 +58,18 @@
 // `segments_used` is raised, one word. That, too, is done at once and not undone by a transaction that ends
 // badly.
 //
-// **What is checked.** Immutable headers, log entries and root records have checksums; phase word, chunk
-// words and counts have check bits of their own, for they change in one store. Addresses that are read from
-// the heap are checked before they are used, and every walk is bounded. So a heap that something else has
-// written into never leads a reader out of it, and where a check covers what was hit it is recognised
-// (CorruptHeap). No check covers a run's bitmap, the hashes, sizes and slots of a Map, and the length of
-// named memory: damage there may go unnoticed. Nor what the users' own bytes were: that is the page
-// checksums' business.
+// **What is checked.** Immutable headers, log entries and root records have checksums; what changes in one
+// store has check bits in the same word: the phase, chunk words, bitmaps and counts twelve of them, addresses
+// four. Addresses are checked before they are followed, and every walk is bounded. So a heap that something
+// else has written into never leads a reader out of it, and what the heap itself has written is recognised
+// for damaged when it is used (CorruptHeap): any single bit. What the users' own bytes were is the page
+// checksums' business, but for the records of a Log and a Queue, which have checksums.
+//
+// An entry of the log that is not whole may be one that was being written when the process ended, or one that
+// was whole and is damaged: without it, what it says would not be put back. So a word beside the phase,
+// `hardened`, says how many entries of the present transaction are durable for certain. It is stored behind
+// the fence that made them so and before the places are written, and nobody waits for it: an older number
+// says less, and nothing wrong.
 #pragma once
 
 #include <cstddef>
@@ -90,6 +96,26 @@ constexpr uint64_t folded(uint64_t value) {
 constexpr uint64_t checked(uint64_t value) { return value | folded(value) << kCheckedBits; }
 constexpr bool is_sound(uint64_t word) { return checked(word & kCheckedMask) == word; }
 
+// An address that the heap follows, which is a multiple of 16, with four bits of check for the other sixty:
+// any single bit that flips shows. 0 leads nowhere.
+struct Reference {  // [ tag: 16 | address: 44 | check: 4 ]
+    uint64_t bits = 0;
+    static constexpr uint64_t kAddressMask = (1ull << 48) - 16;
+    static constexpr uint64_t folded(uint64_t bits) {
+        bits ^= bits >> 32;
+        bits ^= bits >> 16;
+        bits ^= bits >> 8;
+        return (bits ^ bits >> 4) & 15;
+    }
+    static constexpr Reference make(uint64_t address, uint64_t tag = 0) {
+        const uint64_t said = tag << 48 | address;
+        return {address == 0 ? 0 : said | (folded(said) ^ 0xa)};
+    }
+    constexpr bool sound() const { return bits == 0 || folded(bits) == 0xa; }
+    constexpr uint64_t address() const { return bits & kAddressMask; }
+    constexpr uint64_t tag() const { return bits >> 48; }
+};
+
 struct Phase {  // [ check | serial | redo ]
     uint64_t bits = 0;
     static constexpr Phase make(uint64_t serial, bool redo) {
@@ -98,6 +124,18 @@ struct Phase {  // [ check | serial | redo ]
     constexpr bool sound() const { return is_sound(bits); }
     constexpr uint64_t serial() const { return (bits & kCheckedMask) >> 1; }
     constexpr bool redo() const { return bits & 1; }
+};
+
+struct Hardened {  // [ check | serial: 26 | entries: 26 ]
+    uint64_t bits = 0;
+    static constexpr unsigned kBits = 26;
+    static constexpr uint64_t kMask = (1ull << kBits) - 1;
+    static constexpr Hardened make(uint64_t serial, uint64_t entries) {
+        return {checked((serial & kMask) << kBits | (entries < kMask ? entries : kMask))};
+    }
+    constexpr bool sound() const { return is_sound(bits); }
+    constexpr bool is_of(uint64_t serial) const { return (bits & kCheckedMask) >> kBits == (serial & kMask); }
+    constexpr uint64_t entries() const { return bits & kMask; }
 };
 
 // --- chunks -----------------------------------------------------------------------------------
@@ -137,10 +175,14 @@ static_assert(class_of(128) == 7 && class_of(129) == 8 && class_of(161) == 9 &&
               class_of(8192) == kClassCount - 1);
 
 struct RunShape {  // a run's units, and where the first of them begins
+    static constexpr uint64_t kUnitsPerWord = kCheckedBits;
     uint64_t unit_bytes, units, first;
-    constexpr uint64_t words() const { return (units + 63) / 64; }
+    constexpr uint64_t words() const { return words_for(units); }
+    static constexpr uint64_t words_for(uint64_t units) {
+        return (units + kUnitsPerWord - 1) / kUnitsPerWord;
+    }
     static constexpr RunShape make(uint64_t run_bytes, uint64_t unit_bytes) {
-        const uint64_t words = (run_bytes / unit_bytes + 63) / 64;
+        const uint64_t words = words_for(run_bytes / unit_bytes);
         const uint64_t align = unit_bytes % 64 == 0 ? 64 : unit_bytes % 32 == 0 ? 32 : kUnitAlign;
         const uint64_t first = (words * 8 + align - 1) / align * align;  // a unit of whole lines begins one
         return {unit_bytes, run_bytes > first ? (run_bytes - first) / unit_bytes : 0, first};
@@ -189,16 +231,17 @@ struct SegmentPlace {
 
 struct HeapHeader {
     uint64_t phase;
-    uint64_t reserved[7];    // a line of its own: it is written with every transaction
+    uint64_t hardened;       // of the log's entries
+    uint64_t reserved[6];    // a line of their own: it is written with every transaction
     uint64_t segments_used;  // checked; the first one included
-    uint64_t roots;          // the first RootRecord, or 0
+    uint64_t roots;          // a Reference: the first RootRecord
     uint64_t root_count;     // checked
     uint64_t reserved_too[5];
     SegmentPlace segments[kSegmentsMax];
 };
 
 struct RootRecord {
-    uint64_t next;
+    uint64_t next;     // a Reference
     uint64_t address;  // of the object
     uint64_t kind;     // what it is: an ObjectKind, or the user's own number
     uint32_t name_bytes;

@@ -9,12 +9,10 @@ namespace bequest {
 
 namespace {
 
-constexpr unsigned kAddressBits = 48;
 constexpr uint64_t kValueBytesMax = UINT32_MAX;
 constexpr uint64_t kFaceMask = 0xffff;
 
-uint64_t address_in(uint64_t slot) { return slot & ((1ull << kAddressBits) - 1); }
-uint64_t slot_of(uint64_t address, uint64_t hash) { return address | hash >> kAddressBits << kAddressBits; }
+uint64_t tag_of(uint64_t hash) { return hash >> 48; }
 
 // The power of two below it: buckets from there on have not been split in this round.
 uint64_t round_of(uint64_t buckets) { return std::bit_floor(buckets); }
@@ -22,6 +20,14 @@ uint64_t round_of(uint64_t buckets) { return std::bit_floor(buckets); }
 uint64_t bucket_of(uint64_t hash, uint64_t buckets) {
     const uint64_t round = round_of(buckets), bucket = hash & (2 * round - 1);
     return bucket < buckets ? bucket : bucket - round;
+}
+
+// How many positions a bucket's range has: half as many if it has been split in this round, or come from
+// that.
+uint64_t positions_of(uint64_t bucket, uint64_t buckets) {
+    const uint64_t round = round_of(buckets);
+    const bool is_divided = bucket >= round || bucket < buckets - round;
+    return 1ull << (64 - std::countr_zero(round) - (is_divided ? 1 : 0));
 }
 
 uint32_t table_of(uint64_t bucket) {
@@ -37,7 +43,7 @@ MapHeader empty_header(Heap& heap, const ObjectHeader& object) {
     const uint64_t table = heap.alloc(table_bytes(0));
     for (uint64_t i = 0; i < kFirstBuckets; i++)
         heap.medium().copy(reinterpret_cast<void*>(table + i * sizeof empty), &empty, sizeof empty);
-    return {object, checked(0), checked(kFirstBuckets), {table}};
+    return {object, checked(0), checked(kFirstBuckets), {Reference::make(table).bits}};
 }
 
 }  // namespace
@@ -52,7 +58,10 @@ uint64_t Map::make(Heap& heap, MapFace face) {
 }
 
 Map::Map(Heap& heap, uint64_t address)
-    : heap_(heap), address_(address), header_(&heap.at<MapHeader>(address)) {
+    : heap_(heap),
+      address_(address),
+      header_(&heap.at<MapHeader>(address)),
+      changes_(heap.changes_of(address)) {
     header().object.check(ObjectKind::kMap, address);
 }
 
@@ -75,30 +84,56 @@ uint64_t Map::buckets() const {
 
 MapLine& Map::line_of_bucket(uint64_t bucket) const {
     const uint32_t table = table_of(bucket);
-    return line_at(header().tables[table] + (bucket - first_of(table)) * sizeof(MapLine));
+    return heap_.at<MapLine>(heap_.follow(header().tables[table]) +
+                             (bucket - first_of(table)) * sizeof(MapLine));
 }
 
-const MapEntry& Map::entry_in(uint64_t slot) const {
-    const auto& entry = heap_.at<MapEntry>(address_in(slot));
-    heap_.require(address_in(slot), sizeof entry + uint64_t{entry.key_bytes} + entry.value_bytes);
+// Not known to be what was put there, but for where it ends.
+const MapEntry& Map::entry_at(uint64_t slot) const {
+    const uint64_t address = heap_.follow(slot);
+    const auto& entry = heap_.at<MapEntry>(address);
+    heap_.require(address, sizeof entry + uint64_t{entry.key_bytes} + entry.value_bytes);
     return entry;
 }
 
+const MapEntry& Map::entry_in(uint64_t slot) const {
+    const MapEntry& entry = entry_at(slot);
+    require_sound(entry);
+    return entry;
+}
+
+void Map::require_sound(const MapEntry& entry) const {
+    if (entry.hash() != hash_of(entry.key(), header().object.seed))
+        raise<CorruptHeap>("the Map at %#lx has a damaged entry", address_);
+}
+
 // --- looking up -----------------------------------------------------------------------------------
+
+// Of the slots that led there, none is damaged, and might have been the one.
+Map::Found Map::found_nothing(const Found& where, uint64_t hash) const {
+    const MapLine* line = &line_of_bucket(bucket_of(hash, buckets()));
+    for (; line != where.line; line = &line_at(line->next))
+        for (uint64_t slot : line->slots) heap_.follow(slot);
+    for (uint64_t slot : line->slots) heap_.follow(slot);
+    return where;
+}
 
 Map::Found Map::find(std::string_view key, uint64_t hash) const {
     Found found{&line_of_bucket(bucket_of(hash, buckets())), nullptr, 0, nullptr};
     for (uint64_t lines = lines_max(); lines > 0; lines--) {
         for (found.slot = 0; found.slot < kSlotsPerLine; found.slot++) {
             const uint64_t slot = found.line->slots[found.slot];
-            if (slot == 0) return found;
-            if (slot >> kAddressBits != hash >> kAddressBits) continue;
-            const MapEntry& entry = entry_in(slot);
-            if (entry.hash != hash || entry.key() != key) continue;
+            if (slot == 0) return found_nothing(found, hash);
+            if (Reference{slot}.tag() != tag_of(hash)) continue;
+            const MapEntry& entry = entry_at(slot);
+            if (entry.hash() != hash || entry.key() != key) {
+                require_sound(entry);
+                continue;
+            }
             found.entry = &entry;
             return found;
         }
-        if (found.line->next == 0) return found;
+        if (found.line->next == 0) return found_nothing(found, hash);
         found.before = found.line;
         found.line = &line_at(found.line->next);
     }
@@ -125,16 +160,66 @@ const MapEntry* Map::Cursor::next() {
     return nullptr;
 }
 
+const MapEntry* Map::any() {
+    for (const uint64_t from : {any_bucket_, uint64_t{0}}) {
+        Cursor cursor(*this, from);
+        const MapEntry* const found = cursor.next();
+        any_bucket_ = found ? cursor.bucket() : 0;
+        if (found || from == 0) return found;
+    }
+    return nullptr;
+}
+
+// The visitor may free the line.
+template <class Visit>
+void Map::for_each_line(uint64_t bucket, const Visit& visit) const {
+    const MapLine* line = &line_of_bucket(bucket);
+    for (uint64_t lines = lines_max(); lines > 0; lines--) {
+        const uint64_t next = line->next;
+        visit(*line);
+        if (next == 0) return;
+        line = &line_at(next);
+    }
+    raise<CorruptHeap>("the Map at %#lx has a bucket that never ends", address_);
+}
+
+template <class Visit>
+void Map::for_each_entry(uint64_t bucket, const Visit& visit) const {
+    for_each_line(bucket, [&](const MapLine& line) {
+        for (uint64_t slot : line.slots)
+            if (slot != 0) visit(entry_in(slot));
+    });
+}
+
+// An empty bucket takes time as well: so it counts.
+uint64_t Map::scan(uint64_t position, uint64_t at_least,
+                   const std::function<void(const MapEntry&)>& show) const {
+    const uint64_t count = buckets();
+    for (uint64_t seen = 0; seen < at_least; seen++) {
+        const uint64_t bucket = bucket_of(reversed(position), count);
+        for_each_entry(bucket, [&](const MapEntry& entry) {
+            if (reversed(entry.hash()) < position) return;  // an earlier step has shown it
+            show(entry);
+            seen++;
+        });
+        const uint64_t positions = positions_of(bucket, count);
+        position = (position & ~(positions - 1)) + positions;
+        if (position == 0) break;
+    }
+    return position;
+}
+
 // --- changing -------------------------------------------------------------------------------------
 
 uint64_t Map::make_entry(std::string_view key, std::string_view value, uint64_t hash) {
-    const MapEntry entry{hash, static_cast<uint32_t>(key.size()), static_cast<uint32_t>(value.size())};
+    const MapEntry entry{hash ^ MapEntry::sizes(key.size(), value.size()), static_cast<uint32_t>(key.size()),
+                         static_cast<uint32_t>(value.size())};
     const uint64_t address = heap_.alloc(sizeof entry + key.size() + value.size());
     auto* place = reinterpret_cast<char*>(address);
     heap_.medium().copy(place, &entry, sizeof entry);
     heap_.medium().copy(place + sizeof entry, key.data(), key.size());
     heap_.medium().copy(place + sizeof entry + key.size(), value.data(), value.size());
-    return slot_of(address, hash);
+    return Reference::make(address, tag_of(hash)).bits;
 }
 
 uint64_t Map::make_line(const uint64_t* slots, uint64_t count, uint64_t next) {
@@ -143,10 +228,11 @@ uint64_t Map::make_line(const uint64_t* slots, uint64_t count, uint64_t next) {
     line.next = next;
     const uint64_t address = heap_.alloc(sizeof line);
     heap_.medium().copy(reinterpret_cast<void*>(address), &line, sizeof line);
-    return address;
+    return Reference::make(address).bits;
 }
 
 void Map::insert(const Found& where, uint64_t slot) {
+    note_change();
     const uint64_t count = checked(size() + 1);
     if (where.slot < kSlotsPerLine)
         heap_.set({{&where.line->slots[where.slot], slot}, {&header().count, count}});
@@ -185,6 +271,7 @@ bool Map::erase(std::string_view key) {
     }
     while (last.slot + 1 < kSlotsPerLine && last.line->slots[last.slot + 1] != 0) last.slot++;
     Transaction transaction(heap_);
+    note_change();
     heap_.free_own(reinterpret_cast<uint64_t>(found.entry));
     uint64_t* gap = &found.line->slots[found.slot];
     uint64_t* filler = &last.line->slots[last.slot];
@@ -204,15 +291,13 @@ bool Map::erase(std::string_view key) {
 // Its slots; its lines but the first are freed.
 std::vector<uint64_t> Map::empty_bucket(uint64_t bucket) {
     std::vector<uint64_t> slots;
-    const MapLine* line = &line_of_bucket(bucket);
-    for (uint64_t lines = lines_max();; lines--) {
-        for (uint64_t slot : line->slots)
+    const MapLine* const first = &line_of_bucket(bucket);
+    for_each_line(bucket, [&](const MapLine& line) {
+        for (uint64_t slot : line.slots)
             if (slot != 0) slots.push_back(slot);
-        if (line->next == 0) return slots;
-        if (lines == 0) raise<CorruptHeap>("the Map at %#lx has a bucket that never ends", address_);
-        line = &line_at(line->next);
-        heap_.free_own(reinterpret_cast<uint64_t>(line));
-    }
+        if (&line != first) heap_.free_own(reinterpret_cast<uint64_t>(&line));
+    });
+    return slots;
 }
 
 // Nobody sees a new one yet, so it needs no snapshot, but has to be flushed by us.
@@ -238,11 +323,12 @@ void Map::split() {
     const uint32_t table = table_of(added);
     if (table >= kMapTables - 1) return;
     if (added == first_of(table))
-        heap_.set({{&header().tables[table], heap_.alloc(table_bytes(table), Heap::Flushed::kByUser)}});
+        heap_.set({{&header().tables[table],
+                    Reference::make(heap_.alloc(table_bytes(table), Heap::Flushed::kByUser)).bits}});
     const uint64_t divided = added - round_of(added);
     std::vector<uint64_t> kept, moved;
     for (uint64_t slot : empty_bucket(divided))
-        (bucket_of(entry_in(slot).hash, added + 1) == added ? moved : kept).push_back(slot);
+        (bucket_of(entry_in(slot).hash(), added + 1) == added ? moved : kept).push_back(slot);
     write_bucket(divided, false, kept);
     write_bucket(added, true, moved);
     heap_.set({{&header().buckets, checked(added + 1)}});
@@ -252,18 +338,18 @@ void Map::split() {
 
 void Map::for_each_block(const std::function<void(uint64_t)>& visit) const {
     visit(address_);
-    for (uint32_t table = 0; table <= table_of(buckets() - 1); table++) visit(header().tables[table]);
+    for (uint32_t table = 0; table <= table_of(buckets() - 1); table++)
+        visit(heap_.follow(header().tables[table]));
     uint64_t entries = 0;
     for (uint64_t bucket = 0; bucket < buckets(); bucket++) {
-        const MapLine* line = &line_of_bucket(bucket);
-        for (uint64_t lines = lines_max();; lines--) {
-            for (uint64_t slot : line->slots)
-                if (slot != 0) entries++, visit(reinterpret_cast<uint64_t>(&entry_in(slot)));
-            if (line->next == 0) break;
-            if (lines == 0) raise<CorruptHeap>("the Map at %#lx has a bucket that never ends", address_);
-            line = &line_at(line->next);
-            visit(reinterpret_cast<uint64_t>(line));
-        }
+        const MapLine* const first = &line_of_bucket(bucket);
+        for_each_line(bucket, [&](const MapLine& line) {
+            if (&line != first) visit(reinterpret_cast<uint64_t>(&line));
+        });
+        for_each_entry(bucket, [&](const MapEntry& entry) {
+            entries++;
+            visit(reinterpret_cast<uint64_t>(&entry));
+        });
     }
     if (entries != size())
         raise<CorruptHeap>("the Map at %#lx has %lu entries and says that it has %lu", address_, entries,
@@ -271,6 +357,7 @@ void Map::for_each_block(const std::function<void(uint64_t)>& visit) const {
 }
 
 void Map::destroy() {
+    note_change();
     std::vector<uint64_t> blocks;
     for_each_block([&](uint64_t block) { blocks.push_back(block); });
     for (uint64_t block : blocks) heap_.free_own(block);
@@ -278,6 +365,7 @@ void Map::destroy() {
 
 void Map::clear() {
     Transaction transaction(heap_);
+    note_change();
     std::vector<uint64_t> blocks;
     for_each_block([&](uint64_t block) {
         if (block != address_) blocks.push_back(block);

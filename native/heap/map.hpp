@@ -8,6 +8,11 @@
 // another value is another entry (a shadow copy, as is everything that nobody can see yet), and one slot is
 // swung.
 //
+// Damage is looked for where nothing is found: before a key is said not to be there, the check bits of each
+// slot that was passed are looked at, and an entry that is not the one though its slot says so must have the
+// hash of its own key. What is found is the entry that was put there, for its key was compared, and its sizes
+// are in what stands for its hash.
+//
 // Buckets lie in tables, each as large as all before it, so that they never move. A bucket's line is written
 // when the bucket comes into use.
 //
@@ -26,21 +31,25 @@ constexpr uint64_t kEntriesPerBucket = 5;  // on the average, before there is on
 constexpr uint32_t kMapTables = 44;
 
 struct MapLine {
-    uint64_t slots[kSlotsPerLine];  // [ 16 bits of the hash | address ], or 0
-    uint64_t next;
+    uint64_t slots[kSlotsPerLine];  // References to entries, with 16 bits of the hash
+    uint64_t next;                  // a Reference
 };
 
 struct MapHeader {
-    ObjectHeader object;  // its seed is the hash's; the lowest 16 bits are the face
-    uint64_t count;       // checked
-    uint64_t buckets;     // checked
-    uint64_t tables[kMapTables];
+    ObjectHeader object;          // its seed is the hash's; the lowest 16 bits are the face
+    uint64_t count;               // checked
+    uint64_t buckets;             // checked
+    uint64_t tables[kMapTables];  // References
 };
 
-struct MapEntry {  // then the key, then the value
-    uint64_t hash;
+struct MapEntry {   // then the key, then the value
+    uint64_t seal;  // the hash of the key, and both sizes
     uint32_t key_bytes, value_bytes;
 
+    static constexpr uint64_t sizes(uint64_t key_bytes, uint64_t value_bytes) {
+        return (key_bytes << 32 | value_bytes) * 0x9e3779b97f4a7c15;  // odd: other sizes, another product
+    }
+    uint64_t hash() const { return seal ^ sizes(key_bytes, value_bytes); }
     std::string_view key() const { return {reinterpret_cast<const char*>(this + 1), key_bytes}; }
     std::string_view value() const {
         return {reinterpret_cast<const char*>(this + 1) + key_bytes, value_bytes};
@@ -71,17 +80,31 @@ public:
     void clear();
     void destroy();  // frees everything, within a transaction; the root is the caller's to remove
 
-    // An iterator that knows when the map has changed its size, as a dict's does.
+    // An iterator that knows when keys have come or gone, as a dict's does: then it must not go on.
     class Cursor {
     public:
-        explicit Cursor(const Map& map) : map_(map), size_(map.size()) {}
+        explicit Cursor(const Map& map, uint64_t bucket = 0)
+            : map_(map), seen_(map.changes_->count), bucket_(bucket) {}
         const MapEntry* next();  // nullptr at the end
-        bool is_stale() const { return map_.size() != size_; }
+        bool is_stale() const { return map_.changes_->count != seen_; }
+        uint64_t bucket() const { return bucket_; }
 
     private:
         const Map& map_;
-        uint64_t size_, bucket_ = 0, line_ = 0, slot_ = 0, lines_ = 0;
+        uint64_t seen_, bucket_, line_ = 0, slot_ = 0, lines_ = 0;
     };
+    // Some entry, or nullptr: the first from where the last was found. So to take all, one by one, is to go
+    // over the map once.
+    const MapEntry* any();
+    // Going over the map in steps, whatever happens between them: a step shows the entries of some buckets,
+    // and returns from where the next one goes on. It begins with 0, and returns 0 at the end.
+    //
+    // A position is a hash with its bits reversed. A bucket holds the entries whose hashes end in the same
+    // bits, which is a range of positions, and a step shows whole ranges. Buckets are split and joined again
+    // (by a transaction that fails, or clear), but an entry's position stays. So each that is there
+    // throughout is shown once. The same holds for another owner of the heap.
+    uint64_t scan(uint64_t position, uint64_t at_least,
+                  const std::function<void(const MapEntry&)>& show) const;
     // Every allocation of this map, for whoever looks for leaks.
     void for_each_block(const std::function<void(uint64_t)>& visit) const;
 
@@ -95,11 +118,19 @@ private:
     uint64_t buckets() const;
     uint64_t lines_max() const { return size() / kSlotsPerLine + 2; }
     MapLine& line_of_bucket(uint64_t bucket) const;
-    MapLine& line_at(uint64_t address) const { return heap_.at<MapLine>(address); }
+    MapLine& line_at(uint64_t reference) const { return heap_.at<MapLine>(heap_.follow(reference)); }
+    const MapEntry& entry_at(uint64_t slot) const;
     const MapEntry& entry_in(uint64_t slot) const;
+    void require_sound(const MapEntry& entry) const;
+    Found found_nothing(const Found& where, uint64_t hash) const;
     Found find(std::string_view key, uint64_t hash) const;
+    template <class Visit>
+    void for_each_line(uint64_t bucket, const Visit& visit) const;
+    template <class Visit>
+    void for_each_entry(uint64_t bucket, const Visit& visit) const;
     uint64_t make_entry(std::string_view key, std::string_view value, uint64_t hash);
     void insert(const Found& where, uint64_t slot);
+    void note_change() { *changes_ = {changes_->count + 1, heap_.level()}; }
     void split();
     void write_bucket(uint64_t bucket, bool is_new, const std::vector<uint64_t>& slots);
     std::vector<uint64_t> empty_bucket(uint64_t bucket);
@@ -108,6 +139,8 @@ private:
     Heap& heap_;
     uint64_t address_;
     MapHeader* header_;
+    std::shared_ptr<Changes> changes_;  // of its keys, not of their values
+    uint64_t any_bucket_ = 0;
 };
 
 }  // namespace bequest

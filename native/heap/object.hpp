@@ -18,7 +18,7 @@ const char* name_of(ValueType type);
 // At the beginning of each. What follows it changes, and has checks of its own.
 struct ObjectHeader {
     uint64_t kind;
-    uint64_t seed;  // as the object pleases
+    uint64_t seed;  // as the object pleases; never changes
     uint64_t crc;   // of both
 
     static ObjectHeader make(ObjectKind kind, uint64_t seed);

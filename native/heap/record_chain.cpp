@@ -37,27 +37,31 @@ uint64_t make_block(Heap& heap, uint64_t first_index, uint64_t nbytes_min) {
 
 }  // namespace
 
-uint64_t RecordChain::make(Heap& heap, ObjectKind kind) {
+uint64_t RecordChain::make(Heap& heap, ObjectKind kind, ValueType records) {
     const uint64_t block = make_block(heap, 0, 0);
     const uint64_t address = heap.alloc(sizeof(ChainHeader));
     const uint64_t nothing = ChainPlace{0, 0}.packed();
-    const ChainHeader header{ObjectHeader::make(kind, 0), block, block, nothing, nothing};
+    const uint64_t reference = Reference::make(block).bits;
+    const ChainHeader header{ObjectHeader::make(kind, static_cast<uint64_t>(records)), reference, reference,
+                             nothing, nothing};
     heap.medium().copy(reinterpret_cast<void*>(address), &header, sizeof header);
     return address;
 }
 
-RecordChain::RecordChain(Heap& heap, std::string_view name, ObjectKind kind)
+RecordChain::RecordChain(Heap& heap, std::string_view name, ObjectKind kind, ValueType records)
     : heap_(heap),
-      address_(find_or_make(heap, name, kind, [kind](Heap& h) { return make(h, kind); })),
+      name_(name),
+      address_(find_or_make(heap, name, kind, [&](Heap& h) { return make(h, kind, records); })),
       header_(&heap.at<ChainHeader>(address_)) {
     header().object.check(kind, address_);
 }
 
 void RecordChain::raise_damaged(const char* what) const {
-    raise<CorruptHeap>("the %s at %#lx has %s", name_of(header().object.kind), address_, what);
+    raise<CorruptHeap>("the %s '%s' has %s", name_of(header().object.kind), name_.c_str(), what);
 }
 
-ChainBlock& RecordChain::block_at(uint64_t address) const {
+ChainBlock& RecordChain::block_at(uint64_t reference) const {
+    const uint64_t address = heap_.follow(reference);
     auto& block = heap_.at<ChainBlock>(address);
     if (block.crc != crc_of(block)) raise_damaged("a damaged block");
     heap_.require(address, sizeof block + block.nbytes);
@@ -73,7 +77,7 @@ ChainPlace RecordChain::place(uint64_t word, const ChainBlock& block) const {
 }
 
 uint64_t RecordChain::first_index() const {
-    const ChainBlock& block = block_at(header().first_block);
+    const ChainBlock& block = first_block();
     return block.first_index + place(header().first, block).records;
 }
 
@@ -82,11 +86,18 @@ uint64_t RecordChain::end_index() const {
     return block.first_index + place(header().last, block).records;
 }
 
+uint64_t RecordChain::size() const {
+    const uint64_t first = first_index(), end = end_index();
+    if (first > end) raise_damaged("an end before its beginning");
+    return end - first;
+}
+
 // --- adding ---------------------------------------------------------------------------------------
 
 ChainPlace RecordChain::write(ChainBlock& block, ChainPlace at, std::string_view data) {
     const auto nbytes = static_cast<uint32_t>(data.size());
-    const ChainRecord record{nbytes, crc_of(block.first_index + at.records, nbytes, data.data())};
+    const ChainRecord record{ChainRecord::packed(nbytes),
+                             crc_of(block.first_index + at.records, nbytes, data.data())};
     unsigned char* there = data_of(block, at.words);
     heap_.medium().copy(there, &record, sizeof record);
     heap_.medium().copy(there + sizeof record, data.data(), data.size());
@@ -97,7 +108,8 @@ ChainPlace RecordChain::write(ChainBlock& block, ChainPlace at, std::string_view
 ChainBlock& RecordChain::add_block(const ChainBlock& last, uint64_t first_index, uint64_t nbytes_min) {
     const uint64_t address = make_block(heap_, first_index, nbytes_min);
     auto& next = const_cast<uint64_t&>(last.next);
-    heap_.set({{&next, address}, {&header().last_block, address}});
+    const uint64_t reference = Reference::make(address).bits;
+    heap_.set({{&next, reference}, {&header().last_block, reference}});
     return heap_.at<ChainBlock>(address);
 }
 
@@ -127,23 +139,19 @@ uint64_t RecordChain::append(std::span<const std::string_view> records) {
 
 // --- reading --------------------------------------------------------------------------------------
 
-const ChainRecord& RecordChain::record_at(const ChainBlock& block, uint64_t words, uint64_t index) const {
-    const auto& record = *reinterpret_cast<const ChainRecord*>(data_of(block, words));
-    if ((words + 1) * 8 > block.nbytes || (words + words_of(record.nbytes)) * 8 > block.nbytes ||
-        record.crc != crc_of(index, record.nbytes, &record + 1))
-        raise_damaged("a damaged record");
-    return record;
-}
-
 RecordChain::Cursor::Cursor(const RecordChain& chain, uint64_t index)
-    : chain_(chain), block_(&chain.block_at(chain.header().first_block)), blocks_left_(chain.blocks_max()) {
+    : chain_(chain), block_(&chain.first_block()), blocks_left_(chain.blocks_max()) {
     const ChainPlace first = chain.place(chain.header().first, *block_);
     words_ = first.words;
     index_ = block_->first_index + first.records;
-    const uint64_t wanted = std::min(index, chain.end_index());
+    const uint64_t end = chain.end_index(), wanted = std::min(index, end);
     while (pass_block(wanted)) {  // blocks of which nothing is wanted are passed over whole
     }
-    while (index_ < wanted) next();
+    if (wanted == end && block_->next == 0) {
+        index_ = end;
+        words_ = chain.place(chain.header().last, *block_).words;
+    }
+    while (index_ < wanted) pass();
 }
 
 // Goes to the next block, if that begins no later than with this index.
@@ -158,14 +166,39 @@ bool RecordChain::Cursor::pass_block(uint64_t wanted) {
     return true;
 }
 
+// The one at the cursor, of which nothing but its length has been looked at.
+const ChainRecord& RecordChain::Cursor::record() const {
+    const auto& record = *reinterpret_cast<const ChainRecord*>(data_of(*block_, words_));
+    if ((words_ + 1) * 8 <= block_->nbytes && record.sound() &&
+        (words_ + words_of(record.nbytes())) * 8 <= block_->nbytes)
+        return record;
+    const uint64_t reached =
+        block_->next == 0 ? chain_.end_index() : chain_.block_at(block_->next).first_index;
+    raise<CorruptHeap>(
+        "record %lu of the %s '%s' is damaged, and where it ends cannot be known: after it, records can be "
+        "read from %lu on, and what lies before that can be dropped",
+        index_, name_of(chain_.header().object.kind), chain_.name_.c_str(), reached);
+}
+
+const ChainRecord& RecordChain::Cursor::pass() {
+    const ChainRecord& passed = record();
+    words_ += words_of(passed.nbytes());
+    index_++;
+    return passed;
+}
+
 std::optional<std::string_view> RecordChain::Cursor::next() {
     if (index_ >= chain_.end_index()) return std::nullopt;
     while (pass_block(index_)) {
     }
-    const ChainRecord& record = chain_.record_at(*block_, words_, index_);
-    words_ += words_of(record.nbytes);
-    index_++;
-    return std::string_view(reinterpret_cast<const char*>(&record + 1), record.nbytes);
+    const ChainRecord& found = record();
+    if (found.crc != crc_of(index_, found.nbytes(), &found + 1))
+        raise<CorruptHeap>(
+            "record %lu of the %s '%s' is damaged: those after it can be read from %lu on, and what lies "
+            "before that can be dropped",
+            index_, name_of(chain_.header().object.kind), chain_.name_.c_str(), index_ + 1);
+    pass();
+    return std::string_view(reinterpret_cast<const char*>(&found + 1), found.nbytes());
 }
 
 // --- dropping -------------------------------------------------------------------------------------
@@ -175,14 +208,14 @@ uint64_t RecordChain::drop_before(uint64_t index) {
     const Cursor cursor(*this, index);
     if (cursor.index_ <= first) return 0;
     const ChainPlace place{cursor.index_ - cursor.block_->first_index, cursor.words_};
-    const auto kept = reinterpret_cast<uint64_t>(cursor.block_);
+    const uint64_t kept = Reference::make(reinterpret_cast<uint64_t>(cursor.block_)).bits;
     if (kept == header().first_block) {
         heap_.publish(header().first, place.packed());
         return cursor.index_ - first;
     }
     Transaction transaction(heap_);
-    for (uint64_t address = header().first_block; address != kept; address = block_at(address).next)
-        heap_.free_own(address);
+    for (uint64_t block = header().first_block; block != kept; block = block_at(block).next)
+        heap_.free_own(heap_.follow(block));
     heap_.set({{&header().first_block, kept}, {&header().first, place.packed()}});
     transaction.commit();
     return cursor.index_ - first;
@@ -191,10 +224,10 @@ uint64_t RecordChain::drop_before(uint64_t index) {
 void RecordChain::for_each_block(const std::function<void(uint64_t)>& visit) const {
     visit(address_);
     uint64_t last = 0, blocks = 0;
-    for (uint64_t address = header().first_block; address != 0; address = block_at(address).next) {
+    for (uint64_t block = header().first_block; block != 0; block = block_at(block).next) {
         if (blocks++ > blocks_max()) raise_damaged("blocks that lead in a circle");
-        visit(address);
-        last = address;
+        visit(heap_.follow(block));
+        last = block;
     }
     if (last != header().last_block) raise_damaged("a last block that is not its last");
 }

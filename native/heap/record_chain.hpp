@@ -8,10 +8,16 @@
 //
 // An index counts all records that there ever were; a block knows the index of its first. Each record's
 // checksum covers its index too, so that an old one in its place is not taken for it.
+//
+// Damage stays where it is. Records are passed over by their lengths, which have check bits of their own, and
+// a checksum is computed of what is returned alone: so a record whose data are damaged can be read past and
+// dropped. One whose length is damaged hides those behind it in its block: `Cursor` says where the next ones
+// are that can be reached.
 #pragma once
 
 #include <functional>
 #include <span>
+#include <string>
 
 #include "object.hpp"
 
@@ -27,45 +33,54 @@ struct ChainPlace {  // in a block: how many records lie before it, and how many
 };
 
 struct ChainBlock {  // then its records
-    uint64_t next;
+    uint64_t next;   // a Reference
     uint64_t first_index;
     uint64_t nbytes;  // of records, at most
     uint64_t crc;     // of the two before
 };
 
 struct ChainRecord {  // then its data, up to a multiple of 8 bytes
-    uint32_t nbytes;
-    uint32_t crc;  // of its index, its size and its data
+    uint32_t length;  // [ check: 4 | bytes: 28 ]
+    uint32_t crc;     // of its index, its size and its data
+
+    static constexpr unsigned kBits = 28;
+    static constexpr uint32_t packed(uint32_t nbytes) {
+        return nbytes | static_cast<uint32_t>(Reference::folded(nbytes) ^ 0xa) << kBits;
+    }
+    uint32_t nbytes() const { return length & ((1u << kBits) - 1); }
+    bool sound() const { return length == packed(nbytes()); }
 };
 
 struct ChainHeader {
     ObjectHeader object;
-    uint64_t first_block, last_block;
-    uint64_t first, last;  // ChainPlace in them
+    uint64_t first_block, last_block;  // References
+    uint64_t first, last;              // ChainPlace in them
 };
 
 class RecordChain {
 public:
-    static constexpr uint64_t kRecordBytesMax = 256 << 20;
+    static constexpr uint64_t kRecordBytesMax = (1ull << ChainRecord::kBits) - 1;
 
-    RecordChain(Heap& heap, std::string_view name, ObjectKind kind);
-    static uint64_t make(Heap& heap, ObjectKind kind);  // within a transaction
+    // What its records are to its users is noted in it; an older one has been made for something of its own.
+    RecordChain(Heap& heap, std::string_view name, ObjectKind kind, ValueType records = ValueType::kBytes);
+    static uint64_t make(Heap& heap, ObjectKind kind, ValueType records);  // within a transaction
+    ValueType records() const { return static_cast<ValueType>(header().object.seed); }
 
     Heap& heap() const { return heap_; }
     uint64_t address() const { return address_; }
     uint64_t first_index() const;
     uint64_t end_index() const;
-    uint64_t size() const { return end_index() - first_index(); }
+    uint64_t size() const;
 
     // All of them or none. The index of the first.
     uint64_t append(std::span<const std::string_view> records);
     uint64_t append(std::string_view record) { return append({&record, 1}); }
-    // Drops all before `index`; how many those were.
+    // Drops all before `index`, damaged ones too; how many those were.
     uint64_t drop_before(uint64_t index);
     void destroy();  // frees everything, within a transaction
 
-    // Good until its record is dropped: one step from a given index to the end. Records are checked as they
-    // are read.
+    // Good until its record is dropped: one step from a given index to the end. Throws CorruptHeap if the
+    // next one is damaged: a cursor that begins behind it goes on.
     class Cursor {
     public:
         Cursor(const RecordChain& chain, uint64_t index);
@@ -75,6 +90,8 @@ public:
     private:
         friend class RecordChain;
         bool pass_block(uint64_t wanted);
+        const ChainRecord& pass();
+        const ChainRecord& record() const;
 
         const RecordChain& chain_;
         const ChainBlock* block_;
@@ -84,15 +101,16 @@ public:
 
 private:
     ChainHeader& header() const { return *header_; }
-    ChainBlock& block_at(uint64_t address) const;
+    ChainBlock& block_at(uint64_t reference) const;
+    ChainBlock& first_block() const { return block_at(header().first_block); }
     uint64_t blocks_max() const;
     ChainPlace place(uint64_t word, const ChainBlock& block) const;
     ChainPlace write(ChainBlock& block, ChainPlace at, std::string_view record);
     ChainBlock& add_block(const ChainBlock& last, uint64_t first_index, uint64_t nbytes_min);
-    const ChainRecord& record_at(const ChainBlock& block, uint64_t words, uint64_t index) const;
     [[noreturn]] void raise_damaged(const char* what) const;
 
     Heap& heap_;
+    std::string name_;
     uint64_t address_;
     ChainHeader* header_;
 };

@@ -90,6 +90,13 @@ bool Segment::can_be_logged(uint64_t address, uint64_t nbytes) const {
     return header_->index == 0 && within(heap_header + offsetof(HeapHeader, roots), 2 * sizeof(uint64_t));
 }
 
+uint64_t Segment::units_taken(uint64_t chunk, uint64_t word) const {
+    const uint64_t bits = bitmap(chunk)[word];
+    if (!is_sound(bits))
+        raise<CorruptHeap>("what says which units are in use at %#lx is damaged", address_of(chunk));
+    return bits & kCheckedMask;
+}
+
 ChunkWord Segment::record(uint64_t chunk) const {
     const ChunkWord word{table_[chunk]};
     if (!word.sound() || word.chunks() > chunk_count() - chunk ||
@@ -111,9 +118,10 @@ void Segment::cut(uint64_t chunk, uint64_t chunks, uint64_t total) const {
 
 ChunkWord Segment::make_run(uint64_t chunk, uint64_t chunks, uint32_t size_class) const {
     const ChunkWord run = ChunkWord::make(ChunkKind::kRun, chunks, size_class);
-    static constexpr uint64_t kZeros[kRunWordsMax] = {};
+    uint64_t empty[kRunWordsMax];
+    std::fill_n(empty, shape(run).words(), checked(0));
     const uint64_t bitmap_bytes = shape(run).words() * sizeof(uint64_t);
-    medium_.copy(bitmap(chunk), kZeros, bitmap_bytes);
+    medium_.copy(bitmap(chunk), empty, bitmap_bytes);
     medium_.persist(bitmap(chunk), bitmap_bytes);
     // It need not be durable before the next fence: until a commit has set a bit, the run is as good as free.
     medium_.store(table_[chunk], run.bits);

@@ -40,6 +40,7 @@ public:
         return RunShape::make(run.chunks() << header_->chunk_bits, unit_bytes_of(run.size_class()));
     }
     uint64_t* bitmap(uint64_t chunk) const { return reinterpret_cast<uint64_t*>(address_of(chunk)); }
+    uint64_t units_taken(uint64_t chunk, uint64_t word) const;  // of a run's bitmap; throws CorruptHeap
 
     // Each of these means nothing until the first chunk's word has been written. `total` free chunks from
     // `chunk` on become a record of `chunks` and one of what is left.

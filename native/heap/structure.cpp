@@ -91,7 +91,7 @@ Struct::Struct(Heap& heap, uint64_t address, const StructLayout& layout)
 void Struct::set_word(uint64_t field, uint64_t value) { heap_->publish(words_[field], value); }
 
 std::string_view Struct::bytes(uint64_t field) const {
-    const uint64_t address = words_[field];
+    const uint64_t address = heap_->follow(words_[field]);
     if (address == 0) return {};
     const auto& block = heap_->at<TextBlock>(address);
     const uint64_t nbytes = block.nbytes & kCheckedMask;
@@ -114,8 +114,8 @@ void Struct::set_bytes(uint64_t field, std::string_view value) {
     uint64_t& word = words_[field];
     Transaction transaction(*heap_);
     const uint64_t address = make_text(value);
-    if (word != 0) heap_->free_own(word);
-    heap_->set({{&word, address}});
+    if (word != 0) heap_->free_own(heap_->follow(word));
+    heap_->set({{&word, Reference::make(address).bits}});
     transaction.commit();
 }
 
@@ -124,7 +124,7 @@ void Struct::for_each_block(const std::function<void(uint64_t)>& visit) const {
     for (uint64_t field = 0; field < types_.size(); field++) {
         if (!is_reference(field) || words_[field] == 0) continue;
         bytes(field);  // checks it
-        visit(words_[field]);
+        visit(heap_->follow(words_[field]));
     }
 }
 

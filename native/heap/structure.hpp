@@ -2,8 +2,8 @@
 //
 // Theory of operation. One allocation: a header, the layout as text, then a word for each field. A number is
 // its word, so to change it is to change one word. Bytes and text lie in a block of their own, and the word
-// is its address (0: there are none): another value is another block, made aside, and the word is swung. Both
-// happen at once, or with the transaction under way.
+// is a Reference to it (0: there are none): another value is another block, made aside, and the word is
+// swung. Both happen at once, or with the transaction under way.
 //
 // The layout, a line of name and type for each field, is kept for whoever opens it later with another one in
 // mind: the object's seed is its length and its checksum.

@@ -31,8 +31,9 @@ uint32_t checksum(uint32_t seed, const LogEntry& entry, const void* data) {
 }  // namespace
 
 // What an earlier heap has left in the same memory, perhaps with the same serial, is not this heap's.
-TransactionLog::TransactionLog(Medium medium, uint64_t heap_id, uint64_t& phase, LogArea first, LogHost& host)
-    : medium_(medium), seed_(crc32c_word(~0u, heap_id)), phase_(phase), first_(first), host_(host) {}
+TransactionLog::TransactionLog(Medium medium, uint64_t heap_id, HeapHeader& header, LogArea first,
+                               LogHost& host)
+    : medium_(medium), seed_(crc32c_word(~0u, heap_id)), header_(header), first_(first), host_(host) {}
 
 void TransactionLog::begin() {
     area_ = first_;
@@ -98,19 +99,26 @@ std::vector<const LogEntry*> TransactionLog::read() const {
             raise<CorruptHeap>("the heap's log goes on at %#lx, which is not the heap's", area.address);
         offset = 0;
     }
+    require_hardened(found.size());
     return found;
 }
 
+void TransactionLog::require_hardened(uint64_t found) const {
+    const Hardened hardened{header_.hardened};
+    if (!hardened.sound())
+        raise<CorruptHeap>("the word %#lx, which says how much of the heap's log is whole, is damaged",
+                           hardened.bits);
+    if (hardened.is_of(phase().serial()) && found < hardened.entries())
+        raise<CorruptHeap>(
+            "the heap's log is damaged: of %lu entries of the transaction under way %lu are left, and "
+            "without the others it cannot be undone",
+            hardened.entries(), found);
+}
+
+// Cut off, it is done again: the log holds until the serial is raised, and nobody reads the place before.
 void TransactionLog::put(const LogEntry& entry) {
     auto* place = reinterpret_cast<void*>(entry.address);
-    // A word that counts by itself is never torn, nor when it is put back.
-    if (entry.nbytes == sizeof(uint64_t) && entry.address % sizeof(uint64_t) == 0) {
-        uint64_t value;
-        std::memcpy(&value, data_of(entry), sizeof value);
-        medium_.store(*static_cast<uint64_t*>(place), value);
-    } else {
-        medium_.copy(place, data_of(entry), entry.nbytes);
-    }
+    medium_.copy(place, data_of(entry), entry.nbytes);
     medium_.flush(place, entry.nbytes);
 }
 
@@ -137,12 +145,14 @@ void TransactionLog::redo() {
     medium_.fence();
 }
 
-void TransactionLog::mark_redo() { medium_.commit(phase_, Phase::make(phase().serial(), true).bits); }
+void TransactionLog::mark_redo() { medium_.commit(header_.phase, Phase::make(phase().serial(), true).bits); }
 
-void TransactionLog::raise_serial() { medium_.commit(phase_, Phase::make(phase().serial() + 1, false).bits); }
+void TransactionLog::raise_serial() {
+    medium_.commit(header_.phase, Phase::make(phase().serial() + 1, false).bits);
+}
 
 TransactionLog::Recovery TransactionLog::recover() {
-    if (!phase().sound()) raise<CorruptHeap>("the heap's phase word %#lx is damaged", phase_);
+    if (!phase().sound()) raise<CorruptHeap>("the heap's phase word %#lx is damaged", header_.phase);
     Recovery recovery;
     for (const LogEntry* entry : read())
         if (kind_of(*entry) == (phase().redo() ? EntryKind::kRedo : EntryKind::kUndo)) {

@@ -28,7 +28,7 @@ struct LogHost {
 
 class TransactionLog {
 public:
-    TransactionLog(Medium medium, uint64_t heap_id, uint64_t& phase, LogArea first, LogHost& host);
+    TransactionLog(Medium medium, uint64_t heap_id, HeapHeader& header, LogArea first, LogHost& host);
 
     // Goes to the beginning. The serial must have been raised since there was anything in it.
     void begin();
@@ -37,7 +37,11 @@ public:
 
     // Written, but not durable before `harden`.
     void append(EntryKind kind, const void* at, const void* data, uint64_t nbytes);
-    void harden() const { medium_.fence(); }
+    // What was appended is durable from here on. That it was is noted for whoever finds it damaged.
+    void harden() const {
+        medium_.fence();
+        medium_.store(header_.hardened, Hardened::make(phase().serial(), entries_).bits);
+    }
     // At most once in a transaction for each word, as far as it remembers.
     void append_undo(const uint64_t& word) {
         if (remember(&word)) append(EntryKind::kUndo, &word, &word, sizeof word);
@@ -72,14 +76,15 @@ private:
     void move_on(uint64_t nbytes);
     const LogEntry* valid_entry(const LogArea& area, uint64_t offset, uint64_t serial) const;
     std::vector<const LogEntry*> read() const;
+    void require_hardened(uint64_t found) const;
     void put(const LogEntry& entry);
-    Phase phase() const { return {phase_}; }
+    Phase phase() const { return {header_.phase}; }
 
     static constexpr uint64_t kWordsRemembered = 64;
 
     Medium medium_;
     uint32_t seed_;
-    uint64_t& phase_;
+    HeapHeader& header_;
     LogArea first_;
     LogHost& host_;
     LogArea area_ = first_;

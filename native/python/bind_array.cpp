@@ -10,9 +10,9 @@ namespace {
 
 using ArrayBase = InHeap<Array>;
 
-std::optional<std::string> text_of(nb::handle_t<HeapBase> heap, const std::string& name) {
+std::optional<std::string> text_of(nb::handle heap, nb::handle name) {
     Heap& native = heap_of(heap).usable();
-    const auto root = native.find_root(name);
+    const auto root = native.find_root(root_name(name));
     if (!root) return std::nullopt;
     return std::string(Array(native, require_kind(*root, ObjectKind::kArray)).text());
 }
@@ -50,7 +50,7 @@ void bind_array(nb::module_& m) {
             },
             "heap"_a, "name"_a, "text"_a, "row_bytes"_a, "rows"_a)
         .def_prop_ro("heap", &ArrayBase::heap)
-        .def_prop_ro("name", &ArrayBase::name)
+        .def_prop_ro("name", &name_of_made<ArrayBase>)
         .def("transaction", &ArrayBase::transaction)
         .def("__len__", [](ArrayBase& self) { return self.usable().rows(); })
         .def("_view", &view_of)
@@ -62,7 +62,8 @@ void bind_array(nb::module_& m) {
             "_snapshot",
             [](ArrayBase& self, uint64_t offset, uint64_t nbytes) { self.usable().snapshot(offset, nbytes); },
             "offset"_a, "nbytes"_a);
-    m.def("array_text", &text_of, "heap"_a, "name"_a, "Of the Array of this name, if there is one.");
+    m.def("array_text", &text_of, "heap"_a.none(), "name"_a.none(),
+          "Of the Array of this name, if there is one.");
 }
 
 }  // namespace bequest

@@ -36,7 +36,7 @@ bool is_revoked(const Fault& fault) {
         if (!holding) return;
         if (const Loss* loss = holding->loss_at(fault.address)) {
             revoked = loss->stolen;
-        } else if (!member->attachment.still_ours(holding->piece_at(fault.address)->extent)) {
+        } else if (const uint64_t at = fault.address - holding->address(); !holding->stands({at, at + 1})) {
             revoked = true;
         }
     });

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <set>
 
+#include "../heap/named_memory.hpp"
 #include "../heap/removal.hpp"
 
 namespace bequest {
@@ -44,6 +45,21 @@ nb::list roots_of(HeapBase& base) {
         all.append(
             nb::make_tuple(nb::bytes(root.name.data(), root.name.size()), name_of(root.kind), root.address));
     return all;
+}
+
+bool contains(HeapBase& base, nb::handle name) {
+    return PyUnicode_Check(name.ptr()) && base.usable().find_root(nb::cast<std::string>(name)).has_value();
+}
+
+nb::object memory_named(HeapBase& base, nb::handle name) {
+    const auto memory = find_memory(base.usable(), root_name(name));
+    if (!memory) return nb::none();
+    return base.view(memory->address, memory->nbytes);
+}
+
+nb::object make_memory_named(HeapBase& base, nb::handle name, uint64_t nbytes) {
+    const HeapMemory memory = make_memory(base.usable(), root_name(name), nbytes);
+    return base.view(memory.address, memory.nbytes);
 }
 
 }  // namespace
@@ -152,6 +168,23 @@ std::optional<HeapMemory> HeapBase::grow(uint64_t least, uint64_t wished) {
     return memory;
 }
 
+void HeapBase::extend(const nb::object& object) {
+    Heap& heap = usable();
+    const HeapMemory memory = borrow(object);
+    try {
+        const RegionBase& region = *nb::inst_ptr<RegionBase>(object);
+        if (region.span.start != 0 || region.span.end != region.holding->nbytes())
+            raise<HeapMisuse>("a heap grows by whole regions, and this is a part of one");
+        heap.extend(memory);
+    } catch (...) {
+        PyBuffer_Release(views_.back().get());
+        views_.pop_back();
+        nb::del(regions_[regions_.size() - 1]);
+        throw;
+    }
+    keep_together();
+}
+
 void HeapBase::require_owned() const {
     for (size_t i = 0; i < regions_.size(); i++) {
         nb::object region = regions_[i];
@@ -224,6 +257,22 @@ void HeapBase::close() {
     give_back();
 }
 
+HeapBase& heap_of(nb::handle heap) {
+    if (!nb::isinstance<HeapBase>(heap))
+        raise_error("TypeError", "a Heap is wanted here, from Heap.create() or Heap.open(), not a %s",
+                    Py_TYPE(heap.ptr())->tp_name);
+    return instance_of<HeapBase>(heap.ptr());
+}
+
+std::string root_name(nb::handle name) {
+    if (!PyUnicode_Check(name.ptr()))
+        raise_error("TypeError", "a name in a heap is a str, not a %s", Py_TYPE(name.ptr())->tp_name);
+    Py_ssize_t nbytes = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(name.ptr(), &nbytes);
+    if (!text) throw nb::python_error();
+    return {text, static_cast<size_t>(nbytes)};
+}
+
 Bytes::Bytes(PyObject* object) {
     if (PyBytes_CheckExact(object)) {
         view_ = {PyBytes_AS_STRING(object), static_cast<size_t>(PyBytes_GET_SIZE(object))};
@@ -231,6 +280,9 @@ Bytes::Bytes(PyObject* object) {
     }
     if (PyUnicode_Check(object))
         raise_error("TypeError", "bytes are wanted here, not str: say text.encode()");
+    if (!PyObject_CheckBuffer(object))
+        raise_error("TypeError", "bytes are wanted here, or what has a buffer, not a %s",
+                    Py_TYPE(object)->tp_name);
     if (PyObject_GetBuffer(object, &buffer_, PyBUF_SIMPLE) != 0) throw nb::python_error();
     held_ = true;
     view_ = {static_cast<const char*>(buffer_.buf), static_cast<size_t>(buffer_.len)};
@@ -242,6 +294,7 @@ void bind_heap(nb::module_& m) {
         .def(nb::init<nb::object, std::optional<uint64_t>, bool, nb::object>(), "region"_a,
              "heap_id"_a.none(), "durable"_a, "grow"_a.none())
         .def("close", &HeapBase::close)
+        .def("extend", &HeapBase::extend, "region"_a.none())
         .def_prop_ro("is_open", &HeapBase::is_open)
         .def_prop_ro("durable", [](HeapBase& h) { return h.usable().medium().is_durable(); })
         .def_prop_ro("_regions", &HeapBase::regions)
@@ -250,37 +303,12 @@ void bind_heap(nb::module_& m) {
         .def_prop_ro("address", [](HeapBase& h) { return h.usable().address(); })
         .def_prop_ro("nbytes", [](HeapBase& h) { return h.usable().nbytes(); })
         .def_prop_ro("free_bytes", [](HeapBase& h) { return h.usable().free_bytes(); })
+        .def("__contains__", &contains, "name"_a.none())
+        .def("_find_memory", &memory_named, "name"_a.none())
+        .def("_make_memory", &make_memory_named, "name"_a.none(), "nbytes"_a)
         .def(
-            "_alloc", [](HeapBase& h, uint64_t nbytes) { return h.usable().alloc(nbytes); }, "nbytes"_a)
-        .def(
-            "_free", [](HeapBase& h, uint64_t address) { h.usable().free(address); }, "address"_a)
-        .def(
-            "_view",
-            [](HeapBase& h, uint64_t address, uint64_t nbytes) {
-                h.usable();
-                return h.view(address, nbytes);
-            },
-            "address"_a, "nbytes"_a)
-        .def(
-            "_nbytes_of", [](HeapBase& h, uint64_t address) { return h.usable().nbytes_of(address); },
-            "address"_a)
-        .def(
-            "_find_root",
-            [](HeapBase& h, const std::string& name) -> nb::object {
-                const auto root = h.usable().find_root(name);
-                if (!root) return nb::none();
-                return nb::make_tuple(root->address, name_of(root->kind));
-            },
-            "name"_a)
-        .def(
-            "_set_root",
-            [](HeapBase& h, const std::string& name, uint64_t address) {
-                h.usable().set_root(name, address, static_cast<uint64_t>(ObjectKind::kMemory));
-            },
-            "name"_a, "address"_a)
-        .def(
-            "_remove", [](HeapBase& h, const std::string& name) { return remove(h.usable(), name); },
-            "name"_a);
+            "_remove", [](HeapBase& h, nb::handle name) { return remove(h.usable(), root_name(name)); },
+            "name"_a.none());
 }
 
 }  // namespace bequest

@@ -105,8 +105,10 @@ nb::list inherit(nb::handle_t<ProcessBase> self, uint32_t dead, uint32_t incarna
 
 bool holds(const Member& member, const Extent& extent) {
     for (const Holding* holding : member.holdings)
-        for (const PlacedExtent& piece : holding->pieces())
-            if (piece.extent.descriptor == extent.descriptor && piece.extent.word == extent.word) return true;
+        if (!holding->is_reading())
+            for (const PlacedExtent& piece : holding->pieces())
+                if (piece.extent.descriptor == extent.descriptor && piece.extent.word == extent.word)
+                    return true;
     return false;
 }
 
@@ -211,6 +213,7 @@ void check_grantable(const Member& member, const RegionBase& region) {
     region.require_owned();
     region.require_memory("granted; use send()");
     region.require_unborrowed("granted");
+    region.require_unfrozen("granted");
 }
 
 // The regions' memory as far as it fits; what does not stays with the caller.
@@ -277,6 +280,7 @@ nb::object surrender(ProcessBase& process, RegionBase& region) {
     region.require_owned();
     region.require_memory("granted");
     region.require_unborrowed("granted");
+    region.require_unfrozen("granted");
     const auto extent = region.holding->take_out(region.holding->pages_of(region.span));
     if (!extent) region.require_unstolen();
     if (!extent) raise_error("RackMemoryError", "the V2P table has no descriptor left");
@@ -307,7 +311,7 @@ nb::object region_at(nb::handle_t<ProcessBase> self, uint64_t place, uint64_t ad
     ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
     for (Holding* holding : process.usable().holdings) {
         const uint64_t start = holding->address(), end = start + holding->nbytes();
-        if (place < start || place >= end) continue;
+        if (place < start || place >= end || holding->is_reading()) continue;
         const Span wanted{std::max(address, start) - start, std::min(address + nbytes, end) - start};
         for (const Span& owned : holding->remaining(wanted)) {
             if (place - start < owned.start || place - start >= owned.end) continue;
@@ -375,6 +379,7 @@ void bind_process(nb::module_& m) {
                      })
         .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a, "stealable"_a = true)
         .def("_adopt", &adopt, "victim"_a, "incarnation"_a)
+        .def("_count_resumed", [](ProcessBase& p) { p.usable().attachment.count_resumed(); })
         .def("_map_ahead", &map_ahead, "victim"_a)
         .def("_inherit", &inherit, "dead"_a, "incarnation"_a, "limit"_a)
         .def("_accept", &accept, "inbox"_a, "limit"_a, "timeout_ns"_a)

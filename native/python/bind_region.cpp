@@ -11,10 +11,6 @@
 
 namespace bequest {
 
-namespace {
-
-unsigned char nothing[1];  // where the buffer of an empty region points
-
 // Whoever installs a handler after us would get the faults of this view. To look takes two system calls, more
 // than to make a view: so at most once in each tick of the kernel's coarse clock, some milliseconds.
 void look_who_stands_first() {
@@ -25,6 +21,10 @@ void look_who_stands_first() {
     if (last.exchange(tick, std::memory_order_relaxed) != tick) stand_first_in_line();
 }
 
+namespace {
+
+unsigned char nothing[1];  // where the buffer of an empty region points
+
 int get_buffer(PyObject* self, Py_buffer* view, int flags) {
     try {
         RegionBase& region = *nb::inst_ptr<RegionBase>(self);
@@ -32,12 +32,16 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
         const uint64_t bytes = region.span.end - region.span.start;
         void* data =
             bytes == 0 ? nothing : reinterpret_cast<void*>(region.holding->address() + region.span.start);
+        const bool is_frozen = region.holding->is_frozen();
         const bool is_sealed = region.holding->is_sealed();
+        if (is_frozen && (flags & PyBUF_WRITABLE))
+            raise_error("RegionFrozen", "this region is frozen, so it can only be read; thaw() it to write");
         if (is_sealed && (flags & PyBUF_WRITABLE))
             raise_error("RegionSealed",
                         "this region is sealed, so it can only be read; unseal() it to write");
         look_who_stands_first();
-        if (PyBuffer_FillInfo(view, self, data, static_cast<Py_ssize_t>(bytes), is_sealed, flags) != 0)
+        if (PyBuffer_FillInfo(view, self, data, static_cast<Py_ssize_t>(bytes), is_sealed || is_frozen,
+                              flags) != 0)
             return -1;
         region.holding->borrow(region.span);
         return 0;
@@ -105,6 +109,7 @@ uint64_t free_region(RegionBase& region) {
     region.require_owned();
     region.require_unborrowed("freed");
     if (region.span.start == region.span.end) return 0;
+    region.require_whole_if_frozen("freed");
     const uint64_t freed = region.holding->free_span(region.holding->pages_of(region.span));
     region.holding->fate = "was freed";
     part_from_companions(*region.holding);
@@ -115,6 +120,7 @@ uint64_t free_region(RegionBase& region) {
 uint64_t free_remaining(RegionBase& region) {
     Holding& holding = region.usable();
     region.require_unborrowed("freed");
+    region.require_whole_if_frozen("freed");
     uint64_t freed = holding.free_bad(region.span);
     for (const Span& owned : holding.remaining(region.span))
         freed += holding.free_span(holding.pages_of(owned));
@@ -128,6 +134,7 @@ nb::list split(nb::handle_t<RegionBase> self, const std::vector<uint64_t>& offse
     RegionBase& region = *nb::inst_ptr<RegionBase>(self);
     region.require_owned();
     region.require_memory("split");
+    region.require_unfrozen("split");
     region.require_unborrowed("split");
     nb::list parts;
     uint64_t start = region.span.start;
@@ -153,6 +160,8 @@ nb::object merge(nb::handle_t<RegionBase> self, RegionBase& other) {
     other.require_owned();
     region.require_memory("merged");
     other.require_memory("merged");
+    region.require_unfrozen("merged");
+    other.require_unfrozen("merged");
     region.require_unborrowed("merged");
     other.require_unborrowed("merged");
     const Span left = region.holding->pages_of(region.span), right = other.holding->pages_of(other.span);
@@ -288,6 +297,17 @@ void RegionBase::require_unstolen() const {
     if (const Loss* loss = holding->loss_of(span)) raise_lost(*holding, *loss);
 }
 
+void RegionBase::require_unfrozen(const char* verb) const {
+    if (holding->is_frozen())
+        raise_error("RegionFrozen",
+                    "this region is frozen, and others may read it; thaw() it before it is %s", verb);
+}
+
+void RegionBase::require_whole_if_frozen(const char* verb) const {
+    if (holding->is_frozen() && (span.start != 0 || span.end != holding->nbytes()))
+        raise_error("BadSize", "a frozen region is %s as a whole; this is a part of one", verb);
+}
+
 void RegionBase::require_memory(const char* verb) const {
     if (span.start == span.end)
         raise_error("BadSize", "a message has a tag and no memory; it cannot be %s", verb);
@@ -317,6 +337,10 @@ nb::object region_of(const Holding& holding) {
 
 std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Extent& extent) {
     return {extent.descriptor == kNoDescriptor ? new Holding(member) : new Holding(member, extent), drop};
+}
+
+std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const HeldReading& reading) {
+    return {new Holding(member, reading), drop};
 }
 
 nb::object wrap_region(nb::handle region_type, RegionBase&& region) {
@@ -371,6 +395,7 @@ void bind_region(nb::module_& m) {
                          return spans;
                      })
         .def_prop_ro("sealed", [](RegionBase& r) { return r.usable().is_sealed(); })
+        .def_prop_ro("frozen", [](RegionBase& r) { return r.usable().is_frozen(); })
         .def("_seals", &seals)
         .def(
             "_check_whole", [](RegionBase& r, const std::string& verb) { require_whole(r, verb.c_str()); },

@@ -107,9 +107,9 @@ Struct find_or_make(Heap& heap, const std::string& name, const std::string& layo
     });
 }
 
-std::optional<std::string> layout_of(nb::handle_t<HeapBase> heap, const std::string& name) {
+std::optional<std::string> layout_of(nb::handle heap, nb::handle name) {
     Heap& native = heap_of(heap).usable();
-    const auto root = native.find_root(name);
+    const auto root = native.find_root(root_name(name));
     if (!root) return std::nullopt;
     return Struct::layout_of(native, require_kind(*root, ObjectKind::kStruct)).text;
 }
@@ -137,9 +137,10 @@ void bind_struct(nb::module_& m) {
                 "heap"_a, "name"_a, "layout"_a, "fields"_a)
             .def_prop_ro("heap", &StructBase::heap)
             .def("transaction", &StructBase::transaction)
-            .def_prop_ro("_name", &StructBase::name);
+            .def_prop_ro("_name", &name_of_made<StructBase>);
     struct_type = reinterpret_cast<PyTypeObject*>(type.release().ptr());
-    m.def("struct_layout", &layout_of, "heap"_a, "name"_a, "Of the Struct of this name, if there is one.");
+    m.def("struct_layout", &layout_of, "heap"_a.none(), "name"_a.none(),
+          "Of the Struct of this name, if there is one.");
 }
 
 }  // namespace bequest

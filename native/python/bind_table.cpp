@@ -215,6 +215,8 @@ void bind_thefts(TableClass& table) {
         .def(
             "have_mended", [](TableFile& t, uint32_t id) { t.steward().have_mended(id); }, "id"_a)
         .def(
+            "is_opening", [](TableFile& t, uint32_t id) { return t.steward().is_opening(id); }, "id"_a)
+        .def(
             "revocations", [](TableFile& t, uint32_t id) { return t.table().slot(id).revocations.load(); },
             "id"_a);
 }
@@ -316,6 +318,10 @@ void bind_reports(TableClass& table) {
                 counters["accepts"] = s.accepts.load();
                 counters["allocs"] = s.allocs.load();
                 counters["frees"] = s.frees.load();
+                counters["reads"] = s.reads.load();
+                counters["read_bytes"] = s.read_pages.load() * kPageBytes;
+                counters["steals"] = s.steals.load();
+                counters["resumes"] = s.resumes.load();
                 return counters;
             },
             "id"_a)
@@ -335,6 +341,15 @@ void bind_seals_of(TableClass& table) {
                 return runs;
             },
             "slab"_a, "number"_a)
+        .def(
+            "read_in",
+            [](TableFile& t, uint32_t slab) {
+                nb::list read;
+                for (const auto& [placed, reader] : t.steward().read_in(slab))
+                    read.append(nb::make_tuple(placed.address, placed.extent.word.pages(), reader));
+                return read;
+            },
+            "slab"_a)
         .def(
             "seal", [](TableFile& t, uint32_t index) { return t.table().seal(index % kMaxExtents); },
             "index"_a);

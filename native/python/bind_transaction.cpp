@@ -84,15 +84,8 @@ bool leave_journal(JournalBase& self, nb::handle type, nb::handle, nb::handle) {
 }
 
 void snapshot(TransactionBase& transaction, nb::handle buffer) {
-    Py_buffer view;
-    if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
-    try {
-        transaction.begun().snapshot(view.buf, static_cast<uint64_t>(view.len));
-    } catch (...) {
-        PyBuffer_Release(&view);
-        throw;
-    }
-    PyBuffer_Release(&view);
+    const Bytes bytes(buffer.ptr());
+    transaction.begun().snapshot(bytes.view().data(), bytes.view().size());
 }
 
 bool leave(TransactionBase& transaction, nb::handle type, nb::handle, nb::handle) {
@@ -117,7 +110,7 @@ void bind_transaction(nb::module_& m) {
                  return nb::borrow(self);
              })
         .def("__exit__", &leave_journal, "type"_a.none(), "value"_a.none(), "traceback"_a.none())
-        .def("write", &write, "target"_a, "data"_a,
+        .def("write", &write, "target"_a.none(), "data"_a.none(),
              "Note that these bytes of the heap shall become those; that happens at the end of the with "
              "statement.");
     nb::class_<TransactionBase>(m, "TransactionBase",
@@ -136,7 +129,7 @@ void bind_transaction(nb::module_& m) {
                  return nb::borrow(self);
              })
         .def("__exit__", &leave, "type"_a.none(), "value"_a.none(), "traceback"_a.none())
-        .def("snapshot", &snapshot, "buffer"_a,
+        .def("snapshot", &snapshot, "buffer"_a.none(),
              "Note what is in these bytes of the heap, before you change them: an exception brings it back.");
 }
 

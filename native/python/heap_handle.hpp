@@ -28,6 +28,7 @@ public:
     nb::list regions() const { return regions_; }
     bool is_open() const { return heap_ != nullptr; }
     void close();
+    void extend(const nb::object& region);
     bool has_its_memory() const;                   // all of it is still this process's
     bool lies_in(const HeapMemory& memory) const;  // with any part of it
     uint64_t begin();                              // the number of the level
@@ -115,7 +116,15 @@ Base& instance_of(PyObject* self) {
     return *nb::inst_ptr<Base>(self);
 }
 
-inline HeapBase& heap_of(nb::handle self) { return instance_of<HeapBase>(self.ptr()); }
+// For repr, which is asked for of what was never made, too.
+template <class Base>
+const std::string& name_of_made(nb::handle_t<Base> self) {
+    return instance_of<Base>(self.ptr()).name();
+}
+
+// What users pass is looked at here, so that they are told in words what is wrong with it.
+HeapBase& heap_of(nb::handle heap);
+std::string root_name(nb::handle name);
 
 // For slots, which are called by C: nothing may pass through them but the sign of an error.
 template <class Result, class Body>

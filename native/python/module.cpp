@@ -40,6 +40,8 @@ void translate(const std::exception_ptr& pointer, void*) {
     } catch (const WindowTaken& e) {
         nb::object type = nb::module_::import_("bequest.errors").attr("UnsupportedPlatform");
         PyErr_SetString(type.ptr(), e.what());
+    } catch (const TooManyReadings& e) {
+        set_error("RackMemoryError", e);
     } catch (const CorruptHeap& e) {
         set_error("CorruptHeap", e);
     } catch (const ForeignHeap& e) {
@@ -93,6 +95,7 @@ NB_MODULE(_core, m) {
     m.attr("NAME_BYTES_MAX") = kNameBytesMax;
     m.attr("MAX_EXTENTS") = kMaxExtents;
     m.attr("MAX_SLABS") = kMaxSlabs;
+    m.attr("MAX_READINGS") = kMaxReadings;
     m.attr("DESCRIPTOR_BYTES") = sizeof(Descriptor);
     m.attr("SLAB_RECORD_BYTES") = sizeof(SlabRecord);
     m.attr("TABLE_VERSION") = kTableVersion;
@@ -102,9 +105,12 @@ NB_MODULE(_core, m) {
     m.attr("STATE_FREE") = static_cast<uint32_t>(State::kFree);
     m.attr("STATE_OWNED") = static_cast<uint32_t>(State::kOwned);
     m.attr("STATE_IN_FLIGHT") = static_cast<uint32_t>(State::kInFlight);
+    m.attr("STATE_FROZEN") = static_cast<uint32_t>(State::kFrozen);
+    m.attr("STATE_THAWING") = static_cast<uint32_t>(State::kThawing);
 
     bind_table(m);
     bind_region(m);
+    bind_readings(m);
     bind_process(m);
     bind_liveness(m);
     bind_seals(m);

@@ -107,10 +107,14 @@ struct RegionBase {
     void require_unstolen() const;                    // the same of what was lost in the middle of something
     void require_memory(const char* verb) const;      // raises BadSize
     void require_unborrowed(const char* verb) const;  // raises BufferError
+    void require_unfrozen(const char* verb) const;    // raises RegionFrozen
+    void require_whole_if_frozen(const char* verb) const;  // raises BadSize
 };
 
 nb::object wrap_region(nb::handle region_type, RegionBase&& region);
 std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const Extent& extent);
+std::shared_ptr<Holding> hold(const std::shared_ptr<Member>& member, const HeldReading& reading);
+void look_who_stands_first();
 
 nb::object region_of(const Holding& holding);  // its handle, or None
 [[noreturn]] void raise_lost(const Holding& holding, const Loss& loss);
@@ -122,5 +126,6 @@ void bind_process(nb::module_& m);
 void bind_region(nb::module_& m);
 void bind_liveness(nb::module_& m);
 void bind_seals(nb::module_& m);
+void bind_readings(nb::module_& m);
 
 }  // namespace bequest

@@ -45,8 +45,12 @@ public:
             return;
         }
         std::vector<Extent> extents = member.attachment.arena().runs();
-        for (const Holding* holding : member.holdings)
-            for (const PlacedExtent& piece : holding->pieces()) extents.push_back(piece.extent);
+        for (Holding* holding : member.holdings) {
+            if (holding->is_reading())
+                member.attachment.space().end_reading(holding->address());
+            else
+                for (const PlacedExtent& piece : holding->pieces()) extents.push_back(piece.extent);
+        }
         member.attachment.close_pages(extents);
     }
 

@@ -27,7 +27,9 @@ uint64_t word_of_int(PyObject* value, const std::string& what) {
 uint64_t word_of_float(PyObject* value, const std::string& what) {
     const double number = PyFloat_AsDouble(value);
     if (number == -1.0 && PyErr_Occurred()) {
+        const bool is_too_large = PyErr_ExceptionMatches(PyExc_OverflowError);
         PyErr_Clear();
+        if (is_too_large) raise_error("OverflowError", "%s is a float: it cannot be so large", what.c_str());
         raise_type(what, "a float", value);
     }
     return std::bit_cast<uint64_t>(number);

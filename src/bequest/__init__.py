@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         RackFault,
         RackGone,
         RackMemoryError,
+        RegionFrozen,
         RegionMoved,
         RegionSealed,
         RemoteError,
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
         ProcessDied,
         ProcessSuspected,
     )
+    from bequest.memory.frozen import Frozen, Reading
     from bequest.memory.group import Group, Quorum
     from bequest.memory.inbox import Inbox
     from bequest.memory.names import Published
@@ -127,6 +129,7 @@ __all__ = [
     "EventsDropped",
     "FenceFailed",
     "ForeignHeap",
+    "Frozen",
     "Group",
     "Heap",
     "HeapFull",
@@ -158,7 +161,9 @@ __all__ = [
     "RackFault",
     "RackGone",
     "RackMemoryError",
+    "Reading",
     "Region",
+    "RegionFrozen",
     "RegionMoved",
     "RegionSealed",
     "RemoteError",
@@ -199,6 +204,7 @@ _HOMES = {
         "ProcessSuspected",
     ),
     "bequest.memory.estate": ("Estate",),
+    "bequest.memory.frozen": ("Frozen", "Reading"),
     "bequest.memory.group": ("Group", "Quorum"),
     "bequest.memory.inbox": ("Inbox",),
     "bequest.memory.names": ("Published",),

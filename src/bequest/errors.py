@@ -91,6 +91,13 @@ class RegionSealed(BequestError, BufferError):
     """The region is sealed, and can only be read. `Region.unseal` it to write."""
 
 
+class RegionFrozen(BequestError, BufferError):
+    """The region is frozen, and can only be read. `Region.thaw` it to write, grant, split or merge it.
+
+    From `Region.thaw` itself: somebody is reading it, whom the message names.
+    """
+
+
 class NotSealed(BequestError, ValueError):
     """There are no checksums of this memory, so nothing can be said of it. `Region.seal` has them made."""
 

@@ -81,6 +81,7 @@ JOURNAL_BYTES_MIN = 128 << 10  # a shorter journal is never begun anew: it is re
 JOURNAL_GROWTH = 4  # and a longer one when it has grown to so many times what the books take
 COME_BACK_TIMEOUT = 30.0  # who was attaching when the Rack MMU was killed has this long to ask again
 EMBEDDED_LINGER = 1.0  # an embedded rack outlives its last client by this
+SHARED_LINGER = 5.0  # one that was started by name: a worker that is started anew is to find it
 EMBEDDED_FIRST_CLIENT = 15.0  # and waits this long for its first
 AUDIT_FINDINGS_MAX = 200
 SLAB_RUNS_MAX = 64  # runs of pages drawn for one slab
@@ -101,6 +102,8 @@ STEAL_PASSES_MAX = 8  # looks at a victim that runs and allocates on
 FENCE_TIMEOUT = (
     15.0  # an agent that has not fenced its process by then, even by SIGKILL, will not: the steal fails
 )
+OPENING_PATIENCE = 0.1  # then it is stopped, or the machine very busy
+OPENING_LOOK_INTERVAL = 0.001  # at a process that is about to open memory: usually it takes microseconds
 
 # --- the namespace -----------------------------------------------------------------------------------------
 PATH_BYTES_MAX = 511

@@ -204,8 +204,8 @@ std::string Explorer::recover(Trace* trace) {
     if (trace) recorder_.reorder(*trace);
     try {
         return world_.contents();
-    } catch (const CorruptHeap& corrupt) {
-        fail(std::string("recovered, and yet: ") + corrupt.what());
+    } catch (const std::exception& wrong) {
+        fail(std::string("recovered, and yet: ") + wrong.what());
     }
 }
 

@@ -61,7 +61,7 @@ int main(int argc, char** argv) {
         }
         std::fflush(stdout);
     }
-    for (const auto& some : {damage_tests(), model_tests()})
+    for (const auto& some : {damage_tests(), local_damage_tests(), model_tests()})
         for (const Test& test : some) {
             if (argc > 1 && !std::strstr(test.name, argv[1])) continue;
             const auto started = Clock::now();

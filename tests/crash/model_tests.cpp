@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <optional>
 #include <random>
 
 #include "map.hpp"
@@ -53,6 +54,93 @@ std::string use_map(World& world, uint64_t seed) {
     return "";
 }
 
+// Puts and erases many keys in one transaction, which may fail. Those that stay are put again at most.
+void disturb(Heap& heap, std::mt19937_64& random, const std::map<std::string, int>& staying) {
+    Map map(heap, "map");
+    Transaction transaction(heap);
+    try {
+        for (uint64_t i = random() % 40; i > 0; i--) {
+            const std::string key = std::to_string(random() % 200);
+            if (staying.contains(key) || random() % 2)
+                map.put(key, "");
+            else
+                map.erase(key);
+        }
+        if (random() % 2) transaction.commit();
+    } catch (const HeapFull&) {
+    }
+}
+
+// What a scan promises: each key that is there throughout is shown once, whatever happens between its steps.
+// The map grows and shrinks, also by transactions that fail, and its heap is closed and opened.
+std::string scan_map(World& world, uint64_t seed) {
+    std::mt19937_64 random(seed);
+    world.clear(0x5a);
+    world.create();
+    std::map<std::string, int> staying;  // and how often they were shown
+    for (uint64_t i = random() % 60; i > 0; i--) staying[std::to_string(random() % 200)] = 0;
+    for (const auto& [key, times] : staying) Map(world.heap(), "map").put(key, "");
+    uint64_t position = 0;
+    std::optional<Transaction> failing;  // over several steps
+    do {
+        if (failing && random() % 4 == 0)
+            failing.reset();
+        else if (!failing && random() % 4 == 0)
+            failing.emplace(world.heap());
+        disturb(world.heap(), random, staying);
+        if (!failing && random() % 8 == 0) world.close(), world.open();
+        position = Map(world.heap(), "map").scan(position, 1 + random() % 9, [&](const MapEntry& entry) {
+            if (const auto key = staying.find(std::string(entry.key())); key != staying.end()) key->second++;
+        });
+    } while (position != 0);
+    for (const auto& [key, times] : staying)
+        if (times != 1) return key + " is shown " + std::to_string(times) + " times";
+    return "";
+}
+
+// The list of roots and what is noted of it, through transactions that fail at one level or both.
+std::string use_roots(World& world, uint64_t seed) {
+    std::mt19937_64 random(seed);
+    world.clear(0x5a);
+    world.create();
+    std::map<std::string, uint64_t> model;
+    const auto change = [&](std::map<std::string, uint64_t>& names) {
+        const std::string name = "r" + std::to_string(random() % 30);
+        if (random() % 3 == 0) {
+            if (world.heap().remove_root(name) != (names.erase(name) > 0)) throw std::logic_error(name);
+        } else {
+            names[name] = random();
+            world.heap().set_root(name, names[name], kCells);
+        }
+    };
+    for (int round = 0; round < 400; round++) {
+        std::map<std::string, uint64_t> outer = model;
+        {
+            Transaction transaction(world.heap());
+            for (uint64_t i = random() % 4; i > 0; i--) {
+                std::map<std::string, uint64_t> inner = outer;
+                Transaction nested(world.heap());
+                for (uint64_t k = random() % 4; k > 0; k--) change(inner);
+                if (random() % 2) continue;
+                nested.commit();
+                outer = inner;
+            }
+            if (random() % 2) transaction.commit(), model = outer;
+        }
+        if (random() % 10 == 0) world.close(), world.open();
+        std::map<std::string, uint64_t> found;
+        for (const Root& root : world.heap().roots()) found[root.name] = root.address;
+        if (found != model) return "other roots than there should be";
+        for (int i = 0; i < 30; i++) {
+            const auto root = world.heap().find_root("r" + std::to_string(i));
+            const auto wanted = model.find("r" + std::to_string(i));
+            if (root.has_value() != (wanted != model.end()) || (root && root->address != wanted->second))
+                return "r" + std::to_string(i) + " leads elsewhere";
+        }
+    }
+    return "";
+}
+
 std::string use_queue(World& world, uint64_t seed) {
     std::mt19937_64 random(seed);
     world.clear(0x5a);
@@ -99,19 +187,24 @@ std::string fill_up(World& world, uint64_t nbytes) {
         world.open();
         for (uint64_t i = 0; i < blocks.size(); i++)
             if (*reinterpret_cast<uint64_t*>(blocks[i]) != i + 1) return "blocks overlap";
-        Transaction transaction(world.heap());
-        for (uint64_t block : blocks) world.heap().free(block);
-        transaction.commit();
+        while (!blocks.empty()) {  // no more at once than the log can say without more room
+            Transaction transaction(world.heap());
+            for (int i = 0; i < 20 && !blocks.empty(); i++) {
+                world.heap().free(blocks.back());
+                blocks.pop_back();
+            }
+            transaction.commit();
+        }
     }
     if (counts[0] != counts[1]) return "the second time it holds another number of them";
     return counts[0] * nbytes * 4 < kHeapBytes ? "it holds far too little" : "";
 }
 
 template <class Body>
-Test repeated(const char* name, Body body) {
-    return {name, [body](World& world) {
+Test repeated(const char* name, Body body, uint64_t seeds = 5) {
+    return {name, [body, seeds](World& world) {
                 world.may_grow = false;
-                for (uint64_t seed = 1; seed <= 5; seed++)
+                for (uint64_t seed = 1; seed <= seeds; seed++)
                     if (const std::string wrong = body(world, seed); !wrong.empty())
                         return "seed " + std::to_string(seed) + ": " + wrong;
                 return std::string();
@@ -123,6 +216,8 @@ Test repeated(const char* name, Body body) {
 std::vector<Test> model_tests() {
     return {
         repeated("a map does what a std::map does", use_map),
+        repeated("a scan of a map shows what stays once", scan_map, 300),
+        repeated("roots are what a std::map says", use_roots),
         repeated("a queue does what a std::deque does", use_queue),
         {"a heap is filled to the last byte and emptied again",
          [](World& world) {

@@ -49,6 +49,9 @@ constexpr Harmless kHarmless[] = {
      "the tail's word lies under a free record, or begins one"},
     {"Segment::format", Step::kStore, 0, Fault::kEarly,
      "whoever makes a heap here has given up what was here before"},
+    {"TransactionLog::harden", Step::kStore, 0, Fault::kSkip,
+     "it serves to notice damage, which a crash is not (damage_tests.cpp)"},
+    {"TransactionLog::harden", Step::kStore, 0, Fault::kLate, "an older number says less, and nothing wrong"},
 };
 
 const char* reason_to_live(const std::vector<Recorder::SiteName>& sites, const Recorder::SiteName& name,

@@ -167,7 +167,7 @@ std::vector<Scenario> journals() {
              journal.free(old.record);
              auto& link = *reinterpret_cast<uint64_t*>(kArenaAddress + kHeapHeaderOffset +
                                                        offsetof(HeapHeader, roots));
-             journal.set(link, fresh);
+             journal.set(link, Reference::make(fresh).bits);
              journal.set(*reinterpret_cast<uint64_t*>(old.address), 5);
              journal.commit();
          }}},
@@ -239,6 +239,10 @@ std::vector<Scenario> allocations() {
               new_cells(world, "b", 19 << 10);
           }),
           in_transaction([](World& world) { drop_cells(world, "b"); })}},
+        {"a heap is given a segment",
+         make_heap,
+         {[](World& world) { world.heap().extend({kArenaAddress + world.heap().nbytes(), kSupplyBytes}); },
+          in_transaction([](World& world) { new_cells(world, "b", 19 << 10); })}},
         {"a heap grows behind the last snapshot",  // nothing waits between its growing and the commit's log
                                                    // entries
          [](World& world) {

@@ -14,6 +14,7 @@ struct Test {
     std::function<std::string(World&)> run;
 };
 std::vector<Test> damage_tests();
+std::vector<Test> local_damage_tests();
 std::vector<Test> model_tests();
 
 }  // namespace bequest::tests

@@ -7,6 +7,7 @@
 
 #include "array.hpp"
 #include "map.hpp"
+#include "named_memory.hpp"
 #include "record_chain.hpp"
 #include "structure.hpp"
 
@@ -21,12 +22,12 @@ void add_map(Heap& heap, const Root& root, std::string& text, std::vector<uint64
     Map::Cursor cursor(map);
     while (const MapEntry* entry = cursor.next()) {
         const auto found = map.get(entry->key());
-        if (!found || found->data() != entry->value().data()) raise<CorruptHeap>("a key is not found");
+        if (!found || found->data() != entry->value().data()) throw Contradiction("a key is not found");
         entries.push_back(std::string(entry->key()) + "=" + std::string(entry->value()));
     }
     std::sort(entries.begin(), entries.end());
     for (const std::string& entry : entries) text += entry + ",";
-    if (entries.size() != map.size()) raise<CorruptHeap>("a map's count is wrong");
+    if (entries.size() != map.size()) throw Contradiction("a map's count is wrong");
 }
 
 void add_chain(Heap& heap, const Root& root, std::string& text, std::vector<uint64_t>& reached) {
@@ -36,7 +37,7 @@ void add_chain(Heap& heap, const Root& root, std::string& text, std::vector<uint
     RecordChain::Cursor cursor(chain, 0);
     uint64_t count = 0;
     for (; const auto record = cursor.next(); count++) text += std::string(*record) + ",";
-    if (count != chain.size()) raise<CorruptHeap>("a chain's size is wrong");
+    if (count != chain.size()) throw Contradiction("a chain's size is wrong");
 }
 
 void add_struct(Heap& heap, const Root& root, std::string& text, std::vector<uint64_t>& reached) {
@@ -108,6 +109,10 @@ std::string World::contents() {
             add_struct(*heap_, root, text, reached);
         } else if (root.kind == static_cast<uint64_t>(ObjectKind::kArray)) {
             add_array(*heap_, root, text, reached);
+        } else if (root.kind == static_cast<uint64_t>(ObjectKind::kMemory)) {
+            reached.push_back(root.address);
+            const HeapMemory memory = *find_memory(*heap_, root.name);
+            text.append(reinterpret_cast<const char*>(memory.address), memory.nbytes);
         } else if (root.kind == kCells) {
             reached.push_back(root.address);
             const uint64_t* cell = &heap_->at<uint64_t>(root.address, heap_->nbytes_of(root.address));
@@ -126,8 +131,8 @@ std::string World::contents() {
     std::sort(reached.begin(), reached.end());
     std::sort(allocated.begin(), allocated.end());
     if (reached != allocated)
-        raise<CorruptHeap>("%zu blocks are allocated and %zu are referred to: %s", allocated.size(),
-                           reached.size(), text.c_str());
+        raise<Contradiction>("%zu blocks are allocated and %zu are referred to: %s", allocated.size(),
+                             reached.size(), text.c_str());
     return text;
 }
 

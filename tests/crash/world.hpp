@@ -15,9 +15,13 @@ constexpr uint64_t kArenaBytes = kHeapBytes + 2 * kSupplyBytes;
 constexpr uint64_t kHeapId = 0x6265'7175'6573'7401;
 
 // Roots of this kind are plain memory, of which the first words count as they are.
-constexpr uint64_t kCells = 100;
-constexpr uint64_t kReference = 101;  // its first word is the address of another block
+constexpr uint64_t kCells = 200;
+constexpr uint64_t kReference = 201;  // its first word is the address of another block
 constexpr uint64_t cells_in(uint64_t nbytes) { return nbytes / 8 < 16 ? nbytes / 8 : 16; }
+
+struct Contradiction : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 
 class World {
 public:
@@ -36,8 +40,9 @@ public:
     void close() { heap_.reset(); }
 
     bool may_grow = false;
-    // What is in the heap, in words; "no heap" if none is open. Throws CorruptHeap if anything in it
-    // contradicts anything else, memory that is allocated and that nobody refers to included.
+    // What is in the heap, in words; "no heap" if none is open. Throws Contradiction if anything in it
+    // contradicts anything else, memory that is allocated and that nobody refers to included: what the heap
+    // itself should have noticed, it says itself (CorruptHeap).
     std::string contents();
 
     uint64_t* cells(std::string_view name, uint64_t count = 16);  // made, and zeroed, if they are not there

@@ -1,5 +1,6 @@
 #include "explorer.hpp"
 
+#include <exception>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -170,6 +171,8 @@ void Explorer::access(const void* field, bool write) {
     if (write) note_dirty(field, 1);
     if (running_ < 0) return;
     Runner& runner = runners_[running_];
+    if (std::uncaught_exceptions() > 0)
+        return;  // of one who is killed: a destructor, which in truth does not run
     if (unwinding_) throw Unwound{};
     if (runner.killed) throw Killed{};
     if (write && ++runner.writes >= operations_[static_cast<size_t>(running_)].killed_at) {

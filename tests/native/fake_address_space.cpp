@@ -5,17 +5,26 @@
 // from Python, by tests/unit/test_table_properties.py and the integration tests.
 #include "fake_address_space.hpp"
 
+#include <algorithm>
+
 namespace bequest {
 
 namespace tests {
 const AddressSpace* opens_nothing = nullptr;
 const AddressSpace* closes_nothing = nullptr;
+bool closes_from_outside = false;
+const AddressSpace* last_opened = nullptr;
 std::map<const AddressSpace*, const Shared<uint32_t>*> page_tables;
 
 namespace {
 void look_at_page_table(const AddressSpace* space) {
     const auto table = page_tables.find(space);
     if (table != page_tables.end()) table->second->load();
+}
+
+void note_opened(const AddressSpace* space) {
+    last_opened = space;
+    BEQUEST_STEP("pages opened");
 }
 }  // namespace
 }  // namespace tests
@@ -36,17 +45,28 @@ bool AddressSpace::is_open(uint64_t address, uint64_t nbytes) const {
 bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
     tests::look_at_page_table(this);
     if (tests::opens_nothing == this) throw TooManyMappings("a test");
+    for (auto& [start, read] : read_)
+        if (start >= address && start < address + nbytes) read.is_kept = true;
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
         open_[page] = page + kPageBytes;
+    tests::note_opened(this);
     return true;
 }
 
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
+    const bool from_outside = std::exchange(tests::closes_from_outside, false);
     tests::look_at_page_table(this);
     if (tests::closes_nothing == this) throw TooManyMappings("a test");
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes) {
+        const auto reading = std::find_if(read_.begin(), read_.end(), [&](const auto& read) {
+            return page >= read.first && page < read.second.end;
+        });
+        if (reading != read_.end()) {
+            reading->second.is_kept = false;
+            continue;
+        }
         open_.erase(page);
-        sealed_.erase(page);
+        if (!from_outside) sealed_.erase(page);
     }
 }
 
@@ -58,12 +78,35 @@ void AddressSpace::protect(uint64_t address, uint64_t nbytes) {
 
 void AddressSpace::unprotect(uint64_t address, uint64_t nbytes) {
     tests::look_at_page_table(this);
-    for (uint64_t page = address; page < address + nbytes; page += kPageBytes) sealed_.erase(page);
+    for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
+        if (sealed_.erase(page) > 0)
+            open_[page] = page + kPageBytes;  // as the kernel does, whoever has closed it
+    tests::note_opened(this);
+}
+
+bool AddressSpace::open_to_read(uint64_t address, uint64_t nbytes) {
+    tests::look_at_page_table(this);
+    if (const auto known = read_.find(address); known != read_.end()) return ++known->second.readers, true;
+    read_[address] = {address + nbytes, 1, is_open(address, nbytes)};
+    for (uint64_t page = address; page < address + nbytes; page += kPageBytes)
+        open_[page] = sealed_[page] = page + kPageBytes;
+    return true;
+}
+
+bool AddressSpace::is_only_read(uint64_t, uint64_t) const { return false; }
+
+void AddressSpace::end_reading(uint64_t address) {
+    const auto known = read_.find(address);
+    if (known == read_.end() || --known->second.readers > 0) return;
+    const Reading reading = known->second;
+    read_.erase(known);
+    if (!reading.is_kept) close(address, reading.end - address);
 }
 
 void AddressSpace::forget_everything() {
     open_.clear();
     sealed_.clear();
+    read_.clear();
 }
 
 Believed AddressSpace::believed(uint64_t address) const {

@@ -7,6 +7,8 @@ namespace bequest::tests {
 
 extern const AddressSpace* opens_nothing;
 extern const AddressSpace* closes_nothing;
+extern bool closes_from_outside;  // the next time: the process believes what it believed before
+extern const AddressSpace* last_opened;
 
 // Set for those whose pages another may close from outside: looked at whenever they open or close any, so
 // that the explorer knows that the order matters.

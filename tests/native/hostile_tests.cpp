@@ -77,6 +77,10 @@ void scribble(World& w, std::mt19937_64& random) {
     }
     if (random() % 32 == 0) w.table.header().slabs_used.store(small());
     if (random() % 32 == 0) w.table.header().blocks_used.store(small());
+    if (random() % 8 == 0) w.table.slot(random() % 4 == 0 ? kMmuId : id).parting.store(small());
+    if (random() % 8 == 0)
+        w.table.reading(small()).store(random() % 4 == 0 ? small() : ReadingWord::make(owner, extent).bits);
+    if (random() % 32 == 0) w.table.header().readings_used.store(small());
     if (random() % 8 == 0) w.table.extent(extent).linked.store(small());
 }
 
@@ -93,6 +97,7 @@ void do_everything(World& w) {
     mmu.add_slab_granted({6, kWindowBase + (3ull << kProcessSpaceBits), 3, 0, false, 3}, 9,
                          {2, 1, kMmuId, "tag"});
     mmu.deliver_into(kWindowBase + (1ull << kProcessSpaceBits) + kHugePageBytes, 2, 2, {2, 1, kMmuId, "tag"});
+    for (uint32_t slab = 0; slab < 4; slab++) mmu.read_in(slab);
     mmu.free_away(kWindowBase + (1ull << kProcessSpaceBits) + kHugePageBytes, 4);
     mmu.settle(2);
     mmu.recover();
@@ -116,6 +121,7 @@ std::string survives_nonsense() {
         for (uint64_t n = random() % 24; n > 0; n--) scribble(w, random);
         do_everything(w);
         w.explorer().note_dirty(&w.table.slot(0), kIdCount * sizeof(Slot));
+        w.explorer().note_dirty(&w.table.reading(0), kMaxReadings * sizeof(ReadingWord));
     }
     return "";
 }

@@ -144,7 +144,7 @@ int main(int argc, char** argv) {
     std::vector<Scenario> scenarios;
     for (const auto& some :
          {grant_scenarios(), inbox_scenarios(), free_scenarios(), death_scenarios(), steward_scenarios(),
-          sleep_scenarios(), recovery_scenarios(), theft_scenarios(), seal_scenarios()})
+          sleep_scenarios(), recovery_scenarios(), theft_scenarios(), seal_scenarios(), frozen_scenarios()})
         for (const Scenario& scenario : some)
             if (wanted(scenario.name)) scenarios.push_back(scenario);
     failed += run_all(scenarios);

@@ -26,6 +26,7 @@ std::vector<Scenario> sleep_scenarios();
 std::vector<Scenario> recovery_scenarios();
 std::vector<Scenario> theft_scenarios();
 std::vector<Scenario> seal_scenarios();
+std::vector<Scenario> frozen_scenarios();
 
 // Tests of another kind: a name and a function that returns what is wrong.
 struct Test {

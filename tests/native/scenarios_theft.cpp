@@ -80,6 +80,13 @@ std::vector<Operation> alive_and_busy(World& w) {
     return {{"1 acts", [&w] { act(w); }}, w.theft(1, 2, -1, 1)};
 }
 
+// So it does, and was stopped for longer than anybody waits while it was opening memory.
+template <Scene scene, Act act>
+std::vector<Operation> alive_and_slow(World& w) {
+    w.is_hasty = true;
+    return alive<scene, act>(w);
+}
+
 // The victim's steps follow each other while it is looked at, and helped along.
 template <Scene scene, Act act>
 std::vector<Operation> looked_at(World& w) {
@@ -383,6 +390,8 @@ std::vector<Operation> a_thief_dies_and_is_robbed(World& w) {
 std::vector<Scenario> theft_scenarios() {
     return {
         {"theft: beside an alloc", alive<owning_nothing, allocates>},
+        {"theft: beside a slow alloc", alive_and_slow<owning_nothing, allocates>},
+        {"theft: beside a slow grant of two", alive_and_slow<owning_two, grants_two>},
         {"theft: beside a split", alive<owning_four, splits>},
         {"theft: beside a merge", alive<owning_two_and_two, merges>},
         {"theft: considered, beside a split and a merge", looked_at<owning_four, splits_and_merges>},

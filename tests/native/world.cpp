@@ -47,6 +47,7 @@ void World::clear() {
     page_tables.clear();
     incarnations.clear();
     held_.clear();
+    reads_.clear();
     readers_.clear();
     tags_.clear();
     sent_.clear();
@@ -56,7 +57,9 @@ void World::clear() {
     thefts_.clear();
     being_robbed_.clear();
     robbed_in_part_.clear();
+    unfinished_.clear();
     lengths_known = true;
+    is_hasty = false;
     also = nullptr;
     opens_nothing = closes_nothing = nullptr;
     for (uint64_t page : explorer_->take_dirty_pages())
@@ -71,6 +74,7 @@ void World::admit(uint32_t id, uint32_t incarnation) {
     table.admit(id, incarnation, 1, "somebody");
     incarnations[id] = incarnation;
     held_[id].clear();
+    reads_[id].clear();
     readers_[id] = {id};
     const auto space = std::make_shared<AddressSpace>();
     page_tables[space.get()] = &page_table(id);
@@ -290,43 +294,6 @@ Shared<uint32_t>& World::page_table(uint32_t id) const {
     return reinterpret_cast<Shared<uint32_t>*>(memory_ + kPageBytes / 2)[id];
 }
 
-// What the victim's agent does from outside.
-void World::fence(uint32_t victim, const std::vector<PlacedExtent>& extents) {
-    page_table(victim).fetch_add(1);
-    for (const auto& [address, extent] : extents)
-        processes.at(victim)->space().close(address, extent.word.pages() * kPageBytes);
-}
-
-void World::rob(uint32_t victim, uint32_t thief, int passes, const std::vector<AddressRange>* only) {
-    being_robbed_.insert(victim);
-    thefts_.insert({thief, victim});
-    if (only) robbed_in_part_.insert(victim);
-    for (; passes > 0; passes--) {
-        const std::vector<PlacedExtent> listed = steward->stealable(victim, only);
-        if (listed.empty()) break;
-        if (victim != thief) fence(victim, listed);
-        std::vector<Extent> wanted;
-        for (const PlacedExtent& placed : listed) wanted.push_back(placed.extent);
-        const std::vector<PlacedExtent> stolen = steward->steal(wanted, victim, thief);
-        if (victim != thief) fence(victim, stolen);
-    }
-    being_robbed_.erase(victim);
-}
-
-void World::rob_the_dead(uint32_t victim, uint32_t thief) {
-    steward->settle(victim);
-    std::vector<Extent> wanted;
-    for (const PlacedExtent& placed : steward->stealable(victim)) wanted.push_back(placed.extent);
-    thefts_.insert({thief, victim});
-    steward->steal(wanted, victim, thief);
-    steward->name_heir(victim, thief);
-}
-
-Operation World::theft(uint32_t victim, uint32_t thief, int after, int passes) {
-    const std::string name = "steals from " + std::to_string(victim) + " for " + std::to_string(thief);
-    return mmu(name, [this, victim, thief, passes] { rob(victim, thief, passes); }, after);
-}
-
 void World::mark_dead(uint32_t id) { table.mark_dead(id); }
 
 void World::settle_and_release(uint32_t id) {
@@ -340,11 +307,13 @@ void World::settle_and_release(uint32_t id) {
 std::string World::check() {
     Pages pages;
     std::string wrong;
+    finish_thefts();
     if (also) wrong = also();
     if (wrong.empty()) wrong = check_stopped();
     if (wrong.empty()) notice_thefts();
     if (wrong.empty()) wrong = check_table(pages);
     if (wrong.empty()) wrong = check_dead();
+    if (wrong.empty()) wrong = check_readings();
     if (wrong.empty()) wrong = check_table(pages);
     if (wrong.empty()) wrong = check_open(pages);
     if (wrong.empty()) receive_everything();
@@ -404,6 +373,8 @@ void World::notice_thefts() {
     for (auto& [id, held] : held_) {
         if (table.slot(id).revocations.load() == 0 || is_dead(id)) continue;
         const auto is_gone = [&](const Extent& e) { return !(table.owner(e.descriptor) == e.word); };
+        for (const Extent& e : held)
+            if (is_gone(e) && e.word.is_frozen()) lose(id, e);
         held.erase(std::remove_if(held.begin(), held.end(), is_gone), held.end());
         for (const Extent& e : held) processes.at(id)->open_pages(e);  // what was fenced, and not stolen
     }
@@ -438,6 +409,7 @@ bool World::may_open(uint32_t id, const Page& page) const {
         const std::vector<uint32_t>& readers = readers_.at(page.owner);
         return std::find(readers.begin(), readers.end(), id) != readers.end();
     }
+    if (reads(id, page)) return true;
     return page.owner == id || (page.owner == kMmuId && home == id);  // a free run stays open at home
 }
 
@@ -448,7 +420,7 @@ std::string World::check_open(const Pages& pages) const {
             const bool open = process->space().is_open(address, kPageBytes);
             if (open && (page.state == State::kInFlight || !may_open(id, page)))
                 return std::to_string(id) + " can still touch " + at(address);
-            if (!open && page.state == State::kOwned && page.owner == id)
+            if (!open && (page.state == State::kOwned || page.state == State::kFrozen) && page.owner == id)
                 return std::to_string(id) + " owns " + at(address) + " and cannot touch it";
         }
     }
@@ -457,6 +429,7 @@ std::string World::check_open(const Pages& pages) const {
 
 // At every commit: what one process may touch, no other may.
 void World::look_at_step(int operation, const char* where) {
+    if (std::strcmp(where, "pages opened") == 0) look_at_opened();
     if (std::strcmp(where, "owner word changed") != 0) return;
     for (uint32_t i = 0; i < table.extent_limit(); i++) {
         const OwnerWord word = table.owner(i);
@@ -504,7 +477,7 @@ std::string World::check_beliefs(const Pages& pages) const {
         if (is_dead(id)) continue;
         uint64_t believed = 0, owned = 0;
         for (const Extent& e : held) {
-            if (!(table.owner(e.descriptor) == e.word) || !e.word.is(State::kOwned, id))
+            if (!(table.owner(e.descriptor) == e.word) || !e.word.is_kept_by(id))
                 return std::to_string(id) + " believes to hold extent " + std::to_string(e.descriptor);
             if (processes.at(id)->nbytes(e) == 0)
                 return std::to_string(id) + " holds a region of no bytes: extent " +
@@ -513,14 +486,16 @@ std::string World::check_beliefs(const Pages& pages) const {
                 return "extent " + std::to_string(e.descriptor) + " has lost some of its bytes";
             believed += e.word.pages();
         }
-        for (const auto& [address, page] : pages) owned += page.state == State::kOwned && page.owner == id;
+        for (const auto& [address, page] : pages)
+            owned += (page.state == State::kOwned || page.state == State::kFrozen) && page.owner == id;
         if (owned != believed)
             return std::to_string(id) + " owns " + std::to_string(owned) + " pages and knows of " +
                    std::to_string(believed);
     }
     for (const auto& [address, page] : pages) {
         if (page.state == State::kInFlight) return at(address) + " is in flight for ever";
-        if (page.state == State::kOwned && is_dead(page.owner)) return at(address) + " belongs to the dead";
+        if (page.state != State::kFree && is_dead(page.owner)) return at(address) + " belongs to the dead";
+        if (page.state == State::kThawing) return at(address) + " is thawing for ever";
     }
     return "";
 }
@@ -542,6 +517,7 @@ std::string World::check_free_runs_known() {
 std::vector<uint64_t> World::fingerprint() const {
     std::vector<uint64_t> words;
     for (uint32_t i = 0; i < table.extent_limit(); i++) words.push_back(table.owner(i).bits);
+    for (uint32_t i = 0; i < kMaxReadings; i++) words.push_back(table.reading(i).load());
     for (const auto& [id, readers] : readers_) {
         words.push_back(table.slot(id).head.load());
         words.push_back(table.slot(id).tail.load());
@@ -558,7 +534,9 @@ std::vector<uint64_t> World::fingerprint() const {
 std::string World::describe(const void* field) const {
     const auto offset = static_cast<uint64_t>(static_cast<const unsigned char*>(field) - memory_);
     char text[80];
-    if (offset >= kDescriptorsOffset) {
+    if (offset >= kReadingsOffset) {
+        std::snprintf(text, sizeof text, "reading %lu", (offset - kReadingsOffset) / sizeof(ReadingWord));
+    } else if (offset >= kDescriptorsOffset) {
         const uint64_t inside = offset - kDescriptorsOffset;
         std::snprintf(text, sizeof text, "extent %lu +%lu%s", inside / sizeof(Descriptor),
                       inside % sizeof(Descriptor), inside % sizeof(Descriptor) == 0 ? " (owner)" : "");

@@ -52,6 +52,12 @@ public:
     bool heard_by(uint32_t id, const std::string& tag) const;  // it has accepted it itself
     size_t accept(uint32_t id, uint32_t inbox, size_t limit = kEverything);
     size_t adopt(uint32_t id, uint32_t victim);
+    // Frozen regions. What a process reads is known by the place of its reading.
+    FrozenName freeze(uint32_t id, size_t index = 0);
+    Thaw thaw(uint32_t id, size_t index = 0);
+    bool read(uint32_t id, const FrozenName& name);
+    void let_go(uint32_t id);  // of what it has begun to read last
+    size_t readings(uint32_t id) const { return reads_.at(id).size(); }
     size_t inherit(uint32_t id, uint32_t dead, uint32_t incarnation = 1);
     Extent held(uint32_t id, size_t index = 0) const { return held_.at(id).at(index); }
     size_t holds(uint32_t id) const { return held_.at(id).size(); }
@@ -79,6 +85,7 @@ public:
     // What is wrong with the world now that every operation has ended.
     std::string check();
     bool lengths_known = true;  // every region is as long as its pages
+    bool is_hasty = false;      // the Rack MMU does not wait for a victim that is opening memory
     // A rule of one scenario, looked at before anything else.
     std::function<std::string()> also;
 
@@ -99,6 +106,9 @@ private:
     };
     Shared<uint32_t>& page_table(uint32_t id) const;
     size_t receive(uint32_t id, uint32_t inbox, const std::vector<Accepted>& accepted);
+    std::string check_readings();
+    void lose(uint32_t id, const Extent& frozen);
+    bool reads(uint32_t id, const Page& page) const;
     std::string check_stopped();
     std::string check_stopped(uint32_t id);
     void notice_thefts();
@@ -110,6 +120,8 @@ private:
     std::string check_beliefs(const Pages& pages) const;
     std::string check_free_runs_known();
     void look_at_step(int operation, const char* where);
+    void look_at_opened();
+    void finish_thefts();
     bool is_dead(uint32_t id) const { return id != kMmuId && table.life(id) != Life::kLive; }
     bool may_open(uint32_t id, const Page& page) const;
     Message& announce(uint32_t id, uint32_t to, int times);
@@ -120,6 +132,7 @@ private:
     unsigned char* memory_;
     std::unique_ptr<Explorer> explorer_;
     std::map<uint32_t, std::vector<Extent>> held_;
+    std::map<uint32_t, std::vector<std::pair<FrozenName, HeldReading>>> reads_;
     std::map<uint32_t, std::vector<uint32_t>> readers_;  // of each inbox
     std::map<uint32_t, int> tags_;
     std::vector<Message> sent_, received_;
@@ -127,6 +140,7 @@ private:
     std::set<uint32_t> acting_;
     std::set<std::pair<uint32_t, uint32_t>> thefts_;  // (thief, victim)
     std::set<uint32_t> being_robbed_, robbed_in_part_;
+    std::vector<std::pair<uint32_t, std::vector<PlacedExtent>>> unfinished_;  // by whom the last fence waits
 };
 
 }  // namespace bequest::tests

@@ -81,10 +81,15 @@ class Candidate:
             if host is not None:
                 return host
 
-    def stand_by(self, ready: Callable[[], object], is_stopping: Callable[[], bool]) -> Host | None:
+    def stand_by(
+        self,
+        ready: Callable[[], object],
+        is_stopping: Callable[[], bool],
+        suspected: Callable[[], object] | None = None,
+    ) -> Host | None:
         """Waits until the actor dies, and inherits it; None if it has ended in good order, or this is to stop.
 
-        The actor need not run yet.
+        The actor need not run yet. ``suspected`` is called when it hangs.
         """
         seen = False
         while not is_stopping():
@@ -95,18 +100,27 @@ class Candidate:
             if found is not None and found.state == "orphaned":
                 host = self._inherit_orphaned(found)
             else:
-                host = self._watch(found, ready, is_stopping)
+                host = self._watch(found, ready, is_stopping, suspected)
             if host is not None:
                 return host
         return None
 
     def _watch(
-        self, found: Published | None, ready: Callable[[], object], is_stopping: Callable[[], bool]
+        self,
+        found: Published | None,
+        ready: Callable[[], object],
+        is_stopping: Callable[[], bool],
+        suspected: Callable[[], object] | None,
     ) -> Host | None:
         """While that process is the actor, or while there is none yet."""
         deaths: SimpleQueue[Death] = SimpleQueue()
         owner = self._name if found is None else found.owner
-        with self._process.standby(for_=owner, capability=self._capability, then=deaths.put):
+        with self._process.standby(
+            for_=owner,
+            capability=self._capability,
+            then=deaths.put,
+            on_suspicion=None if suspected is None else lambda _: suspected(),
+        ):
             if found is not None:
                 self._pass_on_loot(found)
                 ready()
@@ -148,6 +162,7 @@ class Candidate:
         others = [other for other in self._loot if other.address not in parts]
         self._loot = []
         books.bear(self._bearer)
+        self._process._count_resumed()
         return Host(self._process, heap, self._kind, self._name, books, others)
 
     def _steal(self, bearer: Bearer) -> Estate | None:

@@ -222,9 +222,20 @@ class Host(Office):
             self.books.forget_replies(stream, incoming, post.answered)
         is_gap = post.first > incoming.expected
         if not is_gap:
-            for message in post.messages[incoming.expected - post.first :]:
+            known = incoming.expected - post.first
+            self._repeat_known(post, post.messages[:known])
+            for message in post.messages[known:]:
                 await self._handle_message(stream, incoming, message)
         self.post(post.sender, mail.receipt(stream, post.session, incoming.expected, is_gap))
+
+    def _repeat_known(self, post: mail.Mail, messages: Iterable[mail.Message]) -> None:
+        """Calls that were handled before: an event that its sender's heir handles again makes them again."""
+        calls = [
+            [number, digest_of(mail.pack_again(message))]
+            for number, message in enumerate(messages, post.first)
+            if message[0] and number >= post.answered
+        ]
+        self._repeat_replies(post.stream, post.sender, calls)
 
     # --- events ---------------------------------------------------------------------------------------------------
 

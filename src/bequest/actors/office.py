@@ -7,12 +7,13 @@ is tried again by `retry`, in order for each receiver.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from bequest.actors import mail
 from bequest.actors.mail import Address, Identity
-from bequest.errors import UnknownActor
+from bequest.errors import RackMemoryError, UnknownActor
 from bequest.limits import INBOX_CELLS, TAG_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _DONE, _FULL = 0, 1  # GrantStatus in native/attachment.hpp
 _LIVE = 1  # Life in native/layout.hpp
 _READ = 64  # arrivals at a time
+_log = logging.getLogger("bequest")
 
 
 def path_of(actor: str) -> str:
@@ -83,7 +85,12 @@ class Office:
             return bool(self.process._send(*to, post, INBOX_CELLS) != _FULL)
         if not self.lives(to):
             return True
-        envelope = mail.into_envelope(self.process, post)
+        try:
+            envelope = mail.into_envelope(self.process, post)
+        except RackMemoryError as error:
+            if to not in self._unsent:
+                _log.warning("a post of %d bytes waits until there is memory for it: %s", len(post), error)
+            return False
         status, _ = self.process._grant([envelope], 0, *to, mail.ENVELOPE, "", INBOX_CELLS)
         if status != _DONE:
             envelope.free()

@@ -161,7 +161,9 @@ class Outgoing:
     def _post(self, records: list[bytes]) -> None:
         assert self._peer is not None
         oldest = self.records.first
-        answered = min(self.unanswered, default=self._sent + len(records))
+        # An event that is handled again asks again: its replies are kept until its stream is said farewell to.
+        is_repeatable = self.stream.startswith(mail.EVENT)
+        answered = 0 if is_repeatable else min(self.unanswered, default=self._sent + len(records))
         sender = self._office.address
         post = mail.mail(self.stream, self._session, self._sent, oldest, answered, sender, records)
         self._office.post(self._peer, post)

@@ -74,15 +74,18 @@ def stand_by(
     capability: bytes | None = None,
     ready: Callable[[], object] | None = None,
     inherited: Callable[[], object] | None = None,
+    suspected: Callable[[], object] | None = None,
 ) -> None:
     """Stands by for an actor in this process; when that dies, inherits it and runs it. The rest is as in `run`.
 
     Returns when the actor has ended in good order. ``ready`` is called once it stands by, ``inherited`` when it has
-    become the actor.
+    become the actor, ``suspected`` in another thread when the rack monitor finds that the actor hangs. It is inherited
+    when it has died, so whoever wants that must end it: what waits in its inbox cannot be had before.
     """
 
     def wait(me: Process, called: str, stop: _Stop) -> Host | None:
-        host = Candidate(me, actor, called, capability).stand_by(ready or _nothing, lambda: stop.is_wanted)
+        candidate = Candidate(me, actor, called, capability)
+        host = candidate.stand_by(ready or _nothing, lambda: stop.is_wanted, suspected)
         if host is not None:
             (inherited or _nothing)()
         return host

@@ -45,6 +45,7 @@ from bequest.limits import (
 from bequest.memory.connections import Connections, expect
 from bequest.memory.estate import Estate, steal
 from bequest.memory.events import Events
+from bequest.memory.frozen import Frozen, Reading, read
 from bequest.memory.inbox import RACK_CHECK_INTERVAL, Inbox, as_nanoseconds
 from bequest.memory.names import Names
 from bequest.memory.notices import Handler, Notices
@@ -102,6 +103,7 @@ class Process(Names):
         self.group = links.attached.group_name
         self.compute = links.attached.compute
         self._links = links
+        self._rack = links.rack  # which `Frozen` compares
         self._peers: dict[str, Peer] = {}
         self._slab_bytes = 0  # asked for so far; slabs grow with it
         self.inbox = Inbox(self)
@@ -113,7 +115,11 @@ class Process(Names):
 
     @property
     def counters(self) -> dict[str, int]:
-        """What this process has done since it attached: grants, granted_bytes, accepts, allocs, frees."""
+        """What this process has done since it attached.
+
+        grants, granted_bytes, accepts, allocs and frees; reads and read_bytes of what others keep frozen; steals; and
+        resumes: how often it has gone on with what another had half done, an actor or a task of Dask's.
+        """
         return self.table.counters(self.id)
 
     # --- memory ----------------------------------------------------------------------------------------------------
@@ -152,6 +158,15 @@ class Process(Names):
             self._need_slab(nbytes, huge, element, placement)
             region = self._alloc(nbytes, huge, wanted, stealable)
         return region
+
+    def read(self, frozen: Frozen) -> Reading:
+        """Opens a frozen region for reading, whoever keeps it (`Region.freeze`): nothing is copied.
+
+        It stays where it is, and as it is, until the reading is closed, whatever its keeper does or suffers. Raises
+        `RegionMoved` if it has been freed or thawed, `NotAttached` if it is in another rack or group, `RackMemoryError`
+        if the group has more than 65,536 readings, `TooManyMappings`.
+        """
+        return read(self, frozen)
 
     def element_of(self, region: Region) -> wire.ElementAddress:
         """The memory element that a region lies in."""

@@ -11,18 +11,20 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bequest.errors import BadConfig, RackGone, WrongSecret
+from bequest.errors import BadConfig, BequestError, NoRack, RackGone, WrongSecret
 from bequest.ids import check_name
-from bequest.limits import SECRET_BYTES, TICKET_BYTES
+from bequest.limits import EMBEDDED_START_TIMEOUT, SECRET_BYTES, SHARED_LINGER, TICKET_BYTES
 from bequest.memory.connections import expect
 from bequest.memory.group import Group, Quorum, make_keys
 from bequest.memory.process import DEFAULT_SPIN, Process, attached_to
 from bequest.memory.standby import Standby, Then
 from bequest.protocol.groups import FENCE_REACHES, STEAL_POLICIES
 from bequest.runtime import embedded
+from bequest.runtime.config import make_config
 from bequest.runtime.lasting import LastingChannel
 from bequest.wire import messages as wire
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 RACK_VARIABLE = "BEQUEST_RACK"
 COMPUTE_VARIABLE = "BEQUEST_COMPUTE"  # set by `bequest run`: the compute element that a program was placed on
+_START_POLL = 0.02  # seconds between looks at a rack that another program is starting
 
 _starting = threading.Lock()
 _standbys = itertools.count(1)
@@ -170,12 +173,18 @@ def _check_secret(secret: object) -> None:
         raise WrongSecret(f"a group's secret has {SECRET_BYTES} bytes, this one has {len(secret)}")
 
 
-def connect(name: str | None = None) -> Rack:
+def connect(name: str | None = None, *, start: bool = False) -> Rack:
     """Connects to a rack: the one named (or at that directory), else ``$BEQUEST_RACK``, else the user's running one.
 
     If there is none and none was asked for, starts an embedded rack, which ends with the last process that uses it,
-    and sets ``$BEQUEST_RACK`` for this program's children. Raises `NoRack` if the one asked for does not run.
+    and sets ``$BEQUEST_RACK`` for this program's children. Raises `NoRack` if the one asked for does not run; but with
+    ``start`` it is started then, and ends some seconds after the last process that uses it: programs that name the same
+    one get the same one, also when all of them ask at once.
     """
+    if start:
+        if name is None:
+            raise TypeError("connect(name, start=True) needs the name of the rack that is to be started")
+        return _connect_or_start(name)
     wanted = name if name is not None else os.environ.get(RACK_VARIABLE) or None
     with _starting:  # two threads must not start a rack each
         found = embedded.find(name)
@@ -188,3 +197,24 @@ def connect(name: str | None = None) -> Rack:
         started = embedded.start_embedded()
         os.environ[RACK_VARIABLE] = str(started.path)
         return Rack(started.path)
+
+
+def _connect_or_start(name: str) -> Rack:
+    """Whoever claims the directory first starts the rack; the others wait until it listens."""
+    deadline = time.monotonic() + EMBEDDED_START_TIMEOUT
+    refused: BequestError | None = None
+    while True:
+        try:
+            return connect(name)
+        except NoRack:
+            if refused is not None:
+                raise refused from None
+            try:
+                embedded.start_detached(make_config(name=name, linger=SHARED_LINGER))
+            except BequestError as error:
+                refused = error  # unless another program has been quicker
+        except RackGone:  # another has claimed it, and it does not listen yet
+            if time.monotonic() > deadline:
+                raise
+            refused = None
+            time.sleep(_START_POLL)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bequest._core import RegionBase
+from bequest._core import RegionBase, freeze, thaw
 from bequest.errors import BadSize
 from bequest.limits import PAGE_BYTES
 from bequest.memory import seals
+from bequest.memory.frozen import Frozen
+from bequest.memory.views import array_over
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,22 +50,12 @@ class Region(RegionBase):
         shape: int | Sequence[int] | None = None,
         offset: int = 0,
     ) -> np.ndarray[Any, Any]:
-        """A NumPy array over the region's memory, writable unless it is sealed: a view, nothing is copied.
+        """A NumPy array over the region's memory, writable unless it is sealed or frozen: a view, nothing is copied.
 
         ``shape`` defaults to one dimension over everything from ``offset`` (in bytes) on. Raises `RegionMoved` if the
         memory is gone and ValueError if the array does not fit.
         """
-        import math  # on demand, like numpy: programs without arrays start faster
-
-        import numpy
-
-        element = numpy.dtype(dtype)
-        if shape is None:
-            count = (self.nbytes - offset) // element.itemsize
-            return numpy.frombuffer(memoryview(self), element, count, offset)
-        dimensions = (shape,) if isinstance(shape, int) else tuple(shape)
-        # frombuffer, not ndarray(buffer=…): that one lets go of the buffer at once, and with it of the borrow.
-        return numpy.frombuffer(memoryview(self), element, math.prod(dimensions), offset).reshape(dimensions)
+        return array_over(self, self.nbytes, dtype, shape, offset)
 
     def __getitem__(self, key: slice) -> Region:
         """A page-granular part of this region, to be used, granted or freed on its own.
@@ -107,7 +99,11 @@ class Region(RegionBase):
         return await self.process.grant_all_async([self], to, tag=tag, timeout=timeout)
 
     def free(self) -> None:
-        """Gives the memory back to the process that allocated it. Raises `BufferError` while a view of it lives."""
+        """Gives the memory back to the process that allocated it. Raises `BufferError` while a view of it lives.
+
+        Of a frozen region that is being read only the name goes, as with a file that is unlinked while it is open: its
+        readers have it from now on, and the last of them to let go frees it. Raises `BadSize` for a part of one.
+        """
         seals.free(self, self._free)
 
     def split(self, *offsets: int) -> list[Region]:
@@ -126,6 +122,29 @@ class Region(RegionBase):
         """One region out of this one and its right neighbour, whose memory begins where this one's ends."""
         merged: Region = self._merge(right)
         return merged
+
+    # --- many readers --------------------------------------------------------------------------------------------
+
+    def freeze(self) -> Frozen:
+        """Closes this region for writing, and returns a reference by which every process of the group can read it.
+
+        The memory stays this process's, which is its *keeper*: it is charged to it, and whoever steals from it gets it.
+        Others `Process.read` it, at the same address, without a copy. It cannot be granted, split or merged before it
+        is thawed (`RegionFrozen`); what asks for a writable view gets `RegionFrozen` too. A frozen region returns the
+        same reference again.
+
+        Raises `BufferError` while a view of it lives, `BadSize` for a part (`split` it off first), `RegionMoved`.
+        """
+        return Frozen(self.process._rack, self.process.group, *freeze(self))
+
+    def thaw(self) -> None:
+        """Opens a frozen region for writing again; references to it lead nowhere then. Does nothing if it is not.
+
+        Raises `RegionFrozen`, which says who, while anybody reads it, this process among them; it may also be one who
+        tries to in this moment. Views of this handle that were made before stay read-only. Raises `BadSize` for a part,
+        `RegionMoved`.
+        """
+        thaw(self)
 
     # --- checksums -----------------------------------------------------------------------------------------------
 
@@ -182,7 +201,8 @@ class Region(RegionBase):
             self._free_when_dropped()  # the frames of the exception hold views: it matters more
 
     def __repr__(self) -> str:
-        state = (" sealed" if self.sealed else "") if self.owned else " moved"
+        kinds = (" frozen" if self.frozen else "") + (" sealed" if self.sealed else "")
+        state = kinds if self.owned else " moved"
         tag = f" tag={self.tag!r}" if self.tag else ""
         return f"<bequest.Region {self.nbytes} bytes at {self.address:#x}{tag}{state}>"
 

@@ -1,8 +1,9 @@
 """Array: a NumPy array in a heap.
 
 It is read in place, through a view that cannot be written to; it is changed by assignment to an element or a slice, in
-a `change` block, which gives a view that can, or by more and fewer rows. Each of these takes what will change into the
-heap's log first, or is one word.
+a `change` block, which gives a copy and assigns what has become of that, or by more and fewer rows. Each of these takes
+what will change into the heap's log first, or is one word. No view of the heap's memory that can be written to is ever
+given away: it would outlive the statement that it was for, and write into what lies there then.
 
 NumPy is imported where an array is used, and not before.
 """
@@ -36,7 +37,7 @@ class Array(ArrayBase):
     not, or if the name is that of another object.
 
     It is read like an array, ``weights[3:5]``, and its views are read-only. ``weights[3] = 0`` happens whole or not at
-    all, and so does what is done in ``with weights.change(slice(3, 5)) as view:``. A view is good until rows are added
+    all, and so does what is done in ``with weights.change(slice(3, 5)) as part:``. A view is good until rows are added
     or taken away, or the transaction fails in which it was taken.
     """
 
@@ -71,7 +72,7 @@ class Array(ArrayBase):
         return self._dtype.itemsize * math.prod(self._row)
 
     def __repr__(self) -> str:
-        return outline(self, self.name, lambda: f"of {'x'.join(map(str, self.shape))} {self._dtype}")
+        return outline(self, "name", lambda: f"of {'x'.join(map(str, self.shape))} {self._dtype}")
 
     # --- read ---------------------------------------------------------------------------------------------------
 
@@ -86,11 +87,31 @@ class Array(ArrayBase):
         return (len(self), *self._row)
 
     @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return 1 + len(self._row)
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        import math
+
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they take."""
+        return len(self) * self._row_bytes
+
+    @property
     def array(self) -> NDArray:
         """A view of all of it, to be read in place."""
-        view = self._all()
-        view.flags.writeable = False
-        return view
+        return self._all(False)
+
+    def tolist(self) -> list[Any]:
+        """Its elements as Python's own, in lists of lists."""
+        elements: list[Any] = self.array.tolist()
+        return elements
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> NDArray:
         import numpy
@@ -107,47 +128,46 @@ class Array(ArrayBase):
     def __iter__(self) -> Iterator[Any]:
         return iter(self.array)
 
-    def _all(self) -> NDArray:
+    def _all(self, writable: bool) -> NDArray:
         import numpy
 
         if len(self) == 0:
             return numpy.empty(self.shape, self._dtype)
-        return numpy.frombuffer(self._view(), self._dtype).reshape(self.shape)
+        memory = self._view()
+        # Of a memoryview that is read-only NumPy never makes an array that can be written to, whoever asks for it.
+        return numpy.frombuffer(memory if writable else memory.toreadonly(), self._dtype).reshape(self.shape)
 
     # --- changed ------------------------------------------------------------------------------------------------
 
     def __setitem__(self, key: Any, value: Any) -> None:
         import numpy
 
-        if not self._row and (type(key) is int or isinstance(key, numpy.integer)) and numpy.ndim(value) == 0:
+        value = numpy.asarray(value, self._dtype)  # which may run anybody's code: before memory is looked at
+        if not self._row and (type(key) is int or isinstance(key, numpy.integer)) and value.ndim == 0:
             place = range(len(self))[key]  # IndexError, if it is outside
-            self._write(place * self._dtype.itemsize, numpy.asarray(value, self._dtype).tobytes())
+            self._write(place * self._dtype.itemsize, value.tobytes())
             return
-        whole = self._all()
+        whole = self._all(True)
         with self.transaction():
             self._snapshot(*_extent(whole, key))
             whole[key] = value
 
     @contextmanager
     def change(self, key: Any = ...) -> Iterator[NDArray]:
-        """A view of ``array[key]`` to be written to in a with statement, as a transaction.
+        """A copy of ``array[key]`` to be written to in a with statement, which ends with assigning it.
 
-        If the body raises, or the process dies in it, everything is as it was before. What is in the view is copied to
-        the log first: ask for no more than will change. Raises TypeError if the key gives no view, as lists of indices
-        do not: assign to those.
+        So it is a transaction: if the body raises, or the process dies in it, everything is as it was before. Ask for
+        no more than will change. Raises TypeError if the key leads to a single element: assign to that.
         """
         import numpy
 
-        whole = self._all()
-        view = whole[key]
-        if not (isinstance(view, numpy.ndarray) and (view.size == 0 or numpy.may_share_memory(view, whole))):
-            raise TypeError(f"[{key!r}] gives no view of the Array: use a slice, or assign to it")
+        part = self.array[key]
+        if not isinstance(part, numpy.ndarray):
+            raise TypeError(f"[{key!r}] is one element of the Array: assign to it")
+        part = part.copy()
         with self.transaction():
-            self._snapshot(*_bounds(view, whole))
-            try:
-                yield view
-            finally:
-                view.flags.writeable = False
+            yield part
+            self[key] = part
 
     def append(self, row: npt.ArrayLike) -> None:
         """Adds one row behind the last: there wholly, or not at all. Raises ValueError if it has another shape."""
@@ -167,7 +187,7 @@ class Array(ArrayBase):
 
     def resize(self, rows: int) -> None:
         """So many rows: those from there on are dropped, or new ones are there, all zeroes."""
-        if rows < 0:
+        if not 0 <= rows < 2**63:
             raise ValueError(f"an Array cannot have {rows} rows")
         self._resize(rows)
 

@@ -14,7 +14,7 @@ import secrets
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bequest._core import HeapBase, JournalBase, RegionBase, TransactionBase
-from bequest.errors import BadSize, HeapMisuse, RackMemoryError
+from bequest.errors import BadSize, BequestError, HeapMisuse, RackMemoryError
 from bequest.limits import HUGE_PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from bequest.memory.region import Region
-
-_SIZE_BYTES = 16  # before memory of the user's own: how long it is, and then alignment
 
 
 class Recovery(NamedTuple):
@@ -119,7 +117,10 @@ class Heap(HeapBase):
     def __repr__(self) -> str:
         if not self.is_open:
             return "<Heap closed>"
-        return f"<Heap of {self.nbytes} bytes at {self.address:#x}, {self.free_bytes} free>"
+        try:
+            return f"<Heap of {self.nbytes} bytes at {self.address:#x}, {self.free_bytes} free>"
+        except BequestError as trouble:
+            return f"<Heap that cannot be read: {trouble}>"
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -136,9 +137,6 @@ class Heap(HeapBase):
         """Everything that has a name in it."""
         return tuple(Root(name.decode(), kind, address) for name, kind, address in self._roots)
 
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._find_root(name) is not None
-
     def transaction(self) -> Transaction:
         """Changes that happen whole or not at all: use it in a with statement."""
         return Transaction(self)
@@ -153,18 +151,19 @@ class Heap(HeapBase):
         Change it within a transaction, each part after a `snapshot`, or by a `journal`. Raises KeyError if it is not
         there and ``nbytes`` is not given, HeapMisuse if it is of another size, or the name is that of something else.
         """
-        whole = self._find_memory(name)
-        if whole is not None and nbytes is not None and len(whole) != _SIZE_BYTES + nbytes:
-            raise HeapMisuse(
-                f"{name!r} has {len(whole) - _SIZE_BYTES} bytes in this heap, not {nbytes}: `replace` gives it others"
-            )
-        if whole is None:
+        found = self._find_memory(name)
+        if found is None:
             if nbytes is None:
                 raise KeyError(name)
             with self.transaction():
-                whole = self._make_memory(name, nbytes)
-                whole[_SIZE_BYTES:] = bytes(nbytes)
-        return whole[_SIZE_BYTES:]
+                found = self._make_memory(name, _sensible(nbytes))
+                found[:] = bytes(nbytes)
+            return found
+        if nbytes not in (None, len(found)):
+            raise HeapMisuse(
+                f"{name!r} has {len(found)} bytes in this heap, not {nbytes}: `replace` gives it others"
+            )
+        return found
 
     def replace(self, name: str, data: Buffer) -> memoryview:
         """The memory of this name becomes this, of whatever size: it is written aside, and then the name leads to it.
@@ -175,35 +174,20 @@ class Heap(HeapBase):
         with memoryview(data).cast("B") as new, self.transaction():
             if self._find_memory(name) is not None:
                 self._remove(name)
-            whole = self._make_memory(name, new.nbytes)
-            whole[_SIZE_BYTES:] = new
-        return whole[_SIZE_BYTES:]
+            memory = self._make_memory(name, _sensible(new.nbytes))
+            memory[:] = new
+        return memory
 
     def remove(self, name: str) -> None:
         """Frees the object or memory of this name, and all that is in it. Raises KeyError if there is none."""
         if not self._remove(name):
             raise KeyError(name)
 
-    def _find_memory(self, name: str) -> memoryview | None:
-        """With its size in front."""
-        found = self._find_root(name)
-        if found is None:
-            return None
-        address, kind = found
-        if kind != "memory":
-            raise HeapMisuse(f"{name!r} is a {kind} in this heap, and no memory of your own")
-        nbytes = int.from_bytes(self._view(address, _SIZE_BYTES), "little")
-        return self._view(address, _SIZE_BYTES + nbytes)
 
-    def _make_memory(self, name: str, nbytes: int) -> memoryview:
-        """With its size in front, and what happens to be there behind it."""
-        if nbytes <= 0:
-            raise BadSize(f"memory of {nbytes} bytes cannot be had")
-        address = self._alloc(_SIZE_BYTES + nbytes)
-        whole = self._view(address, _SIZE_BYTES + nbytes)
-        whole[:_SIZE_BYTES] = nbytes.to_bytes(_SIZE_BYTES, "little")
-        self._set_root(name, address)
-        return whole
+def _sensible(nbytes: int) -> int:
+    if not 0 < nbytes < 2**62:
+        raise BadSize(f"memory of {nbytes} bytes cannot be had")
+    return nbytes
 
 
 def _is_durable(region: Region) -> bool:

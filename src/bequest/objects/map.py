@@ -1,8 +1,6 @@
 """Map: a dictionary in a heap.
 
-The heap holds bytes; a typed map turns keys and values into them and back. What they are is noted in the map when it is
-made, as a kind (bytes, str, int, float, bool, or "packed": in MessagePack, by msgspec), so that nobody opens it as what
-it is not. A packed value's type is the program's own: msgspec says what of it may change (fields added, with defaults).
+What its keys and values are is noted in it when it is made (`codec`).
 """
 
 from __future__ import annotations
@@ -11,11 +9,10 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Mu
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from bequest._core import MapBase
+from bequest.objects.codec import codec
 from bequest.objects.outline import outline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from typing_extensions import Buffer
 
     from bequest.objects.heap import Heap
@@ -24,9 +21,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
 
-# ValueType in native/heap/object.hpp.
-_KINDS: dict[Any, int] = {int: 0, float: 1, bool: 2, bytes: 3, str: 4}
-_PACKED = 5
 _KEYS = (bytes, str, int)
 
 
@@ -55,10 +49,10 @@ class Map(MapBase, Generic[K, V]):
     def __init__(self, heap: Heap, name: str, *, key: Any = bytes, value: Any = bytes) -> None:
         if key not in _KEYS:
             raise TypeError(f"a Map's keys are bytes, str or int, not {key!r}")
-        super().__init__(heap, name, (_KINDS[key], None, None), _codec(value))
+        super().__init__(heap, name, codec(key), codec(value))
 
     def __repr__(self) -> str:
-        return outline(self, self.name, lambda: f"of {len(self)} entries")
+        return outline(self, "name", lambda: f"of {len(self)} entries")
 
     if TYPE_CHECKING:  # they are native
 
@@ -72,11 +66,14 @@ class Map(MapBase, Generic[K, V]):
         def get(self, key: K, default: Any = None) -> Any:
             """The key's value, or the default."""
 
+        def popitem(self) -> tuple[K, V]:
+            """Removes and returns some entry; KeyError if there is none."""
+
     def __iter__(self) -> Iterator[K]:
         return self._iterate(0)
 
     def keys(self) -> KeysView[K]:
-        """A view of the keys. RuntimeError rises if the map changes its size while one goes over it."""
+        """A view of the keys. RuntimeError rises if keys come or go while one goes over it; `scan` minds nothing."""
         return KeysView(cast("Mapping[K, V]", self))
 
     def values(self) -> ValuesView[V]:
@@ -87,10 +84,25 @@ class Map(MapBase, Generic[K, V]):
         """A view of the pairs of a key and its value."""
         return _Items(cast("Mapping[K, V]", self))
 
+    def scan(self, cursor: int = 0, count: int = 100) -> tuple[int, list[K]]:
+        """Some of the keys, and the cursor to go on from: a way over a map that may change on the way.
+
+        As Redis's SCAN: cursor 0 begins, and 0 is returned at the end, and only there: a call may bring no key, and
+        some more than ``count``, which says how much is to be looked at in one call. A key that is in the map from the
+        first call to the last is returned exactly once, whatever is put, deleted, or undone meanwhile; of others it is
+        not said, but none is returned twice. A cursor holds across closing and opening, also by an heir. Raises
+        ValueError for what is no cursor, and for a count below 1.
+        """
+        if not 0 <= cursor < 2**64:
+            raise ValueError(f"a cursor is 0 or what scan() has returned, not {cursor}")
+        if count < 1:
+            raise ValueError(f"scan() looks at one entry at least, not at {count}")
+        return self._scan(cursor, min(count, 2**63))
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping | Map):
             return NotImplemented
-        return dict(self.items()) == dict(other.items())
+        return self.copy() == dict(other.items())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -104,13 +116,6 @@ class Map(MapBase, Generic[K, V]):
         del self[key]
         return value
 
-    def popitem(self) -> tuple[K, V]:
-        """Removes and returns some entry; KeyError if there is none."""
-        for key, value in self.items():
-            del self[key]
-            return key, value
-        raise KeyError("popitem(): the Map is empty")
-
     def setdefault(self, key: K, default: V) -> V:
         """The key's value; if it has none, it gets this one."""
         if key not in self:
@@ -123,12 +128,16 @@ class Map(MapBase, Generic[K, V]):
             for key, value in (dict(other) | cast("dict[K, V]", more)).items():
                 self[key] = value
 
+    def copy(self) -> dict[K, V]:
+        """A dict of all that is in it."""
+        return dict(self.items())
+
     def __or__(self, other: Mapping[K, V]) -> dict[K, V]:
         """A dict of both."""
-        return dict(self.items()) | dict(other)
+        return self.copy() | dict(other)
 
     def __ror__(self, other: Mapping[K, V]) -> dict[K, V]:
-        return dict(other) | dict(self.items())
+        return dict(other) | self.copy()
 
     def __ior__(self, other: Mapping[K, V] | Iterable[tuple[K, V]]) -> Map[K, V]:
         self.update(other)
@@ -156,19 +165,3 @@ class _Items(ItemsView[K, V]):
 
 
 MutableMapping.register(Map)
-
-
-def _codec(kind: Any) -> tuple[int, Callable[[Any], bytes] | None, Callable[[bytes], Any] | None]:
-    """What the native map is told of a type: its number, and how to pack and unpack what has none of its own."""
-    if kind in _KINDS:
-        return (_KINDS[kind], None, None)
-    from msgspec import msgpack
-
-    encode, decode = msgpack.Encoder().encode, msgpack.Decoder(kind).decode
-
-    def pack(value: Any) -> bytes:
-        packed = encode(value)
-        decode(packed)  # what cannot be read as what it is said to be is not put
-        return packed
-
-    return (_PACKED, pack, decode)

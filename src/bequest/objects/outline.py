@@ -11,9 +11,11 @@ if TYPE_CHECKING:
 
 
 def outline(thing: object, name: str, contents: Callable[[], str]) -> str:
-    """``<Map 'jobs' of 3 entries>``, or why that cannot be told."""
+    """``<Map 'jobs' of 3 entries>``, or why that cannot be told. Its name is the attribute that is called so."""
+    words = [type(thing).__name__]
     try:
-        told = contents()
+        words.append(repr(getattr(thing, name)))
+        words.append(contents())
     except BequestError as trouble:
-        told = f"that cannot be read: {trouble}"
-    return f"<{type(thing).__name__} {name!r} {told}>"
+        words.append(f"that cannot be read: {trouble}")
+    return f"<{' '.join(words)}>"

@@ -79,7 +79,7 @@ class Struct(StructBase):
         return {field.name: getattr(self, field.name) for field in self.fields}
 
     def __repr__(self) -> str:
-        return outline(self, self._name, lambda: ", ".join(f"{k}={v!r}" for k, v in self._values().items()))
+        return outline(self, "_name", lambda: ", ".join(f"{k}={v!r}" for k, v in self._values().items()))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Struct) or type(other) is not type(self):

@@ -28,6 +28,7 @@ by those who restore.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -46,7 +47,10 @@ class Row(msgspec.Struct, dict=True):
 
     def durable(self) -> dict[str, Any]:
         """The fields that are written down, by name."""
-        return {name: getattr(self, name) for name in self.__struct_fields__ if name not in self.transient}
+        fields = msgspec.structs.asdict(self)
+        for name in self.transient:
+            del fields[name]
+        return fields
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
@@ -57,6 +61,8 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     row: Any
 
 
+Noted = dict[tuple[str, Any], None]  # the rows that have changed, by book and key: a dict, for its order
+
 Key = TypeVar("Key")
 R = TypeVar("R", bound=Row)
 
@@ -64,12 +70,12 @@ R = TypeVar("R", bound=Row)
 class Book(Generic[Key, R]):
     """A dict of rows that notes its changes. Iterates over the rows, and may be changed meanwhile."""
 
-    def __init__(self, name: str, row_type: type[R], key_type: Any) -> None:
+    def __init__(self, name: str, row_type: type[R], key_type: Any, changed: Noted) -> None:
         self.name = name
         self._row_type = row_type
         self._key_type = key_type
         self._rows: dict[Key, R] = {}
-        self._changed: dict[Key, None] = {}  # a dict, for its order
+        self._changed = changed
 
     def __iter__(self) -> Iterator[R]:
         return iter(list(self._rows.values()))
@@ -91,28 +97,24 @@ class Book(Generic[Key, R]):
 
     def put(self, key: Key, row: R) -> R:
         self._enter(key, row)
-        self._changed[key] = None
+        self._note(key)
         return row
 
     def remove(self, key: Key) -> R:
         """Takes the row out; returns it. Raises KeyError."""
         row = self._rows.pop(key)
         del row.__dict__["note"]
-        self._changed[key] = None
+        self._note(key)
         return row
 
-    @property
-    def has_changed(self) -> bool:
-        return bool(self._changed)
-
-    def take_changes(self) -> list[Change]:
-        """What has changed since this was last called: each key once, as it is now."""
-        changed, self._changed = self._changed, {}
-        return [self._change(key) for key in changed]
+    def change(self, key: Key) -> Change:
+        """That row as it is now."""
+        row = self._rows.get(key)
+        return Change(self.name, key, None if row is None else row.durable())
 
     def everything(self) -> list[Change]:
         """All rows, as if each had just been put."""
-        return [self._change(key) for key in self._rows]
+        return [self.change(key) for key in self._rows]
 
     def apply(self, change: Change) -> None:
         """Carries out a change that was written down: plain data, of which the book makes its own types again."""
@@ -124,11 +126,10 @@ class Book(Generic[Key, R]):
 
     def _enter(self, key: Key, row: R) -> None:
         self._rows[key] = row
-        row.__dict__["note"] = lambda: self._changed.__setitem__(key, None)
+        row.__dict__["note"] = partial(self._note, key)
 
-    def _change(self, key: Key) -> Change:
-        row = self._rows.get(key)
-        return Change(self.name, key, None if row is None else row.durable())
+    def _note(self, key: Key) -> None:
+        self._changed[self.name, key] = None
 
 
 class Counter(Row):
@@ -150,12 +151,13 @@ class Books:
 
     def __init__(self) -> None:
         self._books: dict[str, Book[Any, Any]] = {}
+        self._changed: Noted = {}
         self._counters = self.open("counters", Counter, str)
 
     def open(self, name: str, row_type: type[R], key_type: Callable[..., Key]) -> Book[Key, R]:
         """A new book. Keys are ``int``, ``str`` or ``bytes``."""
         assert name not in self._books, name
-        book: Book[Key, R] = Book(name, row_type, key_type)
+        book: Book[Key, R] = Book(name, row_type, key_type, self._changed)
         self._books[name] = book
         return book
 
@@ -165,8 +167,10 @@ class Books:
         return found if found is not None else self._counters.put(name, Counter())
 
     def take_changes(self) -> list[Change]:
-        changed = [book for book in self._books.values() if book.has_changed]
-        return [change for book in changed for change in book.take_changes()]
+        """What has changed since this was last called: each row once, as it is now."""
+        changes = [self._books[name].change(key) for name, key in self._changed]
+        self._changed.clear()
+        return changes
 
     def everything(self) -> list[Change]:
         return [change for book in self._books.values() for change in book.everything()]

@@ -162,6 +162,7 @@ class TheftBook:
     def __init__(self, books: Books) -> None:
         self._books = books
         self._attempts = books.open("thefts", Attempt, int)
+        self._before: dict[tuple[int, int, int], Attempt] = {}  # of earlier runs, by who asked
 
     def open(self, session: Session, thief: Member, group: Group, victim: str, now: float) -> Attempt:
         number = self._books.counter("theft").next()
@@ -210,13 +211,12 @@ class TheftBook:
         self._books.counter("theft").last = attempt.number - 1
 
     def repeated(self, session: Session, thief: Member) -> Attempt | None:
-        """The attempt that this request made before."""
-        asked = (thief.id, thief.incarnation, session.number)
-        return next(
-            (attempt for attempt in self._attempts if session.number and attempt.asked == asked), None
-        )
+        """The attempt that this request made in an earlier run; one of this run is answered, or awaited, instead."""
+        return self._before.get((thief.id, thief.incarnation, session.number)) if session.number else None
 
-    def under_way(self) -> list[Attempt]:
+    def restored(self) -> list[Attempt]:
+        """What earlier runs have written down has been read; returns the attempts that were under way."""
+        self._before = {attempt.asked: attempt for attempt in self._attempts}
         return [attempt for attempt in self._attempts if attempt.outcome == "under way"]
 
     def report(self, cursor: int, now: float) -> wire.TheftList:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bequest._core import STATE_FROZEN, STATE_THAWING
 from bequest.limits import PAGE_BYTES
 from bequest.protocol.address_plan import Run
 from bequest.protocol.books import Row
 from bequest.protocol.process_table import Member, State
 from bequest.protocol.rack_state import RackState
+
+_STATE_SHIFT = 61  # of an owner word (native/layout.hpp)
 
 Bearer = tuple[int, int]  # an id, and the life of it that is meant
 Listed = tuple[int, int, int, int]  # an extent, as `Shard.stealable` lists it
@@ -104,6 +107,11 @@ def life(member: Member) -> Bearer:
 def runs_of(listed: Iterable[Listed]) -> list[Run]:
     """Where these extents lie."""
     return [(address, address + pages * PAGE_BYTES) for _, _, address, pages in listed]
+
+
+def writable(listed: Iterable[Listed]) -> list[Listed]:
+    """Those that their owner may store into. Of what is frozen nobody need be kept, and it may be reading it."""
+    return [row for row in listed if row[1] >> _STATE_SHIFT not in (STATE_FROZEN, STATE_THAWING)]
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:

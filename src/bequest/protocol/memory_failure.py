@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bequest._core import STATE_IN_FLIGHT, STATE_OWNED
+from bequest._core import STATE_FROZEN, STATE_IN_FLIGHT, STATE_OWNED, STATE_THAWING
 from bequest.limits import (
     BROKEN_KEPT_MAX,
     FAILED_RUNS_MAX,
@@ -45,6 +45,8 @@ from bequest.wire import messages as wire
 
 Run = tuple[int, int]  # address, bytes
 Part = tuple[int, int, int]  # slab, offset, bytes
+_KEPT = (STATE_OWNED, STATE_FROZEN, STATE_THAWING)  # by somebody, who may at least read it
+_HAS_OWNER = (*_KEPT, STATE_IN_FLIGHT)
 _INJECTED = "injected by bequest fault"
 _HARDWARE = "the hardware reports an error"
 
@@ -162,8 +164,12 @@ class MemoryFailures:
         runs: dict[int, list[Run]] = {}
         for address, pages, state, owner, _ in self._state.groups[slab.group].shard.slab_extents(slab.id):
             low, high = max(address, lost[0]), min(address + pages * PAGE_BYTES, lost[1])
-            if low < high and owner != MMU_ID and state in (STATE_OWNED, STATE_IN_FLIGHT):
+            if low < high and owner != MMU_ID and state in _HAS_OWNER:
                 _add(runs.setdefault(owner, []), (low, high - low))
+        for address, pages, reader in self._state.groups[slab.group].shard.read_in(slab.id):
+            low, high = max(address, lost[0]), min(address + pages * PAGE_BYTES, lost[1])
+            if low < high and (low, high - low) not in runs.setdefault(reader, []):
+                _add(runs[reader], (low, high - low))
         owners = [(self._state.processes.get(number), theirs) for number, theirs in sorted(runs.items())]
         return [(who, theirs) for who, theirs in owners if who is not None and who.kind is Kind.PROCESS]
 
@@ -189,7 +195,7 @@ class MemoryFailures:
         for slab in self._state.ledger:
             if slab.element == element and slab.state is SlabState.LIVE:
                 for _, _, state, owner, _ in self._state.groups[slab.group].shard.slab_extents(slab.id):
-                    if state in (STATE_OWNED, STATE_IN_FLIGHT):
+                    if state in _HAS_OWNER:
                         ids[owner] = None
         members = [self._state.processes.get(number) for number in sorted(ids)]
         return [member for member in members if member is not None and member.kind is Kind.PROCESS]
@@ -222,7 +228,9 @@ class MemoryFailures:
         page = message.address // PAGE_BYTES * PAGE_BYTES
         slabs = self._state.ledger.overlapping(process.group, (page, page + PAGE_BYTES))
         extent = shard.find_extent(page, 0) if len(slabs) == 1 else None  # else it may be no address at all
-        if extent is None or not _is_of(extent, process):
+        if extent is None or not (
+            _is_of(extent, process) or _reads(shard.read_in(slabs[0].id), process, page)
+        ):
             raise Refusal("not-owner", f"{message.address:#x} is no memory of process {process.name!r}")
         slab = slabs[0]
         start = page - slab.address
@@ -398,7 +406,11 @@ class MemoryFailures:
 
 def _is_of(extent: ExtentInfo, process: Member) -> bool:
     _, _, _, state, owner, _ = extent
-    return (state, owner) == (STATE_OWNED, process.id)
+    return state in _KEPT and owner == process.id
+
+
+def _reads(readings: list[tuple[int, int, int]], process: Member, page: int) -> bool:
+    return any(reader == process.id and at <= page < at + n * PAGE_BYTES for at, n, reader in readings)
 
 
 def _whole_pages(slab: Slab, start: int, end: int) -> Part:

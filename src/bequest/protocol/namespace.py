@@ -17,7 +17,7 @@ from bisect import bisect_right
 
 import msgspec
 
-from bequest._core import STATE_IN_FLIGHT, STATE_OWNED
+from bequest._core import STATE_FROZEN, STATE_IN_FLIGHT, STATE_OWNED, STATE_THAWING
 from bequest.errors import BadName
 from bequest.ids import GroupId, check_path
 from bequest.limits import (
@@ -37,6 +37,7 @@ from bequest.protocol.refusal import Refusal
 from bequest.protocol.shard import ExtentInfo
 from bequest.wire import messages as wire
 
+_KEPT = (STATE_OWNED, STATE_FROZEN, STATE_THAWING)  # by somebody, who may at least read it
 _PUBLISHED_BYTES = 1000  # no report of one name is longer
 
 
@@ -100,7 +101,7 @@ class Namespace:
                 f"offset {name.offset} does not lie in a region of {name.nbytes} bytes at {name.address:#x}",
             )
         extent = self._extent(name)
-        if extent is None or extent[3:5] != (STATE_OWNED, publisher.id):
+        if extent is None or extent[3] not in _KEPT or extent[4] != publisher.id:
             raise Refusal(
                 "not-owner", f"what is to be published as {path} is not owned by {publisher.name!r}"
             )
@@ -155,7 +156,7 @@ class Namespace:
         if extent is None:
             return None
         _, _, _, state, owner, birth = extent
-        if owner == MMU_ID or birth != name.birth or state not in (STATE_OWNED, STATE_IN_FLIGHT):
+        if owner == MMU_ID or birth != name.birth or state not in (*_KEPT, STATE_IN_FLIGHT):
             return None
         return Owner(owner, state == STATE_IN_FLIGHT)
 

@@ -54,8 +54,9 @@ class Restorer:
                 state.plan.restore(slab.address, slab.nbytes)
         for group in state.groups:
             group.shard.recover()
+            members = {member.id: member for member in state.processes if member.group == group.id}
             for number in range(1, LAST_MAILBOX_ID + 1):
-                self._restore_slot(group, number)
+                self._restore_slot(group, number, members.get(number))
         state.processes.restored()
         self._grants.hold_all()
         self._grants.restore()
@@ -66,11 +67,9 @@ class Restorer:
 
     # --- lives ---------------------------------------------------------------------------------------------
 
-    def _restore_slot(self, group: Group, number: int) -> None:
+    def _restore_slot(self, group: Group, number: int, member: Member | None) -> None:
+        """``member`` is who bears that id in this group by the books."""
         life, incarnation, _, _ = group.shard.life(number)
-        member = self._state.processes.get(number)
-        if member is not None and member.group != group.id:
-            member = None
         if life == LIFE_EMPTY:
             if member is not None:  # it was about to be forgotten
                 self._state.processes.forget(member)

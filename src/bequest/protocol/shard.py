@@ -106,6 +106,12 @@ class Shard(Protocol):
     def have_mended(self, id: int) -> None:
         """A fence may have been left on what is its own: its library is to see to it that it can store there."""
 
+    def is_opening(self, id: int) -> bool:
+        """Whether it is about to open memory that it saw to be its own.
+
+        Once this is false nothing is opened any more by what it saw before.
+        """
+
     def name_heir(self, victim: int, thief: int) -> bool:
         """Lets the thief empty the inbox of a dead process. False if another living process may do so already."""
 
@@ -123,6 +129,9 @@ class Shard(Protocol):
 
     def sealed_in(self, slab: int, number: int) -> list[tuple[int, int]]:
         """Where in a slab (address, bytes) somebody owns memory, or is about to, that is sealed under that number."""
+
+    def read_in(self, slab: int) -> list[tuple[int, int, int]]:
+        """What of a slab is frozen and read: (address, pages, reader), once for each reading."""
 
     def seal(self, index: int) -> int:
         """The number of a descriptor's seal, or 0."""

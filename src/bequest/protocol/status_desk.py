@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from bequest._core import STATE_FREE, STATE_IN_FLIGHT
+from bequest._core import STATE_FREE, STATE_FROZEN, STATE_IN_FLIGHT, STATE_THAWING
 from bequest.limits import (
     AUDIT_FINDINGS_MAX,
     MMU_ID,
@@ -263,4 +263,6 @@ def _state_name(state: int, owner: int) -> str:
         return "free"
     if state == STATE_IN_FLIGHT:
         return "in-flight"
+    if state in (STATE_FROZEN, STATE_THAWING):
+        return "frozen"
     return "away" if owner == MMU_ID else "owned"

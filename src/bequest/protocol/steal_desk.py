@@ -8,14 +8,17 @@ any more (`wire.FenceProcess`), or proves that it is dead. Only then are the own
 were listed: a word that has moved on since, because the victim granted or freed the extent, is left alone.
 `Shard.steal` is the commit point of each extent.
 
-A victim that runs may have been opening pages while it was fenced; it looks at its words once it has. So what was taken
-is *in doubt* until it has been fenced once more, and only then is the thief told. The same pass looks for what the
+A victim that runs may have been opening pages while it was fenced; it looks at its words once it has. So what was
+taken is *in doubt* until it has been fenced once more, and only then is the thief told. That fence would come too
+early while a thread of the victim is between its look at a word and the opening of the pages: by ptrace it waits
+until none is (`Shard.is_opening`), though not for ever, since the victim may be stopped there; such a thread closes
+what it has opened as soon as it has looked again. What is write-protected stays so. The same pass looks for what the
 victim has allocated meanwhile, a bounded number of times. If that fence fails, so does the steal: the thief owns what
 it may not touch, and gets it by asking again, since doubts are kept until a fence ends them or the victim does
 (`doubts.py`). Who steals from that thief waits for such a fence, too, and so does the freeing of what the thief has
-left. Whenever a fence has come to nothing, or may have hit what is the victim's own, the victim is made to look at its
-memory, and fences are lifted from what is its own (`lifts.py`). Where it touches what ptrace has closed before that, it
-gets `MemoryRevoked`.
+left. Whenever a fence has come to nothing, or may have hit what is the victim's own, the victim is made to look at
+its memory, and fences are lifted from what is its own (`lifts.py`). Where it touches what ptrace has closed before
+that, it gets `MemoryRevoked`.
 
 Before the first fence a refusal changes nothing. After it the steal is carried out for the thief even if the thief has
 gone meanwhile: the memory is then the dead thief's, and can be stolen in turn, while a victim that was fenced for
@@ -40,6 +43,8 @@ import msgspec
 from bequest.limits import (
     FENCE_RANGES_MAX,
     FENCE_TIMEOUT,
+    OPENING_LOOK_INTERVAL,
+    OPENING_PATIENCE,
     PAGE_BYTES,
     STEAL_PASSES_MAX,
     STEAL_SELECTION_MAX,
@@ -54,7 +59,7 @@ from bequest.protocol.capabilities import (
     check_heir,
 )
 from bequest.protocol.clients import Caller, Session
-from bequest.protocol.doubts import Doubts, Listed, joined, runs_of
+from bequest.protocol.doubts import Doubts, Listed, joined, runs_of, writable
 from bequest.protocol.groups import Group
 from bequest.protocol.lifts import EVERYWHERE, Lifts
 from bequest.protocol.namespace import Namespace
@@ -96,6 +101,7 @@ class Fence(msgspec.Struct):
     rest: list[Run]  # that its agent has yet to be told of
     ranges: list[Run] = msgspec.field(default_factory=list)  # that the agent has been told of
     deadline: float = 0.0
+    held_until: float | None = None  # at the latest, while its target is opening memory
 
 
 class StealDesk:
@@ -109,11 +115,12 @@ class StealDesk:
         self._doubts = Doubts(state)
         self._lifts = Lifts(state)
         self._fences: dict[int, Fence] = {}
+        self._look_at = 0.0  # at whom a fence is held for
         self._given_up: dict[int, Fence] = {}  # that may yet come, though nobody waits for them any more
 
     def restore(self, now: float) -> None:
         """What a run of the Rack MMU before this one left half done. Its victims may still be about to be fenced."""
-        for attempt in self.book.under_way():
+        for attempt in self.book.restored():
             self.book.fail(attempt, Refusal("fence", "the Rack MMU was started anew meanwhile"))
         for victim in self._doubts.restore():
             self._lifts.fenced(victim, [EVERYWHERE])
@@ -196,6 +203,8 @@ class StealDesk:
         dead = [member for member in own if member.state in (State.ORPHANED, State.LOST)]
         dead.sort(key=lambda member: member.incarnation)
         attached = [member for member in own if member.is_attached]
+        if len(dead) + len(attached) == 1:
+            return (dead or attached)[0]
         candidates = [*filter(self._has_left_something, dead), *attached, *reversed(dead)]
         if candidates:
             return candidates[0]
@@ -301,7 +310,7 @@ class StealDesk:
         job.listed = [(descriptor, word) for descriptor, word, _, _ in listed]
         job.is_waiting = True
         self._doubts.may_arise(job.victim, job.thief)
-        self._tell_agent(Fence(job.victim, job, doubts, joined(runs_of(listed) + doubts)), now)
+        self._tell_agent(Fence(job.victim, job, doubts, joined(runs_of(writable(listed)) + doubts)), now)
 
     def _clear(self, victim: Member, job: StealJob | None, now: float) -> None:
         """Ends the doubts about a victim."""
@@ -323,12 +332,21 @@ class StealDesk:
     def _tell_agent(self, fence: Fence, now: float) -> None:
         fence.ranges, fence.rest = fence.rest[:FENCE_RANGES_MAX], fence.rest[FENCE_RANGES_MAX:]
         fence.deadline = now + FENCE_TIMEOUT
+        if fence.doubts and self._is_opening(fence):
+            fence.held_until = now + OPENING_PATIENCE
         self._ask_for_fence(fence)
+
+    def _is_opening(self, fence: Fence) -> bool:
+        """Whether its target may undo it; write protection stays, whatever is opened."""
+        is_protected = fence.job is not None and fence.job.how == "protected"
+        return not is_protected and self._shard(fence.target).is_opening(fence.target.id)
 
     def _ask_for_fence(self, fence: Fence) -> None:
         number = self._state.books.counter("fence").next()
         self._fences[number] = fence
         target = fence.target
+        if fence.held_until is not None:
+            return
         self._lifts.fenced(target, fence.ranges)
         ranges = [(start, end - start) for start, end in fence.ranges]
         reach = self._state.groups[target.group].rules.fence
@@ -455,25 +473,32 @@ class StealDesk:
         self._lifts.forget(victim)
 
     def tick(self, now: float) -> None:
+        self._look_at = now + OPENING_LOOK_INTERVAL
         for number, fence in list(self._fences.items()):
-            if now >= fence.deadline:
+            if fence.held_until is not None:
+                if now >= fence.held_until or not self._is_opening(fence):
+                    del self._fences[number]
+                    fence.held_until = None
+                    self._ask_for_fence(fence)
+            elif now >= fence.deadline:
                 self._given_up[number] = fence
                 self._fence_failed(number, f"its agent did not answer within {FENCE_TIMEOUT:.0f} s", now)
 
     def next_deadline(self) -> float:
+        if any(fence.held_until is not None for fence in self._fences.values()):
+            return self._look_at
         return min((fence.deadline for fence in self._fences.values()), default=float("inf"))
 
     # --- the end ---------------------------------------------------------------------------------------------
 
     def _take(self, job: StealJob, extents: list[tuple[int, int]]) -> list[Run]:
-        """Where what was got lies."""
+        """Where what was got lies, as far as the victim might store there."""
         victim, thief = job.victim, job.thief
         taken = self._shard(victim).steal(extents, victim.id, thief.id)
-        runs = runs_of(taken)
         job.attempt.extents += len(taken)
-        job.attempt.nbytes += sum(end - start for start, end in runs)
+        job.attempt.nbytes += sum(end - start for start, end in runs_of(taken))
         job.listed = []
-        return runs
+        return runs_of(writable(taken))
 
     def _conclude(self, job: StealJob) -> None:
         victim, attempt = job.victim, job.attempt

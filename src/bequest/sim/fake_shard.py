@@ -47,6 +47,7 @@ class FakeShard:
         self.inboxes: dict[int, list[tuple[int, int, bytes]]] = {}  # id -> (descriptor, sender, tag)
         self.revocations: dict[int, int] = {}
         self.mends: dict[int, int] = {}
+        self.opening: set[int] = set()  # who is about to open memory; in a world of whole steps, nobody is
         self.heirs: dict[int, int] = {}
         self.last_birth = 0
         self.last_descriptor = 0
@@ -245,6 +246,9 @@ class FakeShard:
     def have_mended(self, id: int) -> None:
         self.mends[id] = self.mends.get(id, 0) + 1
 
+    def is_opening(self, id: int) -> bool:
+        return id in self.opening
+
     def name_heir(self, victim: int, thief: int) -> bool:
         former = self.heirs.get(victim, thief)
         if self.lives[victim][0] != 2 or (former != thief and self.lives.get(former, (0, 0))[0] == 1):
@@ -289,6 +293,9 @@ class FakeShard:
             for e in self._in_slab(slab)
             if e.seal == number and e.state in (OWNED, IN_FLIGHT) and e.owner != MMU
         ]
+
+    def read_in(self, slab: int) -> list[tuple[int, int, int]]:
+        return []  # nothing is frozen here
 
     def seal(self, index: int) -> int:
         return self.extents[index].seal if index in self.extents else 0

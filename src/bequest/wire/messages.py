@@ -315,7 +315,7 @@ class ElementList(Message, frozen=True):
 
 class SlabRun(msgspec.Struct, frozen=True):
     pages: int
-    state: str  # free, owned, in-flight, away
+    state: str  # free, owned, in-flight, frozen, away
     owner: int
 
 
