@@ -9,7 +9,7 @@ SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-native test-python test-user soak bench lint format sanitize wheel lock clean
+.PHONY: help dev demo test test-native test-python test-user soak bench bench-dask lint format sanitize wheel lock clean
 
 # Found in the environment, they would make the build and the tests see another Python than .venv's.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
@@ -51,6 +51,8 @@ $(VENV)/.bench: $(VENV)/.installed
 	@# RUNLEVEL=1: Debian is not to start a server of its own. Without one its row says so, and the others stand.
 	@command -v redis-server >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq -y --no-install-recommends redis-server; } >build/redis.log 2>&1 || echo "no redis-server: see build/redis.log"
+	@command -v etcd >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends etcd-server; } >build/etcd.log 2>&1 || echo "no etcd: see build/etcd.log"
 	@touch $@
 
 dev: $(VENV)/.installed ## .venv with an editable install, for work on Bequest
@@ -66,6 +68,11 @@ bench: $(VENV)/.bench build/bench/table_bench ## Bequest beside its peers, in on
 	$(SAY) "bench: python -m benchmarks"
 	@$(BIN)/python -m benchmarks --json build/benchmarks.json --write-docs $(ARGS)
 
+bench-dask: $(VENV)/.bench ## Dask jobs on a rack beside Dask's own, in one run
+	$(SAY) "bench-dask: python -m benchmarks dask_…"
+	@$(BIN)/python -m benchmarks $$($(BIN)/python -c 'from benchmarks.isolation import DASK_BENCHMARKS; print(*DASK_BENCHMARKS)') \
+	    --json build/benchmarks-dask.json $(ARGS)
+
 build/bench/table_bench: $(VENV)/.made $(NATIVE_SOURCES) $(wildcard benchmarks/native/*.cpp) CMakeLists.txt
 	$(SAY) "build: the native benchmark"
 	$(ALONE) $(BIN)/cmake -S . -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DBEQUEST_BENCH=ON >build/bench.log
@@ -76,11 +83,11 @@ build/bench/table_bench: $(VENV)/.made $(NATIVE_SOURCES) $(wildcard benchmarks/n
 # Half of what can go wrong cannot go wrong for root: so the tests with real processes run as an ordinary user, beside
 # root's, who runs the others, and of those only what needs root.
 ROOT        := $(filter 0,$(shell id -u))
-ROOTS_SHARE := tests/docs tests/paper tests/sim tests/unit
+ROOTS_SHARE := tests/dask tests/docs tests/paper tests/paxos tests/sim tests/unit
 
 test: $(VENV)/.installed ## native tests, and pytest: what has real processes as an ordinary user, also when root
-	@$(MAKE) --no-print-directory test-native
-	@$(MAKE) --no-print-directory --jobs=2 test-python test-user
+	@# Two lanes on two cores, begun in this order: the user's tests, and the native ones with root's share after them.
+	@$(MAKE) --no-print-directory --jobs=2 test-user test-native test-python
 
 test-native: $(VENV)/.made
 	$(SAY) "test: the native core, with its step hook"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import bequest as bq
@@ -18,6 +19,7 @@ from bequest.objects import Log, Map
 from bequest.wire import messages as wire
 
 PAGE = 4096
+ENTRIES_KEPT = 100_000  # of a ledger: a soak writes millions, which are neither kept nor sent back
 
 
 class Book(bq.Struct):
@@ -39,6 +41,8 @@ class Ledger(bq.Actor):
             self.state.disorder = f"{source} {number}, not {expected}"
         self.last[source.encode()] = b"%d" % (number + 1)
         self.log.append(f"{source} {number}".encode())
+        if len(self.log) > ENTRIES_KEPT:
+            self.log.truncate(self.log.end - ENTRIES_KEPT // 2)
         self.state.entries += 1
 
     def enter_region(self, source: str, number: int, region: bq.Region) -> None:
@@ -60,6 +64,7 @@ class Ledger(bq.Actor):
             "entries": self.state.entries,
             "tickets": self.state.tickets,
             "disorder": self.state.disorder,
+            "next": {source.decode(): int(number) for source, number in self.last.items()},
             "log": [record.decode() for record in self.log],
             "regions": len(self.regions),
         }
@@ -86,6 +91,14 @@ class Relay(bq.Actor):
         ticket = await self.ref("ledger").call_async("ticket")
         Map(self.heap, "tickets")[b"%d" % ticket] = b""
         self.state.tickets += 1
+
+    def draw_two(self, gate: str) -> None:
+        """Two calls within one event, one after the other, which cannot end before that file is there."""
+        for _ in range(2):
+            ticket = self.ref("ledger").call("ticket")
+            Map(self.heap, "tickets")[b"%d" % ticket] = b""
+        while not Path(gate).exists():
+            time.sleep(0.002)
 
     def report(self) -> dict[str, Any]:
         tickets = sorted(int(key) for key in Map(self.heap, "tickets"))

@@ -173,13 +173,20 @@ def _leave(process: bq.Process) -> None:
 
 
 def daemons_of(supervisor: int) -> dict[str, int]:
-    found = {}
-    with contextlib.suppress(OSError):  # it has ended itself
-        for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
-            with contextlib.suppress(OSError):  # gone meanwhile
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-                if name.startswith("bequest-") and is_running(int(pid)):
-                    found[name.removeprefix("bequest-")] = int(pid)
+    """Operating-system pids by role, once all that run have their names (a fork has its parent's at first)."""
+    found: dict[str, int] = {}
+
+    def all_named() -> bool:
+        found.clear()
+        with contextlib.suppress(OSError):  # it has ended itself
+            for pid in map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()):
+                with contextlib.suppress(OSError):  # gone meanwhile
+                    name = Path(f"/proc/{pid}/comm").read_text().strip()
+                    if is_running(pid):
+                        found[name.removeprefix("bequest-") if name.startswith("bequest-") else ""] = pid
+        return "" not in found
+
+    assert until(all_named), f"a daemon of supervisor {supervisor} never took its name"
     return found
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from pathlib import Path
 
 import msgspec
 import pytest
 
 import actor_users
 import bequest as bq
-from actor_users import Counter, end
-from actors import until
+from actor_users import Cast, Counter, end
+from actors import DEADLINE, until
 from bequest.actors import mail
 from bequest.actors.becoming import Candidate
 from bequest.actors.books import Books
 from bequest.actors.calls import NOT_REPEATABLE
-from bequest.actors.host import Host
+from bequest.actors.host import Host, address_of
 from bequest.actors.mail import Address, Mail
 from racks import MIB, RackUnderTest, Yard
 
-SOON = 10.0
+SOON = DEADLINE
 PAGE = 4096
 
 
@@ -58,6 +59,45 @@ def test_an_heir_that_dies_early_leaves_the_inbox_to_the_next(yard: Yard, me: bq
     with counter.call("give", "late", timeout=SOON) as back:
         assert back.array().min() == 7
     end(last)
+
+
+def test_an_event_that_is_handled_again_gets_the_answers_of_before(
+    yard: Yard, me: bq.Process, tmp_path: Path
+) -> None:
+    """To all its calls, also those whose answers had led to further calls."""
+    casts = [Cast(yard, "Ledger", "ledger"), Cast(yard, "Relay", "relay")]
+    ledger, relay = (bq.actors.ref(me, cast.name) for cast in casts)
+    for one in (ledger, relay):
+        one.wait(SOON)
+    gate = tmp_path / "gate"
+    relay.send("draw_two", str(gate))
+    until(lambda: ledger.call("report", timeout=SOON)["tickets"] == 2)
+    casts[1].kill()
+    gate.touch()
+    assert relay.call("report", timeout=SOON)["distinct"] == [1, 2]
+    assert ledger.call("report", timeout=SOON)["tickets"] == 2
+    assert relay.dead_letters(SOON) == []
+    for cast in casts:
+        cast.end()
+
+
+def test_a_post_for_which_there_is_no_memory_waits(host: Host, yard: Yard) -> None:
+    """It goes when there is some; the actor lives on."""
+    receiver = yard.attach("receiver")
+    receiver_address = address_of(receiver)
+    filler = []
+    with contextlib.suppress(bq.RackMemoryError):
+        while True:
+            filler.append(host.process.alloc(MIB, huge=False))
+    host.post(receiver_address, bytes(2 * MIB))
+    host.retry()
+    assert host.is_waiting_for_room
+    for region in filler:
+        region.free()
+    host.retry()
+    assert not host.is_waiting_for_room
+    with receiver.accept(SOON) as envelope:
+        assert mail.read_envelope(envelope) == bytes(2 * MIB)
 
 
 @pytest.fixture

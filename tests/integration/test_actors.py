@@ -12,11 +12,11 @@ import pytest
 import actor_users
 import bequest as bq
 from actor_users import Cast, owned_bytes
-from actors import until
+from actors import DEADLINE, until
 from bequest.actors import Ref
 from racks import RackUnderTest, Yard
 
-SOON = 10.0
+SOON = DEADLINE
 PAGE = 4096
 Start = Callable[..., Ref]
 

@@ -24,8 +24,8 @@ def heap(me: bq.Process) -> Iterator[bq.Heap]:
 
 def numbers(heap: bq.Heap, count: int = 10) -> bq.Array:
     array = bq.Array(heap, "numbers", dtype="i4", shape=count)
-    with array.change() as view:
-        view[:] = np.arange(count)
+    with array.change() as part:
+        part[:] = np.arange(count)
     return array
 
 
@@ -100,20 +100,62 @@ def test_columns_and_masks_of_tables(heap: bq.Heap) -> None:
 
 def test_a_change_is_a_transaction(heap: bq.Heap) -> None:
     array = numbers(heap)
-    with array.change(slice(2, 5)) as view:
-        view[:] += 10
+    with array.change(slice(2, 5)) as part:
+        part[:] += 10
     assert list(array) == [0, 1, 12, 13, 14, 5, 6, 7, 8, 9]
-    with pytest.raises(ValueError, match="read-only"):
-        view[0] = 1
-    with pytest.raises(ZeroDivisionError), array.change() as view:
-        view[:] = 0
+    with pytest.raises(ZeroDivisionError), array.change() as part:
+        part[:] = 0
         1 / 0  # noqa: B018
     assert list(array[:3]) == [0, 1, 12]
-    for key in (3, [1, 2]):
-        with pytest.raises(TypeError, match="gives no view"), array.change(key):
-            pass
-    with array.change(slice(0, 0)) as view:
-        assert view.size == 0
+    with array.change([0, 8]) as part:
+        part[:] += 1
+    assert (array[0], array[8]) == (1, 9)
+    with pytest.raises(TypeError, match="is one element of the Array"), array.change(3):
+        pass
+    with array.change(slice(0, 0)) as part:
+        assert part.size == 0
+
+
+def test_what_is_kept_of_a_change_writes_nowhere(heap: bq.Heap) -> None:
+    array, kept = numbers(heap, 1000), []
+    with array.change() as part:
+        kept += [part, part[:500], memoryview(part)]
+    array.resize(10)  # what it gives back is anybody's
+    others = [heap.memory(f"other {number}", 200) for number in range(20)]
+    for one in kept:
+        one[:500] = kept[0][500:]
+    assert list(array) == list(range(10)) and not any(map(any, others))
+
+
+def test_what_is_read_cannot_be_made_writable(heap: bq.Heap) -> None:
+    array = numbers(heap)
+    for view in (array.array, array[2:5], np.asarray(array), np.asarray(array)[::2]):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            view.flags.writeable = True
+
+
+def test_a_value_that_changes_the_array_meanwhile_does_no_harm(heap: bq.Heap) -> None:
+    array = numbers(heap, 1000)
+
+    class Value:
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+            array.resize(10)
+            other[:] = bytes(3000)
+            return np.full(10, 7, dtype)
+
+    other = heap.memory("other", 3000)
+    array[...] = Value()
+    assert list(array) == [7] * 10 and not any(other)
+    other.release()
+
+
+def test_it_says_how_large_it_is(heap: bq.Heap) -> None:
+    table = bq.Array(heap, "table", dtype="i2", shape=(3, 2, 2))
+    assert (table.ndim, table.size, table.nbytes, len(table)) == (3, 12, 24, 3)
+    table[1, 1] = [4, 5]
+    assert table.tolist() == [[[0, 0], [0, 0]], [[0, 0], [4, 5]], [[0, 0], [0, 0]]]
+    table.resize(0)
+    assert (table.ndim, table.size, table.nbytes, table.tolist()) == (3, 0, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -145,8 +187,9 @@ def test_rows_come_and_go(heap: bq.Heap) -> None:
     for wrong in ((1, 2, 3), 5, [[1, 2]]):
         with pytest.raises(ValueError, match="rows of this Array have the shape"):
             table.append(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="cannot have -1 rows"):
-        table.resize(-1)
+    for rows in (-1, 10**30):
+        with pytest.raises(ValueError, match=f"cannot have {rows} rows"):
+            table.resize(rows)
     table.extend(np.empty((0, 2)))
     table.resize(0)
     assert len(table) == 0 and table.array.shape == (0, 2) and not list(table)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import bequest as bq
 from alive import is_running
 from bequest.cli.slab_map import FREE
 from screen import MIB, SMALL, Screen, fits, one_line, wait_until
@@ -215,15 +216,20 @@ def test_down_ends_a_rack_that_does_not_answer(bequest: Screen) -> None:
 
 PROCESS_FIELDS = {
     "id", "name", "kind", "group", "compute", "pid", "state", "extents", "owned_bytes", "cached_bytes", "inbox",
-    "grants", "granted_bytes", "accepts", "allocs", "frees", "freed_in_seconds",
+    "grants", "granted_bytes", "accepts", "allocs", "frees", "reads", "read_bytes", "steals", "resumes",
+    "freed_in_seconds",
 }  # fmt: skip
 RATE_FIELDS = {
-    "grants_per_second", "bytes_not_copied_per_second", "accepts_per_second", "allocs_per_second", "frees_per_second",
+    "grants_per_second", "reads_per_second", "bytes_not_copied_per_second", "accepts_per_second",
+    "allocs_per_second", "frees_per_second",
 }  # fmt: skip
 ELEMENT_FIELDS = {
     "name", "kind", "size_bytes", "used_bytes", "free_bytes", "state", "failed_bytes", "slabs", "warm_bytes",
     "recycled_bytes", "huge_bytes", "warm_hits", "cold_misses", "summed_bytes", "scrubbed_bytes", "mismatched_bytes",
 }  # fmt: skip
+
+
+RARE = ("reads", "read_bytes", "steals", "resumes")
 
 
 def test_the_reference_names_every_field() -> None:
@@ -309,7 +315,41 @@ def test_top_in_a_pipe_prints_tables(
     with attached:
         told = bequest.says("top", "--count", "2", "--interval", "0.1", columns=80)
     assert fits(told, 80) and "\x1b" not in told
-    assert told.count("NOT COPIED/S") == 2 and "grants/s" in told
+    assert told.count("NOT COPIED/S") == 2 and "grants/s" in told and "STEALS" not in told
+
+
+def test_top_counts_what_is_read_in_place_stolen_and_resumed(bequest: Screen) -> None:
+    bequest.up()
+    with bq.connect(str(bequest.racks / "default")) as rack:
+        keeper, reader = rack.attach("keeper"), rack.attach("reader")
+        with bequest.start("top", "--json", "--interval", "0.1") as top:
+            assert top.stdout is not None
+            top.stdout.readline()
+            region = keeper.alloc(2 * MIB)
+            frozen = region.freeze()
+            readings = [reader.read(frozen), keeper.read(frozen)]  # one's own does not count
+            sample = next(filter(lambda sample: sample["reads_per_second"], map(json.loads, top.stdout)))
+            top.send_signal(signal.SIGINT)
+            assert top.wait(20) == 0
+        assert sample["bytes_not_copied_per_second"] * sample["interval_seconds"] == pytest.approx(
+            2 * MIB, rel=1e-3
+        )
+        (stolen,) = reader.steal("keeper").regions
+        reader._count_resumed()
+        sample = bequest.document("top", "--once", "--interval", "0.05")
+        counted = {process["name"]: process for process in sample["processes"]}
+        assert {name: counted["reader"][name] for name in RARE} == dict(
+            zip(RARE, (1, 2 * MIB, 1, 1), strict=True)
+        )
+        assert {name: counted["keeper"][name] for name in RARE} == dict.fromkeys(RARE, 0)
+        for columns in (80, 120):
+            told = bequest.says("top", "--once", "--interval", "0.05", columns=columns)
+            assert fits(told, columns) and "STEALS" in told and "RESUMED" in told and "NOT COPIED/S" in told
+        for reading in readings:
+            reading.close()
+        stolen.free()
+        reader.detach()
+        keeper.detach()
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
@@ -317,7 +357,7 @@ def test_top_on_a_terminal_ends_with_a_key_and_tidies_up(
     bequest: Screen, attached: AbstractContextManager[Callable[[], None]], key: bytes
 ) -> None:
     with attached, on_a_terminal(bequest, "top", "--interval", "0.1") as (process, terminal):
-        seen = read_until(terminal, "handed over, not copied")
+        seen = read_until(terminal, "not copied")
         assert "\x1b[?1049h" in seen and "mapper" in seen
         os.write(terminal, key)
         assert "\x1b[?1049l" in read_until(terminal, "\x1b[?1049l"), "the screen before comes back"

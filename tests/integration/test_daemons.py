@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import bequest as bq
 from alive import is_running
 from bequest import errors
 from bequest.errors import NotAttached, RackGone, RackMemoryError, UnknownProcess
@@ -272,6 +273,7 @@ def test_a_killed_daemon_is_started_again(start: Callable[..., RackProcess], rol
 def test_an_embedded_rack_survives_its_daemons_and_still_ends(role: str) -> None:
     rack = RackProcess(start_embedded())
     channel = rack.connect()
+    assert until(lambda: role in rack.daemons())
     before = rack.daemons()[role]
     os.kill(before, signal.SIGKILL)
     assert until(lambda: rack.daemons().get(role, before) != before)
@@ -289,6 +291,44 @@ def test_an_embedded_rack_ends_after_its_last_client() -> None:
     second.close()
     assert until(lambda: not rack.directory.path.exists())
     assert until(lambda: not is_running(rack.supervisor))
+
+
+SHARING = """
+import sys
+import bequest as bq
+from bequest.memory import rack as racks
+
+racks.SHARED_LINGER = 0.2
+me, *others = sys.argv[1:]
+with bq.connect("shared", start=True) as rack, rack.attach(me) as process:
+    for other in others:
+        process.wait_for(other, timeout=30)
+        process.send(other, b"here")
+    print(sorted(process.accept(timeout=30).sender for _ in others))
+"""
+
+
+def test_programs_that_ask_for_a_rack_by_name_at_once_share_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    names = ["a", "b", "c"]
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARING, me, *(name for name in names if name != me)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for me in names
+    ]
+    told = [program.communicate(timeout=60)[0].strip() for program in programs]
+    assert told == ["['b', 'c']", "['a', 'c']", "['a', 'b']"]
+    assert until(lambda: not list(tmp_path.glob("bequest/[!.]*")))  # it ends after the last of them
+
+
+def test_a_rack_that_is_to_be_started_needs_a_name() -> None:
+    with pytest.raises(TypeError, match="needs the name"):
+        bq.connect(start=True)
 
 
 # --- not starting ---------------------------------------------------------------------------------------------------

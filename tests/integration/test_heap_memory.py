@@ -13,7 +13,7 @@ import pytest
 import bequest as bq
 from actors import Seat
 from bequest._core import FieldBase
-from bequest.errors import CorruptHeap, HeapMisuse, MemoryRevoked
+from bequest.errors import CorruptHeap, HeapFull, HeapMisuse, MemoryRevoked
 from bequest.objects import Array, Heap, Log, Map, Struct
 from racks import MIB, RackUnderTest, Yard
 
@@ -139,6 +139,7 @@ def test_what_was_not_made_says_so(me: bq.Process) -> None:
         unmade = UnmadeHeap()
         uses: list[Callable[[], object]] = [
             lambda: list(UnmadeMap()),
+            lambda: UnmadeMap().name,
             lambda: UnmadeArray()._view(),
             lambda: FieldBase.__new__(FieldBase).__get__(cell, Cell),
             lambda: Map(unmade, "name"),
@@ -151,6 +152,7 @@ def test_what_was_not_made_says_so(me: bq.Process) -> None:
         for use in uses:
             with pytest.raises(HeapMisuse, match="was not made"):
                 use()
+        assert repr(UnmadeMap()).startswith("<UnmadeMap that cannot be read: this object was not made")
 
 
 # --- what it has grown by ---------------------------------------------------------------------------------------
@@ -226,6 +228,40 @@ def test_a_heap_that_is_not_to_be_stolen_grows_by_such_memory(yard: Yard, me: bq
     victim.do(die_with_it, False)
     victim.kill()
     assert me.steal("victim").regions == []
+
+
+def test_a_heap_takes_in_what_it_is_given_and_keeps_it(me: bq.Process, rack: RackUnderTest) -> None:
+    first = me.alloc(16 * PAGE)
+    with Heap.create(first, grow=False) as heap:
+        with pytest.raises(HeapFull):
+            fill(heap)
+        heap.extend(me.alloc(MIB))
+        assert (len(heap.regions), heap.nbytes) == (2, 16 * PAGE + MIB)
+        fill(heap)
+    gc.collect()
+    with Heap.open(first, grow=False) as heap:
+        assert (len(heap.regions), len(Map(heap, "entries"))) == (2, ENTRIES)
+    del heap
+    first.free()
+    assert rack.processes()["me"].owned_bytes == 0
+
+
+def test_what_a_heap_cannot_take_in_it_lets_go_of(me: bq.Process) -> None:
+    with me.alloc(16 * PAGE) as first, me.alloc(32 * PAGE) as other, Heap.create(first) as heap:
+        with other[: 16 * PAGE] as part, pytest.raises(HeapMisuse, match="whole regions"):
+            heap.extend(part)
+        with me.alloc(PAGE) as small, pytest.raises(HeapMisuse, match="at least 16384 bytes"):
+            heap.extend(small)
+        with pytest.raises(HeapMisuse, match="that is open"):
+            heap.extend(first)
+        with pytest.raises(TypeError, match="lies in a Region"):
+            heap.extend(b"memory")  # type: ignore[arg-type]
+        for _ in range(63):
+            heap.extend(me.alloc(4 * PAGE))
+        with me.alloc(4 * PAGE) as one_more, pytest.raises(HeapMisuse, match="no more"):
+            heap.extend(one_more)
+        fill(heap)
+        assert len(heap.regions) == 64
 
 
 # --- memory of one's own ----------------------------------------------------------------------------------------

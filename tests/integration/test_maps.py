@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import bequest as bq
 from bequest.errors import HeapMisuse
@@ -76,6 +81,7 @@ def test_it_does_all_that_a_dict_does(heap: bq.Heap) -> None:
     assert jobs.keys() & {"a", "x"} == {"a"} and ("b", 2) in jobs.items() and 3 in jobs.values()
     assert len(jobs.items()) == 4 and min(jobs.items()) == ("a", 1) and max(jobs.keys()) == "d"
     assert (jobs.pop("a"), jobs.pop("a", 9), jobs.setdefault("b", 9), jobs.setdefault("e", 5)) == (1, 9, 2, 5)
+    assert jobs.copy() == {"b": 2, "c": 3, "d": 4, "e": 5} and type(jobs.copy()) is dict
     assert jobs.popitem()[0] not in jobs and bool(jobs) and repr(jobs) == "<Map 'jobs' of 3 entries>"
     with pytest.raises(KeyError, match="nobody"):
         jobs.pop("nobody")
@@ -144,3 +150,115 @@ def test_a_map_of_other_types_is_refused(heap: bq.Heap) -> None:
     with pytest.raises(TypeError, match="a Map's keys are bytes, str or int"):
         bq.Map(heap, "wrong", key=float)
     assert "wrong" not in heap
+
+
+@pytest.mark.parametrize("kind", [bytes, str, int])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    stays=st.integers(0, 300), comes=st.integers(0, 300), seed=st.integers(0, 2**32), count=st.integers(1, 50)
+)
+def test_a_scan_returns_what_stays_once_while_the_map_grows_and_shrinks(
+    heap: bq.Heap, kind: Any, stays: int, comes: int, seed: int, count: int
+) -> None:
+    def key(number: int) -> Any:
+        return number if kind is int else kind(str(number), *["ascii"] * (kind is bytes))
+
+    things: bq.Map[Any, int] = bq.Map(heap, "things", key=kind, value=int)
+    things.clear()
+    things.update((key(number), 0) for number in range(stays))
+    random = Random(seed)
+    seen: Counter[Any] = Counter()
+    cursor = -1
+    while cursor != 0:
+        cursor, some = things.scan(max(cursor, 0), count)
+        seen.update(some)
+        others = [key(stays + random.randrange(comes)) for _ in range(20 if comes else 0)]
+        with suppress(ZeroDivisionError), heap.transaction():
+            for other in others:
+                if random.random() < 0.7:
+                    things[other] = 1
+                else:
+                    things.pop(other, None)
+            1 // random.randrange(2)
+    assert all(seen[key(number)] == 1 for number in range(stays)) and max(seen.values(), default=1) == 1
+
+
+def test_a_scan_looks_at_so_much_and_no_more(heap: bq.Heap) -> None:
+    things = bq.Map(heap, "things", key=int, value=int)
+    assert things.scan() == (0, [])
+    things.update((number, number) for number in range(1000))
+    cursor, keys = things.scan(count=100)
+    assert cursor != 0 and 60 < len(keys) < 130 and len(things.scan()[1]) < 130
+    assert sorted(things.scan(0, 10**30)[1]) == list(range(1000))
+    for number in range(1000):
+        del things[number]
+    cursor, keys = things.scan(count=100)
+    assert cursor != 0 and keys == []  # its buckets are there still
+    for wrong, told in [((-1,), "a cursor is 0 or what"), ((2**64,), "a cursor"), ((0, 0), "at least")]:
+        with pytest.raises(ValueError, match=told):
+            things.scan(*wrong)
+
+
+def test_what_is_popped_is_all_there_was(heap: bq.Heap) -> None:
+    things = bq.Map(heap, "things", key=int, value=int)
+    wanted = {number: -number for number in range(500)}
+    things.update(wanted)
+    popped = [things.popitem() for _ in range(200)]
+    more = {number: -number for number in range(1000, 1020)}  # in front of what was popped last, or behind it
+    things.update(more)
+    popped += [things.popitem() for _ in range(len(things))]
+    assert dict(popped) == wanted | more and len(popped) == 520
+    with pytest.raises(KeyError, match="the Map is empty"):
+        things.popitem()
+
+
+def swap(things: bq.Map[int, int]) -> None:
+    things.pop(next(iter(things)))
+    things[len(things) + 1000] = 0
+
+
+def swap_by_another_handle(things: bq.Map[int, int]) -> None:
+    swap(bq.Map(things.heap, "things", key=int, value=int))
+
+
+def swap_and_undo(things: bq.Map[int, int]) -> None:
+    with suppress(ZeroDivisionError), things.transaction():
+        swap(things)
+        1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("change", [swap, swap_by_another_handle, swap_and_undo, bq.Map.clear])
+@pytest.mark.parametrize("view", [bq.Map.keys, bq.Map.values, bq.Map.items])
+def test_an_iterator_notices_that_keys_came_and_went(heap: bq.Heap, view: Any, change: Any) -> None:
+    things = bq.Map(heap, "things", key=int, value=int)
+    things.update((number, number) for number in range(100))
+    iterator = iter(view(things))
+    next(iterator)
+    change(things)
+    with pytest.raises(RuntimeError, match="got or lost keys"):
+        next(iterator)
+
+
+def test_an_iterator_notices_that_what_it_began_with_is_undone(heap: bq.Heap) -> None:
+    things = bq.Map(heap, "things", key=int, value=int)
+    things.update((number, number) for number in range(100))
+    with suppress(ZeroDivisionError), heap.transaction():
+        with heap.transaction():
+            swap(things)
+        iterator = iter(things)
+        next(iterator)
+        1 / 0  # noqa: B018
+    with pytest.raises(RuntimeError, match="got or lost keys"):
+        next(iterator)
+
+
+def test_an_iterator_minds_no_other_change(heap: bq.Heap) -> None:
+    things, others = (bq.Map(heap, name, key=int, value=int) for name in ("things", "others"))
+    with heap.transaction():
+        things.update((number, 0) for number in range(100))
+        for key in things:
+            with suppress(ZeroDivisionError), heap.transaction():
+                things[key] = 1
+                others[key] = 1
+                1 // (key % 2)
+    assert sum(things.values()) == 50 == len(others)

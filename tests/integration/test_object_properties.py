@@ -213,8 +213,8 @@ class Objects(RuleBasedStateMachine):
             self.model.numbers[first::2] = value
 
     def change_rows(self, first: int, value: int) -> None:
-        with self.numbers.change(slice(first, None, 2)) as view:
-            view[:] = value
+        with self.numbers.change(slice(first, None, 2)) as part:
+            part[:] = value
 
     # --- the heap -----------------------------------------------------------------------------------------------
 

@@ -133,6 +133,21 @@ def test_a_standby_goes_on_and_is_replaced(run: Any, me: bq.Process) -> None:
     until(lambda: me.list("/actors") == [])
 
 
+def test_an_actor_that_hangs_is_ended_and_inherited(run: Any, me: bq.Process) -> None:
+    terminal = run("shop:Counter", "--standby", "--hung", "--json")
+    counter = bq.actors.ref(me, "counter")
+    bearer = terminal.line()
+    assert terminal.line()["state"] == "standing by"
+    assert counter.call("add", 1, timeout=SOON) == 1
+    os.kill(bearer["pid"], signal.SIGSTOP)
+    assert counter.call("add", 1, timeout=SOON) == 2
+    said = [terminal.line() for _ in range(3)]
+    assert said[0] == {"actor": "counter", "state": "hung", "pid": bearer["pid"]}
+    assert sorted(line["state"] for line in said[1:]) == ["died", "inherited"]
+    assert terminal.line()["state"] == "standing by"
+    assert terminal.interrupt() == 0
+
+
 def test_a_function_runs_too(run: Any, me: bq.Process) -> None:
     terminal = run("shop:charge", "--json")
     assert terminal.line()["actor"] == "charge"
@@ -150,6 +165,7 @@ def test_a_function_runs_too(run: Any, me: bq.Process) -> None:
         (["shop:Count"], "neither a subclass of bequest.Actor nor a bequest.function"),
         (["shop:Counter", "--name", "a/b"], "contains '/'"),
         (["shop:Counter", "--group", "zz"], "hexadecimal"),
+        (["shop:Counter", "--hung"], "--standby"),
         (["shop:Broken", "--standby"], "OSError: no"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -52,6 +52,15 @@ def test_what_is_not_stealable_is_left(yard: Yard, me: bq.Process, rack: RackUnd
     assert me.table.holdings(rack.processes()["victim"].id)[1] == 1
 
 
+def test_what_nobody_can_steal_of_the_dead_is_freed_when_their_time_is_up(yard: Yard) -> None:
+    rack = yard.rack(orphan_keep=0.2)
+    victim = yard.actor("victim")
+    victim.do(partial(actors.alloc, stealable=False), "kept", PAGE, 1)
+    victim.kill()
+    actors.until(lambda: "victim" not in rack.processes(), "the end of what is left of it")
+    assert rack.audit() == []
+
+
 def test_one_who_has_left_nothing_to_take_does_not_hide_the_next(yard: Yard, me: bq.Process) -> None:
     for stealable in (False, True):
         victim = yard.actor("victim")

@@ -1,7 +1,7 @@
 """Thousands of small racks, each decided by one seed, in which everything goes wrong that may.
 
-A failure names its seed and the command that replays it with its trace. More seeds: BEQUEST_SIM_SEEDS=100000 make
-test ARGS=tests/sim, others than last time: BEQUEST_SIM_FIRST=$RANDOM.
+A failure names its seed and the command that replays it with its trace. More seeds: `make soak`, or
+BEQUEST_SIM_SEEDS=100000 make test ARGS=tests/sim; others than last time: BEQUEST_SIM_FIRST=$RANDOM.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from random import Random
 import msgspec
 import pytest
 
+import soaking
 from bequest.protocol.address_plan import AddressPlan
 from bequest.protocol.cross_grant import CrossGrants
 from bequest.protocol.lifts import EVERYWHERE, Lifts
@@ -31,7 +32,7 @@ from checkers import all_checkers
 
 REPLAY = Path(__file__).with_name("replay.py")
 FIRST = int(os.environ.get("BEQUEST_SIM_FIRST", "0"))
-SEEDS = int(os.environ.get("BEQUEST_SIM_SEEDS", "2000"))
+SEEDS = int(os.environ.get("BEQUEST_SIM_SEEDS") or soaking.size(ci=500, soak=5000))
 WORKERS = min(os.cpu_count() or 1, 8)
 
 
@@ -45,6 +46,7 @@ def start(seed: int, count: int, *options: str, hash_seed: str = "0") -> subproc
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(60 + SEEDS // 4)
 def test_no_seed_finds_anything() -> None:
     share = -(-SEEDS // WORKERS)

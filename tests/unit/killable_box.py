@@ -37,6 +37,7 @@ class WatchedShard:
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._shard, name)
         if name not in CHANGES_OF_A_TABLE:
+            setattr(self, name, call)  # asked for once: a restart looks at each life that there may be
             return call
 
         def watched(*arguments: Any, **named: Any) -> Any:

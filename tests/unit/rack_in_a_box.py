@@ -146,6 +146,9 @@ class Box:
                 rows.pop(change.key, None)
             else:
                 rows[change.key] = change.row
+        self.compare_books()
+
+    def compare_books(self) -> None:
         everything: dict[str, dict[object, object]] = {}
         for change in as_written(self.mmu.everything()):
             everything.setdefault(change.book, {})[change.key] = change.row

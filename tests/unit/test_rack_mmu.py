@@ -486,7 +486,10 @@ def test_the_longest_process_reports_fit_into_packets() -> None:
     assert seen == list(range(1, 512))
 
 
-COUNTERS = dict.fromkeys(("grants", "granted_bytes", "accepts", "allocs", "frees"), 2**63)
+COUNTERS = dict.fromkeys(
+    ("grants", "granted_bytes", "accepts", "allocs", "frees", "reads", "read_bytes", "steals", "resumes"),
+    2**63,
+)
 
 
 def test_status_pages_cover_every_slab_once() -> None:

@@ -31,6 +31,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "top": ("bequest.cli.top", "Grants and bytes not copied per second, live."),
     "standby": ("bequest.cli.standby", "Wait for a process to die, then run a program."),
     "run-actor": ("bequest.cli.run_actor", "Run an actor, and a standby that goes on when it dies."),
+    "paxos": ("bequest.cli.paxos", "A replicated lock and key-value service."),
     "fault": ("bequest.cli.fault", "Make a part of the rack fail, to test a program."),
     "doctor": ("bequest.cli.doctor", "What this machine offers, and what is degraded without it."),
     "demo": ("bequest.cli.demo", "MapReduce over real text, handed over without a copy."),

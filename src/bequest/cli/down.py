@@ -40,7 +40,7 @@ def command(output: Output, name: str | None, rack_name: str | None, everything:
     """
     if sum([name is not None, rack_name is not None, everything]) > 1:
         raise click.UsageError("name one rack, or say --all")
-    ended = [_end(directory) for directory in _meant(name or rack_name, everything=everything)]
+    ended = [end_rack(directory) for directory in _meant(name or rack_name, everything=everything)]
     if output.json:
         output.document({"ended": ended})
     else:
@@ -66,7 +66,8 @@ def _meant(name: str | None, *, everything: bool) -> list[RackDirectory]:
     )
 
 
-def _end(directory: RackDirectory) -> str:
+def end_rack(directory: RackDirectory) -> str:
+    """Has it end, and waits until it has; its name. Raises RackFault if that takes too long."""
     from bequest.memory.rack import Rack
     from bequest.wire import messages as wire
 

@@ -77,6 +77,10 @@ class _View:
 
     def name(self, member: int) -> str:
         """Who bears this id, or did."""
+        from bequest.limits import MMU_ID
+
+        if member == MMU_ID:
+            return "(its readers)"  # of a frozen region that nobody keeps
         found = self.members.get(member)
         return found.name if found is not None else f"id {member}"
 

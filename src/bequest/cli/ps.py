@@ -157,5 +157,9 @@ def described_process(process: ProcessReport) -> dict[str, Any]:
         "accepts": process.counters.get("accepts", 0),
         "allocs": process.counters.get("allocs", 0),
         "frees": process.counters.get("frees", 0),
+        "reads": process.counters.get("reads", 0),
+        "read_bytes": process.counters.get("read_bytes", 0),
+        "steals": process.counters.get("steals", 0),
+        "resumes": process.counters.get("resumes", 0),
         "freed_in_seconds": None if process.freed_in is None else round(process.freed_in, 3),
     }

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bequest.wire.messages import ElementStatus, ProcessReport, RackReport
 
-COUNTERS = ("grants", "granted_bytes", "accepts", "allocs", "frees")
+COUNTERS = (
+    "grants", "granted_bytes", "accepts", "allocs", "frees", "reads", "read_bytes", "steals", "resumes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ def rates_between(earlier: Look, later: Look) -> list[dict[str, float]]:
         gains = {name: process.counters.get(name, 0) - before.get(name, 0) for name in COUNTERS}
         rates.append({name: max(0, gain) / seconds for name, gain in gains.items()})
     return rates
+
+
+def not_copied(rate: dict[str, float]) -> float:
+    """Bytes that were handed over, or read where they lie."""
+    return rate["granted_bytes"] + rate["read_bytes"]
 
 
 def total(rates: list[dict[str, float]]) -> dict[str, float]:

@@ -3,6 +3,9 @@
 With a standby, this process is neither: it starts both, and another standby whenever one of them has died, for the one
 that is left becomes the actor. They are the same command again; what they have become they say through a pipe. If this
 process is killed, they go on, without anybody who would replace them.
+
+An actor that hangs is ended if the user has said so: this process has started it, so it may. The rest is as with any
+other death, and its inbox, which nobody may empty for a process that lives, is inherited too.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ _FAILURES_MAX = 3  # processes that ended with an error of their own; the next o
 @click.argument("target", metavar="MODULE:CLASS")
 @click.option("--name", help="What the actor is called [default: the class's name, in lower case].")
 @click.option("--standby", is_flag=True, help="Have another process stand by and go on when the actor dies.")
+@click.option("--hung", is_flag=True, help="With --standby: also end an actor that is suspected to hang.")
 @click.option("--capability", metavar="HEX", help="What inheriting needs in its group.")
 @click.option("--group", metavar="HEX", help="The secret of its group [default: your default group].")
 @click.option("--role", type=click.Choice(["actor", "standby"]), hidden=True)
@@ -45,6 +49,7 @@ def command(
     target: str,
     name: str | None,
     standby: bool,
+    hung: bool,
     capability: str | None,
     group: str | None,
     role: str | None,
@@ -60,6 +65,8 @@ def command(
     from bequest.memory.rack import RACK_VARIABLE, connect
 
     actor = _load(target)
+    if hung and not standby:
+        raise click.UsageError("--hung is about the actor of a --standby; alone, nobody would go on with it")
     called = name or actor.__name__.lower()
     key, secret = hexadecimal(capability, "--capability"), hexadecimal(group, "--group")
     with connect(rack_name) as rack:
@@ -78,6 +85,7 @@ def command(
                 capability=key,
                 ready=lambda: said("standing by"),
                 inherited=lambda: said("inherited"),
+                suspected=(lambda: said("hung")) if hung else None,
             )
         else:
             running.run(
@@ -135,6 +143,7 @@ def _say(output: Output, name: str, state: str, pid: int) -> None:
         "running": f"Actor {name} runs, in process {pid}.",
         "standing by": f"Process {pid} stands by for {name}.",
         "inherited": f"Process {pid} goes on as {name}.",
+        "hung": f"Process {pid} of {name} hangs, and is killed.",
         "died": f"Process {pid} of {name} has died.",
     }[state]
     click.echo(text, err=True)
@@ -159,6 +168,7 @@ class _Member:
         os.close(writer)
         self.reader = reader
         self.has_got_somewhere = False
+        self.is_actor = False
 
     def close(self) -> int:
         os.close(self.reader)
@@ -197,6 +207,10 @@ class _Pair:
         said = os.read(member.reader, 1024).decode().split("\n")[:-1]
         for state in said:
             member.has_got_somewhere = True
+            if state == "hung":
+                self._kill_actor(member)
+                continue
+            member.is_actor = state in ("running", "inherited")
             if state == "running":
                 self._start("standby")
             _say(self._output, self._name, state, member.process.pid)
@@ -216,6 +230,13 @@ class _Pair:
             _say(self._output, self._name, "died", member.process.pid)
             self._start("standby")
         return 0
+
+    def _kill_actor(self, teller: _Member) -> None:
+        """It is said to hang, by its standby; which may have become the actor meanwhile, and is not killed."""
+        for member in self._members.values():
+            if member.is_actor and member is not teller and member.process.poll() is None:
+                _say(self._output, self._name, "hung", member.process.pid)
+                member.process.kill()
 
     def _end(self, *_: object) -> None:
         self._is_ending = True

@@ -74,7 +74,7 @@ def _shares(slab: SlabStatus, owners: Owners, width: int) -> list[Cell]:
     """What lies beyond the reported runs, by owner in proportion; free pages last."""
     seen: dict[int, int] = {}
     for run in slab.runs:
-        if run.state in {"owned", "in-flight"}:
+        if run.state in {"owned", "in-flight", "frozen"}:
             seen[run.owner] = seen.get(run.owner, 0) + run.pages
     rest = {owner: pages - seen.get(owner, 0) for owner, pages in slab.owners}
     whole = slab.pages - sum(run.pages for run in slab.runs)
@@ -102,7 +102,7 @@ def _largest(runs: Sequence[SlabRun], first: int, first_page: int, start: int, s
 
 def _cell(run: SlabRun, owners: Owners) -> Cell:
     match run.state:
-        case "owned":
+        case "owned" | "frozen":
             return Cell(owners.letter(run.owner), run.owner)
         case "in-flight":
             return Cell(IN_FLIGHT, run.owner)

@@ -20,7 +20,7 @@ from bequest.cli.mem import described_element, element_table
 from bequest.cli.output import Output, json_option
 from bequest.cli.ps import STATE_STYLES, described_process, headline
 from bequest.cli.racks import elements, open_rack, processes, rack_option, rack_report
-from bequest.cli.rates import Look, rates_between, sparkline, total
+from bequest.cli.rates import Look, not_copied, rates_between, sparkline, total
 from bequest.cli.tables import add_names, add_numbers, fit, name, new_table
 from bequest.cli.units import format_bytes, format_count
 
@@ -34,17 +34,20 @@ if TYPE_CHECKING:
 
 _HISTORY = 24
 _WIDE = 100
+_WIDER = 120  # where there are rare things to tell besides
 Rates = list[dict[str, float]]
-_Column = tuple[str, str, Callable[[float], str]]
+_Column = tuple[str, Callable[[dict[str, float]], str]]
 _COLUMNS: tuple[_Column, ...] = (
-    ("GRANTS/S", "grants", format_count),
-    ("NOT COPIED/S", "granted_bytes", format_bytes),
-    ("ACCEPTS/S", "accepts", format_count),
+    ("GRANTS/S", lambda rate: format_count(rate["grants"])),
+    ("NOT COPIED/S", lambda rate: format_bytes(not_copied(rate))),
 )
 _MORE_COLUMNS: tuple[_Column, ...] = (
-    ("ALLOCS/S", "allocs", format_count),
-    ("FREES/S", "frees", format_count),
+    ("READS/S", lambda rate: format_count(rate["reads"])),
+    ("ACCEPTS/S", lambda rate: format_count(rate["accepts"])),
+    ("ALLOCS/S", lambda rate: format_count(rate["allocs"])),
+    ("FREES/S", lambda rate: format_count(rate["frees"])),
 )
+_RARE = (("STEALS", "steals"), ("RESUMED", "resumes"))  # counted since the process attached
 
 
 @click.command("top")
@@ -58,10 +61,12 @@ _MORE_COLUMNS: tuple[_Column, ...] = (
     help="Between samples.",
 )
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after N samples.")
+@click.option("--once", is_flag=True, help="End after one.")
 @json_option
 @click.pass_obj
-def command(output: Output, rack_name: str | None, interval: float, count: int | None) -> int:
-    """Grants and bytes not copied per second, live, by process. Ends with q or Ctrl-C."""
+def command(output: Output, rack_name: str | None, interval: float, count: int | None, once: bool) -> int:
+    """Grants and bytes not copied per second, steals and resumptions, live, by process. Ends with q or Ctrl-C."""
+    count = 1 if once else count
     with open_rack(rack_name) as rack:
         try:
             if output.json:
@@ -106,16 +111,16 @@ def _live(output: Output, rack: Rack, interval: float, count: int | None) -> Non
 
     history: deque[float] = deque([0.0] * _HISTORY, maxlen=_HISTORY)
     first = _look(rack)
-    with _keys() as pressed, Live(console=output.console, screen=True, auto_refresh=False) as live:
+    with keys() as pressed, Live(console=output.console, screen=True, auto_refresh=False) as live:
         live.update(_screen(first, None, (), output.console.width), refresh=True)
         for earlier, later in _looks(rack, count, lambda: not pressed(interval)):
             rates = rates_between(earlier, later)
-            history.append(total(rates)["granted_bytes"])
+            history.append(not_copied(total(rates)))
             live.update(_screen(later, rates, history, output.console.width), refresh=True)
 
 
 @contextmanager
-def _keys() -> Iterator[Callable[[float], bool]]:
+def keys() -> Iterator[Callable[[float], bool]]:
     """A function that waits so many seconds, and says whether ``q`` was pressed meanwhile."""
     if not sys.stdin.isatty():
         yield lambda seconds: not _sleep(seconds)
@@ -154,8 +159,8 @@ def _screen(look: Look, rates: Rates | None, history: Sequence[float], width: in
     if rates is not None:
         sums = total(rates)
         told = Text.assemble((format_count(sums["grants"]), "bold"), " grants/s   ")
-        told.append(f"{format_bytes(sums['granted_bytes'])}/s", "bold green")
-        told.append(" handed over, not copied")
+        told.append(f"{format_bytes(not_copied(sums))}/s", "bold green")
+        told.append(" handed over or read in place, not copied")
         if history:
             told.append(f"   {sparkline(history)}", "green")
         parts += [told, Text()]
@@ -167,25 +172,31 @@ def _table(look: Look, rates: Rates | None, width: int) -> Table:
     """One row for each process, those that hand over most first."""
     from rich.text import Text
 
-    shown = [*_COLUMNS, *(_MORE_COLUMNS if width >= _WIDE else ())]
+    rare = [
+        (header, counter)
+        for header, counter in _RARE
+        if any(process.counters.get(counter) for process in look.processes)
+    ]
+    shown = [*_COLUMNS, *(_MORE_COLUMNS if width >= (_WIDER if rare else _WIDE) else ())]
     table = new_table()
     add_names(table, "NAME")
     table.add_column("STATE", no_wrap=True)
     add_numbers(table, "OWNS")
     add_numbers(table, "INBOX")
-    for header, _, _ in shown:
+    for header, _ in (*shown, *rare):
         add_numbers(table, header)
     rows: list[tuple[ProcessReport, dict[str, float]]] = [
         (process, {} if rates is None else rates[index])
         for index, process in enumerate(look.processes)
         if process.state != "gone"
     ]
-    rows.sort(key=lambda row: (-row[1].get("granted_bytes", 0.0), row[0].id))
+    rows.sort(key=lambda row: (-not_copied(row[1]) if row[1] else 0.0, row[0].id))
     for process, rate in rows:
         state = "mailbox" if process.kind == "mailbox" else process.state
         cells: list[str | Text] = [name(process.name), Text(state, STATE_STYLES.get(state, "cyan"))]
         cells += [format_bytes(process.owned_bytes), str(process.inbox_depth or "")]
-        cells += [formatted(rate[counter]) if rate else "-" for _, counter, formatted in shown]
+        cells += [formatted(rate) if rate else "-" for _, formatted in shown]
+        cells += [str(process.counters.get(counter) or "") for _, counter in rare]
         table.add_row(*cells)
     return fit(table, width, ("NAME",))
 
@@ -211,7 +222,8 @@ def _described(earlier: Look, later: Look) -> dict[str, Any]:
 def _per_second(rate: dict[str, float]) -> dict[str, float]:
     return {
         "grants_per_second": round(rate["grants"], 3),
-        "bytes_not_copied_per_second": round(rate["granted_bytes"], 3),
+        "reads_per_second": round(rate["reads"], 3),
+        "bytes_not_copied_per_second": round(not_copied(rate), 3),
         "accepts_per_second": round(rate["accepts"], 3),
         "allocs_per_second": round(rate["allocs"], 3),
         "frees_per_second": round(rate["frees"], 3),
