@@ -13,7 +13,7 @@ from rich.console import Console
 
 from . import report
 from .handoff import SIZES
-from .isolation import BENCHMARKS, isolated
+from .isolation import BENCHMARKS, DASK_BENCHMARKS, isolated
 from .measure import KIB
 from .peers import PEERS
 
@@ -25,13 +25,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "benchmarks", nargs="*", metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)} (default: all)"
+        "benchmarks",
+        nargs="*",
+        metavar="BENCHMARK",
+        help=f"{', '.join(BENCHMARKS)} (default: all of these), {', '.join(DASK_BENCHMARKS)}",
     )
     parser.add_argument(
         "--quick", action="store_true", help="few repeats: shows that all works, and rough figures"
     )
     parser.add_argument("--peers", metavar="NAME,...", help=f"only these in handoff: {', '.join(PEERS)}")
     parser.add_argument("--sizes", metavar="KIB,...", help="only these sizes in handoff, in KiB")
+    parser.add_argument("--job", type=float, metavar="SECONDS", help="how long a job of dask_failures is")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument(
         "--write-docs",
@@ -43,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     for chosen, known, what in (
-        (options.benchmarks, BENCHMARKS, "benchmark"),
+        (options.benchmarks, BENCHMARKS + DASK_BENCHMARKS, "benchmark"),
         (options.peers.split(",") if options.peers else [], PEERS, "peer"),
     ):
         for name in chosen:
@@ -52,8 +56,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def handoff_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What handoff is asked for beyond the usual."""
+def options_of(benchmark: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a benchmark is asked for beyond the usual."""
+    if benchmark == "dask_failures":
+        return {"seconds": options.job}
+    if benchmark != "handoff":
+        return {}
     return {
         "peers": tuple(options.peers.split(",")) if options.peers else tuple(PEERS),
         "sizes": tuple(int(size) * KIB for size in options.sizes.split(",")) if options.sizes else SIZES,
@@ -63,10 +71,10 @@ def handoff_options(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was chosen; 0 if every benchmark came to its end, whatever the figures are."""
     options = parse(arguments)
-    outcomes = []
-    for benchmark in options.benchmarks or BENCHMARKS:
-        extra = handoff_options(options) if benchmark == "handoff" else {}
-        outcomes.append(isolated(benchmark, options.quick, extra))
+    outcomes = [
+        isolated(benchmark, options.quick, options_of(benchmark, options))
+        for benchmark in options.benchmarks or BENCHMARKS
+    ]
     given = shlex.join(sys.argv[1:] if arguments is None else arguments)
     run = report.describe(f"python -m benchmarks {given}".rstrip(), outcomes)
     console = Console()

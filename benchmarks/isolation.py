@@ -25,7 +25,10 @@ BENCHMARKS = (
     "state",
     "checksums",
     "actors",
+    "paxos",
 )
+# Those of `make bench-dask`.
+DASK_BENCHMARKS = ("dask_transfer", "dask_shuffle", "dask_jobs", "dask_failures", "dask_overhead")
 LONGEST_SECONDS = 1800.0
 
 

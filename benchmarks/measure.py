@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ GIB = 1 << 30
 PAGE_BYTES = 4 * KIB
 
 SPIN_STEPS = 20_000
+PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,16 @@ def timed(name: str, samples: Sequence[float], target: Target | None = None, not
     found = summarize(samples)
     spread = f"p99 {quantity(found.p99, 's')}, min {quantity(found.minimum, 's')}, of {found.count}"
     return Figure(name, found.median, "s", target, f"{spread}; {note}" if note else spread)
+
+
+def moment_of(condition: Callable[[], bool], trouble: str, poll_seconds: float) -> float:
+    """When the condition held first, looked at every so often. Raises TimeoutError."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{trouble} after {PATIENCE_SECONDS:g} s")
+        time.sleep(poll_seconds)
+    return time.perf_counter()
 
 
 class Noise:

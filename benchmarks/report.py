@@ -19,11 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from . import etcd_side
 from .measure import Figure, Noise, Outcome, Target, quantity, size_name
 from .redis_side import server_version
 
 LIMITS = Path(__file__).with_name("limits.md")
-PACKAGES = ("bequest", "numpy", "iceoryx2", "lmdb", "ray", "dask", "distributed", "redis")
+PACKAGES = ("bequest", "numpy", "iceoryx2", "lmdb", "ray", "dask", "distributed", "redis", "grpcio")
 
 METHOD = """\
 **Hand-off.** Process A fills a buffer beforehand. Timed: A hands it to process B, B reads one byte of every 4 KiB
@@ -46,6 +47,13 @@ killed in the middle of a transaction with 64 snapshots.
 **Checksums.** Rates are those of one core, in 10^9 bytes a second; beside them stands what a core reads and copies of
 the same memory through NumPy. The owner is pinned to a core and reads 128 MiB of its own over and over; the three
 states of the rack take turns, and a figure is the median of the rounds' ratios.
+
+**Paxos.** One client writes without end, each key once, to whichever member acknowledges it; all have the same.
+Times are from just before the `kill(2)` to the first acknowledgement of an attempt that began later. In the
+end every key that was ever acknowledged is asked for. All replicas, their racks, the load and the peers share this one
+machine; etcd runs with its defaults on its disk, and its dead member is started again at once. Rates are those of 16
+clients with 16 writes under way each: redis-benchmark's for what speaks its protocol, and for etcd Python's over gRPC,
+which leaves etcd less of the processors.
 """
 
 
@@ -94,6 +102,7 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     versions["redis-server"] = server_version()
+    versions["etcd"] = etcd_side.server_version()
     return versions
 
 
