@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import doctest
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,20 +39,31 @@ class Place:
     runtime: Path
 
 
+@pytest.fixture(scope="module")
+def runtimes() -> Iterator[dict[str, Path]]:
+    """By block: where its racks are. They must end by themselves, which the next block need not wait for."""
+    used: dict[str, Path] = {}
+    yield used
+    deadline = time.monotonic() + LINGER_SECONDS
+    while (left := [name for name, path in used.items() if racks_in(path)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for path in used.values():
+        if racks_in(path):
+            run([sys.executable, "-m", "bequest.cli", "down", "--all"], Place(path, path))
+        shutil.rmtree(path)
+    assert not left, f"racks were still there, of {left}"
+
+
+def racks_in(runtime: Path) -> list[Path]:
+    return list(runtime.glob("bequest/[!.]*"))
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    """Afterwards, the racks that were started there must end by themselves."""
-    with tempfile.TemporaryDirectory(
-        prefix="bqd-", dir="/tmp"
-    ) as name:  # short: a socket's path ends at 107 bytes
-        runtime = Path(name)
-        yield Place(tmp_path, runtime)
-        deadline = time.monotonic() + LINGER_SECONDS
-        while (left := list(runtime.glob("bequest/[!.]*"))) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if left:
-            run([sys.executable, "-m", "bequest.cli", "down", "--all"], Place(tmp_path, runtime))
-        assert not left, f"a rack was still there: {left}"
+def place(tmp_path: Path, runtimes: dict[str, Path], request: pytest.FixtureRequest) -> Place:
+    """A fresh one."""
+    runtime = Path(tempfile.mkdtemp(prefix="bqd-", dir="/tmp"))  # short: a socket's path ends at 107 bytes
+    runtimes[request.node.name] = runtime
+    return Place(tmp_path, runtime)
 
 
 @pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: block.name)

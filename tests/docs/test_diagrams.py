@@ -9,7 +9,7 @@ from pages import ROOT, table_rows
 PAGE = ROOT / "docs" / "reference" / "address-plan.md"
 TABLE = ROOT / "native" / "v2p_table.cpp"
 INBOX = ROOT / "native" / "inbox.cpp"
-STATES = ["EMPTY", "EMBRYO", "FREE", "OWNED", "IN_FLIGHT"]
+STATES = ["EMPTY", "EMBRYO", "FREE", "OWNED", "IN_FLIGHT", "FROZEN", "THAWING"]
 Transition = tuple[str, str]
 
 

@@ -12,13 +12,14 @@ import pytest
 
 import bequest as bq
 import wire_page
-from bequest import _core, actors, errors, limits, objects
+from bequest import _core, actors, dask, errors, limits, objects
 from bequest.wire import messages as wire
 from pages import ROOT, table_rows
 
 REFERENCE = ROOT / "docs" / "reference" / "python.md"
 OBJECTS = ROOT / "docs" / "reference" / "objects.md"
 ACTORS = ROOT / "docs" / "reference" / "actors.md"
+DASK = ROOT / "docs" / "reference" / "dask.md"
 ERRORS = ROOT / "docs" / "reference" / "errors.md"
 ADDRESSES = ROOT / "docs" / "reference" / "address-plan.md"
 
@@ -36,8 +37,9 @@ NAMES = {  # of each page, with the module's
     | {"Queue": bq.Queue},  # there are two
     OBJECTS: {name: getattr(objects, name) for name in objects.__all__},
     ACTORS: {name: getattr(actors, name) for name in actors.__all__},
+    DASK: {name: getattr(dask, name) for name in dask.__all__},
 }
-MODULES = {REFERENCE: "bequest", OBJECTS: "objects", ACTORS: "actors"}
+MODULES = {REFERENCE: "bequest", OBJECTS: "objects", ACTORS: "actors", DASK: "bequest.dask"}
 PLAIN_CLASSES = {
     (page, name): found
     for page, names in NAMES.items()
@@ -49,7 +51,7 @@ PLAIN_CLASSES = {
 def documented(page: Path = REFERENCE) -> dict[str, str]:
     """Each heading of the reference that names something: its name, and the signature as written, or ""."""
     headings = re.findall(r"^#{2,4} `(?:await )?([\w.]+)(\(.*\))?`$", page.read_text(), re.MULTILINE)
-    assert len(headings) > 30
+    assert len(headings) > 5
     return dict(headings)
 
 
@@ -103,7 +105,15 @@ def test_every_event_has_its_row_with_its_fields() -> None:
 
 # Public in Python's sense only: for the command line, or for the package itself.
 INTERNAL = {
-    "Rack": {"request"},
+    "Rack": {
+        "request",
+        "start",
+        "transition",
+        "remove_worker",
+        "close",
+        "estates",
+        "figures",
+    },  # one calls the MMU; the others Dask calls
     "Process": {"check_rack", "element_of", "wait_for_room", "mappings", "live_views"},
     "Region": {"offset", "remaining"},
     "Inbox": {"close"},
@@ -123,7 +133,7 @@ def test_every_member_has_its_heading(page: Path, name: str) -> None:
         for key, value in members_of(PLAIN_CLASSES[page, name]).items()
         if key not in INTERNAL.get(name, set())
     }
-    assert members
+    assert members or page == DASK  # what Dask's classes have besides is on Dask's pages
     missing = [member for member in members if f"{name}.{member}" not in headings]
     assert not missing, f"the reference lacks {name}.{', '.join(missing)}"
     for member, value in members.items():
@@ -134,7 +144,7 @@ def test_every_member_has_its_heading(page: Path, name: str) -> None:
 @pytest.mark.parametrize("page", MODULES, ids=MODULES.get)
 def test_nothing_is_documented_that_is_not_there(page: Path) -> None:
     for heading in documented(page):
-        owner, _, member = heading.partition(".")
+        owner, _, member = heading.rpartition(".")
         if owner == MODULES[page]:
             assert member in NAMES[page], heading
         else:
