@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,21 @@ def test_what_was_prepared_is_not_copied(data: RackData, shelf: Shelf, me: bq.Pr
     del made, view, data["key"]
     gc.collect()
     assert me.counters["allocs"] - me.counters["frees"] == 1  # the ledger
+
+
+def test_a_block_is_made_although_somebody_still_looks_at_what_it_was_filled_with(shelf: Shelf) -> None:
+    """As a profiler does, which has the variables of a function that has ended."""
+    seen: list[np.ndarray[Any, Any]] = []
+    looks_away = threading.Timer(0.2, seen.clear)
+
+    def fill(rooms: Sequence[np.ndarray[Any, Any]]) -> None:
+        rooms[0].fill(7)
+        seen.extend(rooms)
+        looks_away.start()
+
+    (view,) = shelf.prepare("key", [MIB], fill)
+    assert set(view) == {7}
+    looks_away.join()
 
 
 def test_memory_goes_with_the_value(data: RackData, shelf: Shelf, me: bq.Process) -> None:

@@ -12,8 +12,8 @@ namespace bequest {
 namespace tests {
 const AddressSpace* opens_nothing = nullptr;
 const AddressSpace* closes_nothing = nullptr;
-bool closes_from_outside = false;
-const AddressSpace* last_opened = nullptr;
+std::atomic<bool> closes_from_outside{false};
+std::atomic<const AddressSpace*> last_opened{nullptr};
 std::map<const AddressSpace*, const Shared<uint32_t>*> page_tables;
 
 namespace {
@@ -54,7 +54,7 @@ bool AddressSpace::open(uint64_t address, uint64_t nbytes) {
 }
 
 void AddressSpace::close(uint64_t address, uint64_t nbytes) {
-    const bool from_outside = std::exchange(tests::closes_from_outside, false);
+    const bool from_outside = tests::closes_from_outside.exchange(false);
     tests::look_at_page_table(this);
     if (tests::closes_nothing == this) throw TooManyMappings("a test");
     for (uint64_t page = address; page < address + nbytes; page += kPageBytes) {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
+from bequest.dask.sight import when_unseen
 from bequest.limits import WINDOW_BASE, WINDOW_BITS
 from bequest.memory.frozen import Frozen
 
@@ -97,7 +98,7 @@ class Blocks:
             region._free_when_dropped()
             raise
         del whole
-        return self._hold(Block(self._process, region.freeze(), region)), offsets
+        return self._hold(Block(self._process, when_unseen(region, region.freeze), region)), offsets
 
     def kept_bytes(self) -> int:
         """Of the blocks that this worker made or inherited."""

@@ -27,7 +27,7 @@ from bequest.dask.post import Post
 from bequest.dask.recovery import Heir
 from bequest.dask.shelf import INLINE_BYTES_MAX, Shelf
 from bequest.dask.transfer import Transfers
-from bequest.errors import BequestError, UnknownProcess
+from bequest.errors import BequestError, RackGone, UnknownProcess
 from bequest.limits import NAME_BYTES_MAX
 from bequest.memory.rack import connect
 from bequest.runtime.directory import find
@@ -124,7 +124,7 @@ class RackWorker:
         name = name_of(address)
         try:
             self.process.wait_for(name, timeout=0)
-        except UnknownProcess:
+        except (UnknownProcess, RackGone):
             return None
         return name
 

@@ -11,9 +11,7 @@ freed when it has been used: what the outputs need is then there already. A shar
 A region is used by the loop, which frees it when its shuffle has come to an end, and by the threads that make outputs.
 `Shard` counts its readers, so that the last of them frees what the loop wanted to.
 
-A profiler that looks at the stacks of threads, as Dask's does, keeps what a function had in its variables for some
-moments longer than the function runs, views of regions among it. What cannot be freed for that is freed when they go,
-and a grant waits for it.
+What cannot be freed because a profiler still looks at it (`sight`) is freed when it looks away.
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from bequest.dask.post import KIND_BYTES, SHARD
+from bequest.dask.sight import when_unseen
 from bequest.limits import HUGE_PAGE_BYTES, MIB, PAGE_BYTES, TAG_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -41,8 +39,6 @@ OWN_PAGES_BYTES = (
 )  # chunks of this size on average have pages of their own, at most 6 % of them unused
 _ALIGNMENT = 64  # of any chunk, as Arrow likes it
 _HUGE_BYTES = 4 * MIB  # smaller shards have small pages: they would waste up to half of the large ones
-_SIGHT_SECONDS = 10.0  # for a profiler to have seen enough: it takes milliseconds
-_SIGHT_POLL = 0.001
 _TAG = struct.Struct(f"<{KIND_BYTES}sQI")  # the kind, the run, and how long the directory is
 
 
@@ -183,12 +179,4 @@ def _free(region: Region) -> None:
 
 def grant_shard(region: Region, to: str, tag: bytes) -> None:
     """Grants it, as soon as nobody looks at it any more. Raises as `Region.grant`."""
-    deadline = time.monotonic() + _SIGHT_SECONDS
-    while True:
-        try:
-            region.grant(to, tag=tag)
-            return
-        except BufferError:
-            if not region.owned or time.monotonic() > deadline:
-                raise
-        time.sleep(_SIGHT_POLL)
+    when_unseen(region, lambda: region.grant(to, tag=tag))

@@ -37,7 +37,7 @@ import dask
 from bequest.dask import compat
 from bequest.dask.post import SHARD
 from bequest.dask.shards import Chunk, Place, Shard, grant_shard, read_tag, write_shard
-from bequest.errors import BequestError, RackMemoryError
+from bequest.errors import BequestError, RackGone, RackMemoryError
 
 if TYPE_CHECKING:
     from bequest.dask.rack_worker import RackWorker
@@ -153,6 +153,9 @@ class RackRun(ShuffleRun[Any, Any]):
             region, tag = write_shard(process, str(self.id), self.run_id, source, chunks)
         except RackMemoryError as trouble:
             self.shuffles.tell_of_full_rack(trouble)
+            return False
+        except RackGone as trouble:  # what was granted before is lost, and the receivers will begin anew
+            logger.info("a shard for %s goes Dask's way: %s", address, trouble)
             return False
         try:
             grant_shard(region, name, tag)
