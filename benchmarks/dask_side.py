@@ -141,7 +141,7 @@ def _peak(side: Side) -> Iterator[list[int]]:
 
 
 @contextmanager
-def both_sides() -> Iterator[list[Side]]:
+def both_sides(*, count_sockets: bool = True) -> Iterator[list[Side]]:
     """Dask's own cluster and one on a rack, both up; they work in turns."""
     import logging
 
@@ -150,7 +150,8 @@ def both_sides() -> Iterator[list[Side]]:
     import bequest
     import bequest.dask
 
-    count_socket_bytes()
+    if count_sockets:
+        count_socket_bytes()
     kinds = (distributed.LocalCluster, bequest.dask.RackCluster)
     with ExitStack() as stack:
         sides = []
@@ -162,7 +163,8 @@ def both_sides() -> Iterator[list[Side]]:
                 )
             )  # fmt: skip
             client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
-            client.run(count_socket_bytes)
+            if count_sockets:
+                client.run(count_socket_bytes)
             rack = None
             if kind is bequest.dask.RackCluster:
                 (directory,) = set(client.run(rack_directory).values())
