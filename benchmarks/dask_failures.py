@@ -33,7 +33,9 @@ import bequest.dask
 from .dask_side import WORKERS, Side, both_sides, worker_pid
 from .measure import Figure, Noise, Outcome, Target
 
-SECONDS = 20.0  # of an undisturbed job
+SECONDS = (
+    15.0  # of an undisturbed job: --job 60 for a long one; what a death or a straggler costs is no more there
+)
 QUICK_SECONDS = 6.0
 PAUSES = 50  # of a millisecond, in a step
 STEP_SECONDS = 0.055  # about: a pause takes a little more than asked for
@@ -205,12 +207,15 @@ def _report(outcome: Outcome, job: Job, sides: list[Side], runs: dict[tuple[str,
         outcome.figures.append(Figure(title, one.seconds, "s"))
         if what == KILLED:
             bound = Target("at most", MOST_WORK) if is_ours else None
-            note = f"{job.steps:,} steps are needed"
+            note = f"{job.steps:,} steps are needed, {before.seconds:.0f} s undisturbed"
             outcome.figures.append(Figure(f"{title}: work", one.work / before.work, "x", bound, note))
         if what == SLOWED:
             bound = Target("at most", MOST_TIME) if is_ours else None
+            note = f"which takes {before.seconds:.0f} s"
             outcome.figures.append(
-                Figure(f"{title}: time of the undisturbed job", one.seconds / before.seconds, "x", bound)
+                Figure(
+                    f"{title}: time of the undisturbed job", one.seconds / before.seconds, "x", bound, note
+                )
             )
     first, *others = [one.result for one in runs.values()]
     equal = all(result == first for result in others)
