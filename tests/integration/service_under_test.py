@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import redis
@@ -36,10 +36,20 @@ KEYS = 6
 ONCE = Retry(NoBackoff(), 0)  # what is tried again unasked would be one operation that happens twice
 
 
-def free_port() -> int:
-    """One that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
+OWN_PORTS = range(
+    20_000, 32_768
+)  # below those that the kernel gives to connections, which could take one meanwhile
+
+
+def free_ports(count: int) -> list[int]:
+    """As many, each another, that nobody listens at."""
+    found = []
+    for port in random.SystemRandom().sample(OWN_PORTS, len(OWN_PORTS)):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError(f"fewer than {count} free ports of {OWN_PORTS}")
 
 
 class ServiceUnderTest:
@@ -49,8 +59,9 @@ class ServiceUnderTest:
         self._options = options
         self._timing = Timing(**timing)  # type: ignore[arg-type]  # one of them is a bool, and is not set here
         self._place = place
-        self.peers = {site: ("127.0.0.1", free_port()) for site in SITES}
-        self.clients = {site: ("127.0.0.1", free_port()) for site in SITES}
+        ports = iter(free_ports(2 * len(SITES)))
+        self.peers = {site: ("127.0.0.1", next(ports)) for site in SITES}
+        self.clients = {site: ("127.0.0.1", next(ports)) for site in SITES}
         self.wires = Wires(self.peers)
         self.racks: dict[str, RackUnderTest] = {
             site: yard.rack("dram0:128MiB", name=f"rack-{site}") for site in SITES
@@ -119,7 +130,11 @@ class ServiceUnderTest:
         return "--no-reincarnation" in self._options
 
     def rest(self) -> None:
-        until(self.is_healthy, "the health of the service", SOON)
+        """Waits until it is healthy."""
+        try:
+            until(self.is_healthy, "the health of the service", SOON)
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{self.reports()}\n{self.log[-4000:]}") from None
 
     def leader(self) -> Report:
         """The report of whoever leads, once somebody does."""
@@ -167,11 +182,17 @@ class ServiceUnderTest:
             connection.request(wire.BreakMemory("dram0", heap.address, heap.nbytes))
 
     def close(self) -> None:
-        for holder in self.holders.values():
-            holder.terminate()
-        for holder in self.holders.values():
+        with ExitStack() as rest:  # everything is taken down, whatever fails
+            rest.callback(self.wires.close)
+            for holder in self.holders.values():
+                holder.terminate()
+                rest.callback(self._see_it_end, holder)
+
+    def _see_it_end(self, holder: subprocess.Popen[bytes]) -> None:
+        try:
             assert holder.wait(SOON) == 0, self.log
-        self.wires.close()
+        finally:
+            holder.kill()
 
 
 # --- clients --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The tests of the paper's sentences use the same real processes as tests/integration."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,9 @@ def whole_service(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) ->
         environment.setenv("XDG_RUNTIME_DIR", str(runtime))
         environment.setenv("BEQUEST_RACK", "")  # so that it is put back, whatever connect() makes of it
         environment.delenv("BEQUEST_RACK")
-        yard = Yard(nursery, runtime)
-        service = ServiceUnderTest(yard, place)
-        yield service
-        service.close()
-        yard.close()
+        with contextlib.ExitStack() as rest:  # everything is taken down, whatever fails
+            yard = Yard(nursery, runtime)
+            rest.callback(yard.close)
+            service = ServiceUnderTest(yard, place)
+            rest.callback(service.close)
+            yield service
