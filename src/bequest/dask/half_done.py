@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distributed.worker.bequest")
 
-REPORT_INTERVAL = 0.25  # seconds between two words to the scheduler about how far tasks have come
+REPORT_INTERVAL = (
+    0.25  # seconds between two words to the scheduler about how far tasks have come; the first is at once
+)
 _TRIES = 5  # at a progress that others are after, too
 _GONE = (UnknownName, NotOwner, UnknownProcess, ProcessDead)  # it went to somebody else, or was freed
 _ENDED = frozenset(
@@ -80,6 +82,8 @@ class HalfDone:
         self._runs: dict[Key, dict[str, Run]] = {}  # by function
         self._kept: dict[str, Region] = {}  # by path: what is nobody's run yet
         self._warned = False
+        self._loop = asyncio.get_running_loop()
+        self._begun = asyncio.Event()  # a task that the scheduler has not been told of
         worker.handlers["bequest_take_over"] = self.take_over
         worker.handlers["bequest_drop"] = self.drop
         place.undo.callback(worker.handlers.pop, "bequest_take_over")
@@ -117,6 +121,7 @@ class HalfDone:
             return None
         with self._lock:
             self._runs.setdefault(key, {})[function] = run
+        self._loop.call_soon_threadsafe(self._begun.set)
         if run.progress.resumed:
             self._process._count_resumed()
             logger.info("%r goes on after %d steps", key, run.progress.steps)
@@ -207,10 +212,15 @@ class HalfDone:
             _free(region)
 
     async def _report(self) -> None:
-        """Tells the scheduler how far each task has come, while there are any."""
+        """Tells the scheduler how far each task has come, while there are any.
+
+        Of one that has begun at once: of a worker that then never says another word it is known what it was doing.
+        """
         worker = self._place.worker
         while True:
-            await asyncio.sleep(REPORT_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), REPORT_INTERVAL)
+            self._begun.clear()
             with self._lock:
                 steps = [
                     (key, run.progress.steps)
