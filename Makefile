@@ -9,7 +9,7 @@ SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-native test-python test-user soak bench bench-dask lint format sanitize wheel lock clean
+.PHONY: help dev demo test test-native test-oldest test-python test-user soak bench bench-dask lint format sanitize wheel lock clean
 
 # Found in the environment, they would make the build and the tests see another Python than .venv's.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
@@ -89,7 +89,7 @@ ROOTS_SHARE := tests/dask tests/docs tests/paper tests/paxos tests/sim tests/uni
 
 test: $(VENV)/.installed ## native tests, and pytest: what has real processes as an ordinary user, also when root
 	@# Two lanes on two cores, begun in this order: the user's tests, and the native ones with root's share after them.
-	@$(MAKE) --no-print-directory --jobs=2 test-user test-native test-python
+	@$(MAKE) --no-print-directory --jobs=2 test-user test-native test-python test-oldest
 
 test-native: $(VENV)/.made
 	$(SAY) "test: the native core, with its step hook"
@@ -99,6 +99,17 @@ test-python: $(VENV)/.installed
 	$(SAY) "test: pytest"
 	@$(BIN)/python -m pytest $(or $(ARGS),$(if $(ROOT),$(ROOTS_SHARE)))
 	@$(if $(ARGS),true,$(if $(ROOT),$(BIN)/python -m pytest tests/integration -m root,true))
+
+# The other end of the range of Dask's versions: the newest is in .venv.
+build/dask-oldest/.made: $(VENV)/.installed src/bequest/dask/compat.py
+	@rm -rf $(@D)
+	@oldest=$$(sed -n 's/^OLDEST = "\([^"]*\)".*/\1/p' src/bequest/dask/compat.py) && \
+	    $(BIN)/python -m pip install -qq --no-deps --target $(@D) dask==$$oldest distributed==$$oldest
+	@touch $@
+
+test-oldest: build/dask-oldest/.made
+	$(SAY) "test: with the oldest Dask that is supported"
+	@$(if $(ARGS),true,PYTHONPATH=$(abspath build/dask-oldest) $(BIN)/python -m pytest tests/dask)
 
 test-user: $(VENV)/.installed
 	$(SAY) "test: the integration tests as an ordinary user (build/test-user.log)"

@@ -156,3 +156,19 @@ def test_arrays_are_rechunked(client: distributed.Client, kind: str) -> None:
     before = grants_of(client)
     np.testing.assert_array_equal(client.compute(array).result(), numbers)
     assert (sum(grants_of(client).values()) > sum(before.values())) is (kind != "O")
+
+
+@pytest.mark.parametrize("rows", [3, 6000])
+def test_a_frame_that_is_merged_with_itself(client: distributed.Client, rows: int) -> None:
+    """It is shuffled once, and each output is wanted twice by one task; of three rows some outputs are empty."""
+    frame = pd.DataFrame({"a": np.arange(rows) % 2000, "b": np.arange(rows), "c": ["A"] * rows})
+    ours = dd.from_pandas(frame, npartitions=3)
+    with dask.config.set({"dataframe.shuffle.method": "p2p"}):
+        merged = client.compute(ours.merge(ours, on=["a"])).result(timeout=30)
+    expected = frame.merge(frame, on=["a"])
+    order = ["a", "b_x", "b_y"]
+    pd.testing.assert_frame_equal(
+        merged.sort_values(order).reset_index(drop=True),
+        expected.sort_values(order).reset_index(drop=True),
+        check_dtype=False,
+    )

@@ -9,6 +9,9 @@ sorts it again for the outputs.
 other, in the order of inputs, they become a frame; then they are freed. Hence the frame must not be made of their
 memory, as pandas would like to with whole columns of Arrow's: those are copied first.
 
+An output can be made once. A frame that is merged with itself has one shuffle, whose outputs one task wants twice: as
+long as the first is in use, the second is a view of it.
+
 What came Dask's way is in Dask's buffer. Then, and where inputs differ in their types from what was foreseen, all
 goes through the function that Dask has for it.
 """
@@ -19,6 +22,7 @@ import contextlib
 import functools
 import json
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -148,8 +152,21 @@ class FrameRun(RackRun, DataFrameShuffleRun):
 
     # --- making -----------------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _in_use(self) -> weakref.WeakValueDictionary[int, pd.DataFrame]:
+        """The outputs that were made and are still there."""
+        return weakref.WeakValueDictionary()
+
     def _get_output_partition(self, partition_id: int, key: Any, **kwargs: Any) -> pd.DataFrame:
         """An output of what has come, both ways."""
+        in_use = self._in_use.get(partition_id)
+        if in_use is not None:
+            return in_use.copy(deep=False)
+        frame = self._make_output(partition_id, key, **kwargs)
+        self._in_use[partition_id] = frame
+        return frame
+
+    def _make_output(self, partition_id: int, key: Any, **kwargs: Any) -> pd.DataFrame:
         shards = self.shards_for((partition_id,))
         if not shards:
             return super()._get_output_partition(partition_id, key, **kwargs)
