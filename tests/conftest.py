@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ HELPERS_OF_PYTHON = (b"multiprocessing.resource_tracker", b"multiprocessing.fork
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell without job control starts what runs in the background so, and our programs would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--hypothesis-seed", None) is None:
         # Hypothesis's plugin reads the option when its own configure hook runs, after or before this one.
         seed = random.SystemRandom().getrandbits(32)
