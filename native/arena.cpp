@@ -11,7 +11,7 @@ bool Arena::is_huge(const Extent& run) const {
 bool Arena::suits(const Extent& run, const RunRequest& request) const {
     const Descriptor& d = table_.extent(run.descriptor);
     const SlabRecord& slab = table_.slab_record(d.slab);
-    return (!request.huge || d.address % kHugePageBytes == 0) &&
+    return run.word.pages() >= request.lead(d.address) + request.pages &&
            (request.element == kAnyElement || slab.element == request.element) &&
            slab.has_failed.load() == 0 && !is_taken_(d.address, d.address + run.word.pages() * kPageBytes);
 }

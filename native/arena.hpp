@@ -19,8 +19,14 @@ constexpr uint32_t kAnyElement = UINT32_MAX;
 
 struct RunRequest {
     uint64_t pages;
-    bool huge;  // 2 MiB-aligned, from a slab of 2 MiB pages
+    bool huge;  // from a slab of 2 MiB pages
     uint32_t element = kAnyElement;
+    bool aligned = false;  // begins with one of them
+
+    // Pages at the beginning of a run at this address that are to be left out.
+    uint64_t lead(uint64_t address) const {
+        return aligned ? (kHugePageBytes - address % kHugePageBytes) % kHugePageBytes / kPageBytes : 0;
+    }
 };
 
 class Arena {
@@ -30,7 +36,7 @@ public:
     Arena(Table table, uint32_t id, DescriptorPool& pool, IsTaken is_taken)
         : table_(table), id_(id), pool_(pool), is_taken_(std::move(is_taken)) {}
 
-    // A free run of at least that many pages, removed from the index.
+    // A free run of at least that many pages, not counting its lead, removed from the index.
     std::optional<Extent> pick(const RunRequest& request);
     void put(const Extent& run);
     std::vector<Extent> runs() const;

@@ -214,6 +214,14 @@ void Attachment::map_anew(const std::vector<Extent>& extents) {
 // another's, and opening pages by it would open another's memory.
 std::optional<Extent> Attachment::alloc(const RunRequest& request, uint64_t nbytes, uint32_t flags) {
     while (auto run = arena_.pick(request)) {
+        if (const uint64_t lead = request.lead(address(*run)); lead > 0) {
+            const auto rest = split(*run, lead);
+            const bool is_there = table_.owner(run->descriptor) == run->word;
+            if (is_there) arena_.put(*run);
+            if (!rest && is_there) return std::nullopt;
+            if (!rest) continue;
+            run = rest;
+        }
         table_.bear(*run);
         if (!table_.define(*run, nbytes, flags) || !table_.set_seal(*run, 0)) continue;
         if (!table_.change(*run, State::kOwned, id_)) continue;

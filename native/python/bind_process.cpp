@@ -49,14 +49,15 @@ void map_anew_if_robbed(Member& member, const std::vector<std::shared_ptr<Holdin
     member.attachment.map_anew(extents);
 }
 
-nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element,
-                 bool stealable) {
+nb::object alloc(nb::handle_t<ProcessBase> self, uint64_t nbytes, bool huge, uint32_t element, bool stealable,
+                 bool packed) {
     ProcessBase& process = *nb::inst_ptr<ProcessBase>(self);
     Member& member = process.usable();
-    const uint64_t unit = huge ? kHugePageBytes : kPageBytes;
+    const bool aligned = huge && !packed;
+    const uint64_t unit = aligned ? kHugePageBytes : kPageBytes;
     const uint64_t pages = (nbytes + unit - 1) / unit * (unit / kPageBytes);
     const auto extent =
-        member.attachment.alloc({pages, huge, element}, nbytes, stealable ? 0 : kNotStealable);
+        member.attachment.alloc({pages, huge, element, aligned}, nbytes, stealable ? 0 : kNotStealable);
     if (!extent) return nb::none();
     auto holding = hold(process.member, *extent);
     map_anew_if_robbed(member, {holding});
@@ -377,7 +378,7 @@ void bind_process(nb::module_& m) {
                          AddressSpace& space = p.usable().attachment.space();
                          return nb::make_tuple(space.mappings_bound(), space.mappings_limit());
                      })
-        .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a, "stealable"_a = true)
+        .def("_alloc", &alloc, "nbytes"_a, "huge"_a, "element"_a, "stealable"_a = true, "packed"_a = false)
         .def("_adopt", &adopt, "victim"_a, "incarnation"_a)
         .def("_count_resumed", [](ProcessBase& p) { p.usable().attachment.count_resumed(); })
         .def("_map_ahead", &map_ahead, "victim"_a)

@@ -20,7 +20,7 @@ from bequest.dask.half_done import HalfDone, Run
 from bequest.dask.post import FENCE, Post
 from bequest.dask.recovery import Estates, Heir, Member
 from bequest.dask.resumable import ROOM_BYTES
-from bequest.dask.shards import Chunk, read_tag, write_shard
+from bequest.dask.shards import Chunk, read_tag, write_shards
 from bequest.dask.shuffle import RackRun, Shuffles
 from bequest.dask.stragglers import Stragglers
 from bequest.errors import MemoryLost
@@ -346,7 +346,7 @@ def delivered(me: bq.Process, run: Any, run_id: int = 7) -> bq.Region:
     """A shard of input 3 for output 1, of that run, taken in."""
     shuffles = object.__new__(Shuffles)
     shuffles.plugin = SimpleNamespace(shuffle_runs=SimpleNamespace(_active_runs={"shuffle": run}))
-    region, tag = write_shard(me, "shuffle", run_id, (3,), [Chunk((1,), 5, lambda room: None)])
+    ((region, tag),) = write_shards(me, "shuffle", run_id, (3,), [[Chunk((1,), 5, lambda room: None)]])
     assert read_tag(tag)[1] == run_id
     region.grant(me.name, tag=tag)
     (came,) = me.accept_all(1)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 import bequest as bq
 from bequest.dask import post
 from bequest.dask.post import Post
-from bequest.dask.shards import OWN_PAGES_BYTES, Chunk, Shard, grant_shard, read_tag, write_shard
+from bequest.dask.shards import OWN_PAGES_BYTES, Chunk, Shard, grant_shard, read_tag, write_shards
+from bequest.limits import PAGE_BYTES
 from bequest.memory.process import Process
 from bequest.memory.region import Region
 
 DEADLINE = 20
+FREE = 2  # State in native/layout.hpp
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def chunk(number: int, nbytes: int) -> Chunk:
 
 def shard_of(me: Process, *sizes: int) -> tuple[Region, Shard]:
     chunks = [chunk(number, nbytes) for number, nbytes in enumerate(sizes)]
-    region, tag = write_shard(me, "shuffle", 7, (3, 4), chunks)
+    ((region, tag),) = write_shards(me, "shuffle", 7, (3, 4), [chunks])
     shuffle, run, directory_bytes = read_tag(tag)
     assert (shuffle, run) == ("shuffle", 7)
     return region, Shard(region, directory_bytes)
@@ -51,11 +54,32 @@ def test_what_is_written_is_read_and_freed(me: Process, sizes: tuple[int, ...]) 
     assert not region.remaining
 
 
+def test_what_two_receivers_use_first_lies_side_by_side(me: Process) -> None:
+    sizes = [2 * OWN_PAGES_BYTES, OWN_PAGES_BYTES, OWN_PAGES_BYTES]
+    chunks = [chunk(number, nbytes) for number, nbytes in enumerate(sizes)]
+    shards = []
+    for region, tag in write_shards(me, "shuffle", 7, (3,), [chunks, chunks]):
+        shards.append(Shard(region, read_tag(tag)[2]))
+    holes = []
+    for shard in shards:
+        with shard.read((0,)) as (_, view):
+            holes.append(np.frombuffer(view, "u1").__array_interface__["data"][0])
+            assert bytes(view) == bytes(sizes[0])
+            del view
+    assert holes[1] == holes[0] + sizes[0] + PAGE_BYTES  # the second one's directory is between them
+    for address in range(holes[0], holes[1] + sizes[0], PAGE_BYTES):
+        extent = me.table.find_extent(address, 0)
+        assert extent is not None
+        assert extent[3] == FREE
+    for shard in shards:
+        shard.abandon()
+
+
 def test_large_chunks_are_freed_when_they_have_been_read(me: Process) -> None:
     region, shard = shard_of(me, *[OWN_PAGES_BYTES] * 4)
     with shard.read((1,)):
         pass
-    assert sum(end - start for start, end in region.remaining) == region.nbytes - OWN_PAGES_BYTES
+    assert sum(end - start for start, end in region.remaining) == region.nbytes - OWN_PAGES_BYTES - PAGE_BYTES
     shard.abandon()
     assert not region.remaining
 

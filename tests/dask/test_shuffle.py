@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import dask.array as da
 import dask.dataframe as dd
@@ -97,6 +99,56 @@ def assert_same_both_ways(
     for ours, theirs in zip(found, wanted, strict=True):
         pd.testing.assert_frame_equal(ours, theirs)
     assert (sum(grants_of(client).values()) > sum(before.values())) is granted
+
+
+def test_outputs_are_made_where_they_belong_and_in_the_order_that_was_told(
+    client: distributed.Client,
+) -> None:
+    client.run(note_outputs)
+    kept = frame(of_numbers, 16, rows=200).shuffle("key").persist()
+    distributed.wait(kept)
+    noted: list[tuple[list[int], list[int]]] = list(client.run(noted_outputs).values())
+    for told, made in noted:
+        assert len(told) >= 7
+        assert sorted(told) == sorted(made)
+        later = made[1:]  # the first may begin before the others have been heard of
+        assert later == [output for output in told if output in later]
+    outputs = {future.key for future in distributed.futures_of(kept)}  # type: ignore[no-untyped-call]
+    assert client.run_on_scheduler(times_begun, keys=outputs) == dict.fromkeys(outputs, 1)
+
+
+def note_outputs() -> None:
+    """In a worker: has it note which outputs it makes from now on."""
+    from bequest.dask.compat import wrap
+    from bequest.dask.shuffle_frames import FrameRun
+
+    made: list[tuple[FrameRun, int]] = []
+
+    def noting(make: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+        def make_and_note(run: FrameRun, partition: int, *args: object, **kwargs: object) -> pd.DataFrame:
+            made.append((run, partition))
+            return make(run, partition, *args, **kwargs)
+
+        return make_and_note
+
+    NOTED["outputs"] = (made, wrap(FrameRun, "_make_output", noting))
+
+
+NOTED: dict[str, Any] = {}
+
+
+def noted_outputs() -> tuple[list[int], list[int]]:
+    """In a worker: the outputs that it was told to make, and those that it has made; it notes no more."""
+    made, undo = NOTED.pop("outputs")
+    undo()
+    run = made[0][0]
+    return run.partitions_of[run.local_address], [partition for _, partition in made]
+
+
+def times_begun(dask_scheduler: distributed.Scheduler, keys: set[Any]) -> dict[Any, int]:
+    """How often each of these tasks was sent to a worker."""
+    log = dask_scheduler.transition_log
+    return Counter(step.key for step in log if step.key in keys and step.finish == "processing")
 
 
 OPERATIONS = (

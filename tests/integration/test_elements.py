@@ -351,6 +351,26 @@ def test_large_regions_lie_on_huge_pages_and_small_ones_do_not(
     assert (chosen.nbytes, small.nbytes) == (PAGE, MIB - 1)
 
 
+def test_packed_regions_share_large_pages_and_waste_nothing(me: bq.Process) -> None:
+    size = SLAB + PAGE
+    me.alloc(8 * SLAB).free()  # room for all of them
+    before, first, second, behind = (me.alloc(size, packed=True) for _ in range(4))
+    start = before.address
+    assert [region.address - start for region in (first, second, behind)] == [size, 2 * size, 3 * size]
+    before.array()[:], behind.array()[:] = 1, 2
+    first.free()
+    second.free()
+    # One of them lies in the hole, where a large page begins.
+    others = [me.alloc(SLAB, huge=True) for _ in range(4)]
+    assert start + 2 * SLAB in {region.address for region in others}
+    for region in others:
+        assert region.address % SLAB == 0
+        region.array()[:] = 3
+    assert (before.array() == 1).all()
+    assert (behind.array() == 2).all()
+    assert me.table.audit() == []
+
+
 def test_no_two_regions_overlap(me: bq.Process) -> None:
     """Allocations of all sizes in both kinds, freed in a scrambled order: contents stay apart."""
     random = np.random.default_rng(seed := int.from_bytes(os.urandom(4), "little"))
@@ -364,7 +384,7 @@ def test_no_two_regions_overlap(me: bq.Process) -> None:
             region.free()
         size = int(random.choice([4, 100, 5000, 70_000, 1 << 20, 3 << 20])) // 4 * 4
         with contextlib.suppress(bq.RackMemoryError):
-            regions[number] = me.alloc(size)
+            regions[number] = me.alloc(size, packed=bool(random.random() < 0.5))
             regions[number].array("u4")[:] = number
     for key, region in regions.items():
         assert np.all(region.array("u4") == key)

@@ -46,6 +46,22 @@ std::vector<Operation> take_and_merge_and_split(World& w) {
     return {take(w), {"1 allocates most", [&] { w.try_alloc(1, 5), w.try_alloc(1, 1); }}};
 }
 
+// The run that 1 finds begins in the middle of a large page: it leaves out what comes before the next.
+void begin_in_a_large_page(World& w) {
+    settle_down(w, kPagesPerHugePage + 2);
+    w.free(1, w.alloc(1, 1));
+}
+
+std::vector<Operation> take_and_alloc_aligned(World& w) {
+    begin_in_a_large_page(w);
+    return {take(w), {"1 allocates a large page's beginning", [&] { w.try_alloc(1, 2, 0, true); }}};
+}
+
+std::vector<Operation> alloc_aligned_and_die(World& w) {
+    begin_in_a_large_page(w);
+    return {{"1 allocates a large page's beginning", [&] { w.try_alloc(1, 2, 0, true); }}, w.burial(1, 0)};
+}
+
 // One page of the slab is out; it comes home while the slab is being taken.
 std::vector<Operation> take_and_remote_free(World& w) {
     settle_down(w);
@@ -227,6 +243,8 @@ std::vector<Scenario> steward_scenarios() {
         {"steward: takes a slab while a run of it is split", take_and_split},
         {"steward: takes a slab while runs of it are merged", take_and_merge},
         {"steward: takes a slab while runs of it are merged and split", take_and_merge_and_split},
+        {"slab taken: while its home allocates by large pages", take_and_alloc_aligned},
+        {"slab: its home dies allocating by large pages", alloc_aligned_and_die, {0}},
         {"steward: takes a slab while a page of it comes home", take_and_remote_free},
         {"steward: so it does, and the home allocates", take_and_remote_free_and_alloc},
         {"steward: takes a slab in vain while runs of it are merged", take_in_vain},

@@ -111,9 +111,11 @@ void World::start_ring_at(uint32_t id, uint64_t position) {
 
 // --- acts of processes -----------------------------------------------------------------------------------
 
-bool World::try_alloc(uint32_t id, uint64_t pages, uint32_t flags) {
+bool World::try_alloc(uint32_t id, uint64_t pages, uint32_t flags, bool aligned) {
     const Act act(*this, id);
-    const auto extent = processes.at(id)->alloc({pages, false}, pages * kPageBytes, flags);
+    const RunRequest request{pages, false, kAnyElement, aligned};
+    const auto extent = processes.at(id)->alloc(request, pages * kPageBytes, flags);
+    assert(!extent || !aligned || table.extent(extent->descriptor).address % kHugePageBytes == 0);
     if (extent) held_[id].push_back(*extent);
     return extent.has_value();
 }

@@ -38,7 +38,7 @@ public:
 
     // --- acts of processes, kept in the ledger ------------------------------------------------------
     Extent alloc(uint32_t id, uint64_t pages, uint32_t flags = 0);
-    bool try_alloc(uint32_t id, uint64_t pages, uint32_t flags = 0);
+    bool try_alloc(uint32_t id, uint64_t pages, uint32_t flags = 0, bool aligned = false);
     bool free(uint32_t id, Extent extent);
     Extent split(uint32_t id, Extent left, uint64_t pages);
     Extent merge(uint32_t id, Extent left, Extent right);

@@ -90,15 +90,32 @@ class Blocks:
         for nbytes in sizes:
             offsets.append(end)
             end += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-        region = self._process.alloc(end)
+        (block,) = self._filled(
+            [end],
+            lambda wholes: fill(
+                [wholes[0][offset : offset + nbytes] for offset, nbytes in zip(offsets, sizes, strict=True)]
+            ),
+        )
+        return block, offsets
+
+    def make_each(self, sizes: Sequence[int], fill: Callable[[Sequence[Bytes]], None]) -> list[Block]:
+        """As `make`, with a block of its own for each size."""
+        return self._filled(sizes, fill)
+
+    def _filled(self, sizes: Sequence[int], fill: Callable[[Sequence[Bytes]], None]) -> list[Block]:
+        regions: list[Region] = []  # as many as there are, should one of them find no room
         try:
-            whole = numpy.frombuffer(memoryview(region), numpy.uint8)
-            fill([whole[offset : offset + nbytes] for offset, nbytes in zip(offsets, sizes, strict=True)])
+            regions.extend(self._process.alloc(nbytes, packed=True) for nbytes in sizes)
+            fill([numpy.frombuffer(memoryview(region), numpy.uint8) for region in regions])
+            frozen = [when_unseen(region, region.freeze) for region in regions]
         except BaseException:
-            region._free_when_dropped()
+            for region in regions:
+                region._free_when_dropped()
             raise
-        del whole
-        return self._hold(Block(self._process, when_unseen(region, region.freeze), region)), offsets
+        return [
+            self._hold(Block(self._process, reference, region))
+            for reference, region in zip(frozen, regions, strict=True)
+        ]
 
     def kept_bytes(self) -> int:
         """Of the blocks that this worker made or inherited."""

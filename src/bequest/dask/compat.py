@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import distributed
 import distributed.worker
 import psutil  # Dask's own dependency
-from distributed.shuffle._core import ShuffleRun
-from distributed.shuffle._rechunk import ArrayRechunkRun
+from distributed.shuffle._core import ShuffleRun, ShuffleSpec, barrier_key
+from distributed.shuffle._merge import merge_unpack
+from distributed.shuffle._rechunk import ArrayRechunkRun, rechunk_unpack
 from distributed.shuffle._scheduler_plugin import ShuffleSchedulerPlugin
-from distributed.shuffle._shuffle import DataFrameShuffleRun
+from distributed.shuffle._shuffle import DataFrameShuffleRun, shuffle_unpack
 from distributed.shuffle._worker_plugin import _ShuffleRunManager
 from packaging.version import Version
 
@@ -37,8 +38,12 @@ VERSION = importlib.metadata.version("distributed")
 OLDEST = "2026.1.0"  # tested with both
 NEWEST = "2026.8"  # its first two numbers; a later patch of it is welcome
 
+# The functions of tasks that make the outputs of shuffles, and which of their arguments says which one.
+_OUTPUT_ARGUMENTS: dict[object, int] = {shuffle_unpack: 1, merge_unpack: 2, rechunk_unpack: 1}
+
 Undo = Callable[[], None]
 Ask = Callable[[Any, "str | None"], Awaitable[Any]]
+Calculate = Callable[[ShuffleSpec[Any]], dict[Any, str]]
 
 # What is wrapped or called, and the parameters that it must have.
 _NEEDED: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
@@ -52,6 +57,8 @@ _NEEDED: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
     (_ShuffleRunManager._refresh, ("shuffle_id", "key")),
     (_ShuffleRunManager.get_with_run_id, ("shuffle_id", "run_id")),
     (ShuffleSchedulerPlugin.barrier, ("id", "run_id", "consistent")),
+    (ShuffleSchedulerPlugin._calculate_worker_for, ("spec",)),
+    (ShuffleSchedulerPlugin._set_restriction, ("ts", "worker")),
     (ShuffleRun._read_from_disk, ("id",)),
     (DataFrameShuffleRun._shard_partition, ("data", "partition_id")),
     (DataFrameShuffleRun._get_output_partition, ("partition_id", "key")),
@@ -119,6 +126,41 @@ def before_removal(scheduler: Scheduler, may: Callable[[WorkerState, bool], Awai
 
     scheduler.remove_worker = ask_and_remove  # type: ignore[method-assign,assignment]
     scheduler.handlers["unregister"] = ask_and_remove
+
+
+def place_outputs(scheduler: Scheduler) -> None:
+    """Has each output of a shuffle be made where it belongs from the start, and its workers be told in which order.
+
+    Dask lets the task of an output run anywhere, which finds out that it belongs elsewhere and has itself sent there;
+    by then the order is lost. Here the task is read, unless it is fused with others.
+    """
+    plugin: Any = scheduler.plugins["shuffle"]
+
+    def around(calculate: Calculate) -> Calculate:
+        def calculate_and_place(spec: ShuffleSpec[Any]) -> dict[Any, str]:
+            worker_for = calculate(spec)
+            turns: dict[Any, int] = {}
+            for ts in sorted(
+                scheduler.tasks[barrier_key(spec.id)].dependents, key=lambda ts: ts.priority or ()
+            ):
+                output = _output_of(ts)
+                if output in worker_for:
+                    turns.setdefault(output, len(turns))
+                    plugin._set_restriction(ts, worker_for[output])
+            return {
+                output: worker_for[output]
+                for output in sorted(worker_for, key=lambda output: turns.get(output, len(turns)))
+            }
+
+        return calculate_and_place
+
+    wrap(plugin, "_calculate_worker_for", around)
+
+
+def _output_of(ts: TaskState) -> Any:
+    """Which output of a shuffle this task makes; None if that cannot be seen."""
+    place = _OUTPUT_ARGUMENTS.get(getattr(ts.run_spec, "func", None))
+    return None if place is None else ts.run_spec.args[place]  # type: ignore[union-attr]
 
 
 def add_to_dashboard(scheduler: Scheduler, page: str) -> bool:

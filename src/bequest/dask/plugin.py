@@ -57,6 +57,7 @@ class Rack(SchedulerPlugin):
         self._looking = PeriodicCallback(lambda: figures.look(time.monotonic()), LOOK_SECONDS * 1000)
         self._looking.start()
         add_page(scheduler, PLUGIN_NAME)
+        compat.place_outputs(scheduler)
         plugin = OnWorker(self.rack, f"dask-{scheduler.id.rpartition('-')[2][:12]}")
         answers: dict[str, Any] = await scheduler.register_worker_plugin(
             comm=None, plugin=pickle.dumps(plugin), name=PLUGIN_NAME, idempotent=True

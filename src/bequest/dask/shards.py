@@ -6,7 +6,10 @@ A chunk is what goes into one output partition: the bytes that Dask's own shuffl
 directory (MessagePack) says where each is, whose it is, and where the shard comes from; how long it is, the tag says.
 
 Output partitions are made one after the other. Where chunks are large each has pages of its own, so that these are
-freed when it has been used: what the outputs need is then there already. A shard of small ones is freed as a whole.
+freed when it has been used, and become the memory of outputs to come. Those need longer runs of pages than one chunk
+has. So chunks lie in the order in which they will be used, and the shards of one input for two receivers side by side,
+the first the other way round: what becomes free is next to what has become free before, in both. A shard of small
+chunks is freed as a whole.
 
 A region is used by the loop, which frees it when its shuffle has come to an end, and by the threads that make outputs.
 `Shard` counts its readers, so that the last of them frees what the loop wanted to.
@@ -26,7 +29,7 @@ import msgspec
 
 from bequest.dask.post import KIND_BYTES, SHARD
 from bequest.dask.sight import when_unseen
-from bequest.limits import HUGE_PAGE_BYTES, MIB, PAGE_BYTES, TAG_BYTES_MAX
+from bequest.limits import PAGE_BYTES, TAG_BYTES_MAX
 
 if TYPE_CHECKING:
     from bequest.memory.process import Process
@@ -38,7 +41,6 @@ OWN_PAGES_BYTES = (
     64 << 10
 )  # chunks of this size on average have pages of their own, at most 6 % of them unused
 _ALIGNMENT = 64  # of any chunk, as Arrow likes it
-_HUGE_BYTES = 4 * MIB  # smaller shards have small pages: they would waste up to half of the large ones
 _TAG = struct.Struct(f"<{KIND_BYTES}sQI")  # the kind, the run, and how long the directory is
 
 
@@ -89,26 +91,33 @@ def _lay_out(source: Place, chunks: Sequence[Chunk]) -> tuple[bytes, list[Entry]
         room = len(directory) + _ALIGNMENT
 
 
-def write_shard(
-    process: Process, shuffle: str, run: int, source: Place, chunks: Sequence[Chunk]
-) -> tuple[Region, bytes]:
-    """A region with these chunks, and the tag it is to be granted with.
+def write_shards(
+    process: Process, shuffle: str, run: int, source: Place, shares: Sequence[Sequence[Chunk]]
+) -> list[tuple[Region, bytes]]:
+    """Regions with these chunks, for one receiver or two, and the tags they are to be granted with.
 
     Raises `RackMemoryError` if the rack has no room, and what the chunks' writers raise.
     """
-    directory, entries, nbytes = _lay_out(source, chunks)
-    tag = _TAG.pack(SHARD, run, len(directory)) + shuffle.encode()
-    assert len(tag) <= TAG_BYTES_MAX, f"the shuffle's name is too long: {shuffle}"
-    wasted = _round_up(nbytes, HUGE_PAGE_BYTES) - nbytes
-    region = process.alloc(nbytes, huge=nbytes >= _HUGE_BYTES and wasted <= nbytes // 4)
+    if len(shares) == 2:
+        shares = [shares[0][::-1], shares[1]]
+    plans = [_lay_out(source, chunks) for chunks in shares]
+    tags = [_TAG.pack(SHARD, run, len(directory)) + shuffle.encode() for directory, _, _ in plans]
+    assert len(tags[0]) <= TAG_BYTES_MAX, f"the shuffle's name is too long: {shuffle}"
+    *before, last = (nbytes for _, _, nbytes in plans)
+    cuts = [_round_up(nbytes, PAGE_BYTES) for nbytes in before]
+    regions = [process.alloc(sum(cuts) + last, packed=True)]
     try:
-        memoryview(region)[: len(directory)] = directory
-        for chunk, entry in zip(chunks, entries, strict=True):
-            chunk.write(memoryview(region)[entry.offset : entry.offset + entry.nbytes])
+        if cuts:
+            regions = regions[0].split(*cuts)
+        for region, chunks, (directory, entries, _) in zip(regions, shares, plans, strict=True):
+            memoryview(region)[: len(directory)] = directory
+            for chunk, entry in zip(chunks, entries, strict=True):
+                chunk.write(memoryview(region)[entry.offset : entry.offset + entry.nbytes])
     except BaseException:
-        region._free_when_dropped()
+        for region in regions:
+            region._free_when_dropped()
         raise
-    return region, tag
+    return list(zip(regions, tags, strict=True))
 
 
 def read_tag(tag: bytes) -> tuple[str, int, int]:
@@ -128,6 +137,8 @@ class Shard:
         region._free_when_dropped()
         self._region = region
         self._own_pages = directory.own_pages
+        if self._own_pages:
+            _free(region[: min(entry.offset for entry in directory.entries)])
         self._unread = {entry.place: entry for entry in directory.entries}
         self._readers = 0
         self._abandoned = False

@@ -24,6 +24,7 @@ from distributed.protocol.pickle import dumps
 
 from bequest.dask.blocks import Block, Blocks, Bytes, Place
 from bequest.errors import BequestError, RackMemoryError
+from bequest.limits import LARGE_REGION_BYTES
 from bequest.objects.heap import Heap
 from bequest.objects.map import Map
 
@@ -98,15 +99,23 @@ class Shelf:
     ) -> list[memoryview]:
         """Memory of these sizes, filled by ``fill``, for the value that will be placed under this key: it stays there.
 
-        Read-only. Raises `RackMemoryError`, after one warning.
+        Large ones have a block each, which finds room where one for all of them would not. Read-only. Raises
+        `RackMemoryError`, after one warning.
         """
         try:
-            block, offsets = self.blocks.make(sizes, fill)
+            if min(sizes, default=0) >= LARGE_REGION_BYTES:
+                blocks = self.blocks.make_each(sizes, fill)
+                views = [block.view(0, nbytes) for block, nbytes in zip(blocks, sizes, strict=True)]
+            else:
+                block, offsets = self.blocks.make(sizes, fill)
+                blocks = [block]
+                views = [block.view(offset, nbytes) for offset, nbytes in zip(offsets, sizes, strict=True)]
         except RackMemoryError as trouble:
             self._warn(trouble)
             raise
-        self._expect(key, block, Entry(b"", (block,)))  # or it would be forgotten before `place` looks for it
-        return [block.view(offset, nbytes) for offset, nbytes in zip(offsets, sizes, strict=True)]
+        # Or it would be forgotten before `place` looks for it.
+        self._expect(key, blocks, Entry(b"", tuple(blocks)))
+        return views
 
     def _expect(self, key: Key, value: object, entry: Entry) -> None:
         while len(self._pending) >= _PENDING_MAX:  # their tasks were cancelled meanwhile

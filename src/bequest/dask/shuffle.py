@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distributed import Reschedule
@@ -36,7 +36,7 @@ from distributed.utils import sync
 import dask
 from bequest.dask import compat
 from bequest.dask.post import SHARD
-from bequest.dask.shards import Chunk, Place, Shard, grant_shard, read_tag, write_shard
+from bequest.dask.shards import Chunk, Place, Shard, grant_shard, read_tag, write_shards
 from bequest.errors import BequestError, RackGone, RackMemoryError
 
 if TYPE_CHECKING:
@@ -143,27 +143,40 @@ class RackRun(ShuffleRun[Any, Any]):
             return None
         return name if joined else None
 
-    def give(self, address: str, source: Place, chunks: Sequence[Chunk]) -> bool:
-        """Grants a shard to a worker; False if it is to go Dask's way."""
-        name = self.receivers().get(address)
-        if name is None:
-            return False
-        process = self.shuffles.place.process
-        try:
-            region, tag = write_shard(process, str(self.id), self.run_id, source, chunks)
-        except RackMemoryError as trouble:
-            self.shuffles.tell_of_full_rack(trouble)
-            return False
-        except RackGone as trouble:  # what was granted before is lost, and the receivers will begin anew
-            logger.info("a shard for %s goes Dask's way: %s", address, trouble)
-            return False
-        try:
-            grant_shard(region, name, tag)
-        except BequestError as trouble:  # dead, gone: the scheduler will say what becomes of the shuffle
-            logger.info("a shard for %s goes Dask's way: %s", address, trouble)
-            region._free_when_dropped()
-            return False
-        return True
+    def give(self, source: Place, shares: Mapping[str, Sequence[Chunk]]) -> set[str]:
+        """Grants each worker its shard; the addresses of those who got it, while that of others is to go Dask's way.
+
+        The chunks for a worker are in the order of `partitions_of`.
+        """
+        names = self.receivers()
+        given = set()
+        addresses = [address for address in shares if address in names]
+        for pair in (addresses[start : start + 2] for start in range(0, len(addresses), 2)):
+            try:
+                shards = write_shards(
+                    self.shuffles.place.process,
+                    str(self.id),
+                    self.run_id,
+                    source,
+                    [shares[one] for one in pair],
+                )
+            except RackMemoryError as trouble:
+                self.shuffles.tell_of_full_rack(trouble)
+                continue
+            except RackGone as trouble:  # what was granted before is lost, and the receivers will begin anew
+                logger.info("shards for %s go Dask's way: %s", ", ".join(pair), trouble)
+                continue
+            for address, (region, tag) in zip(pair, shards, strict=True):
+                try:
+                    grant_shard(region, names[address], tag)
+                except (
+                    BequestError
+                ) as trouble:  # dead, gone: the scheduler will say what becomes of the shuffle
+                    logger.info("a shard for %s goes Dask's way: %s", address, trouble)
+                    region._free_when_dropped()
+                else:
+                    given.add(address)
+        return given
 
     # --- receiving --------------------------------------------------------------------------------------------------
 

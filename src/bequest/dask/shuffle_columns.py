@@ -6,7 +6,8 @@ are put together from all its chunks in a block of the receiver's shelf, where t
 makes one more copy, in memory that is fresh each time.
 
 A chunk is its columns one after another, the index first, each at a multiple of 64 bytes. Both sides know their types
-from what was foreseen for the frame. An input that differs from that, by a type, a label, or an index of several
+from what was foreseen for the frame. Of an index that is a range, which most are, the chunk has the places in it, as
+short numbers. An input that differs from that, by a type, a label, or an index of several
 levels, goes as Arrow's.
 """
 
@@ -31,6 +32,37 @@ Array = np.ndarray[Any, Any]
 
 _ALIGNMENT = 64
 _KINDS = "biufcmM"  # of types whose values lie in the array itself
+_PLACE = np.dtype(np.uint32)
+
+
+class About(msgspec.Struct, array_like=True, frozen=True):
+    """What is said about a chunk."""
+
+    rows: int
+    range: tuple[int, int] | None  # start and step of the input's index, if it is one
+
+
+class Places:
+    """Rows of an index that is a range, by their places in it."""
+
+    def __init__(self, places: Array, start: int, step: int) -> None:
+        self._places = places
+        self._start = start
+        self._step = step
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def write(self, room: Array) -> None:
+        """Writes what the index has there."""
+        np.multiply(self._places, self._step, out=room, dtype=room.dtype)
+        room += self._start
+
+    def copy(self) -> Array:
+        """An array of its own, as of an array."""
+        made = np.empty(len(self), np.int64)
+        self.write(made)
+        return made
 
 
 class Columns:
@@ -50,21 +82,30 @@ class Columns:
             return None
         if not data.columns.identical(self._columns):
             return None
+        index = data.index if _is_range(data.index) else np.ascontiguousarray(data.index.to_numpy())
         series = (data.iloc[:, number] for number in range(data.shape[1]))
-        return [np.ascontiguousarray(column.to_numpy()) for column in (data.index, *series)]
+        return [index, *(np.ascontiguousarray(column.to_numpy()) for column in series)]
 
-    def chunk(self, partition: int, columns: Sequence[Array], rows: Array) -> Chunk:
+    def chunk(self, partition: int, columns: Sequence[Any], rows: Array) -> Chunk:
         """These rows of an input, for an output."""
+        index = columns[0]
+        about = About(len(rows), (index.start, index.step) if isinstance(index, pd.RangeIndex) else None)
 
         def write(room: memoryview) -> None:
-            for column, part in zip(columns, self._lie_in(room, len(rows)), strict=True):
+            parts = self._lie_in(room, about)
+            if about.range is not None:
+                next(parts)[:] = rows
+            for column, part in zip(columns[about.range is not None :], parts, strict=True):
                 np.take(column, rows, out=part, mode="clip")  # any other mode gathers elsewhere first
 
-        return Chunk((partition,), self._nbytes(len(rows)), write, msgspec.msgpack.encode(len(rows)))
+        nbytes = sum(_aligned(about.rows * dtype.itemsize) for dtype in self._types_in(about))
+        return Chunk((partition,), nbytes, write, msgspec.msgpack.encode(about))
 
-    def read(self, about: bytes, view: memoryview) -> list[Array]:
+    def read(self, about: bytes, view: memoryview) -> list[Array | Places]:
         """The columns in a chunk, where they lie."""
-        return list(self._lie_in(view, msgspec.msgpack.decode(about, type=int)))
+        said = msgspec.msgpack.decode(about, type=About)
+        index, *columns = self._lie_in(view, said)
+        return [index if said.range is None else Places(index, *said.range), *columns]
 
     def frame(self, columns: Sequence[Array]) -> pd.DataFrame:
         """The frame that has these columns, which are not copied."""
@@ -73,24 +114,36 @@ class Columns:
         made.columns = self._columns
         return made
 
-    def output(self, shelf: Shelf, key: Key, chunks: Sequence[Sequence[Array]]) -> pd.DataFrame:
+    def output(self, shelf: Shelf, key: Key, chunks: Sequence[Sequence[Array | Places]]) -> pd.DataFrame:
         """The frame of these chunks, one after another, over rack memory if there is room."""
         rows = sum(len(chunk[0]) for chunk in chunks)
 
         def join(columns: Sequence[Array]) -> None:
             for column, *parts in zip(columns, *chunks, strict=True):
-                np.concatenate(parts, out=column)
+                end = 0
+                for part in parts:
+                    start, end = end, end + len(part)
+                    if isinstance(part, Places):
+                        part.write(column[start:end])
+                    else:
+                        column[start:end] = part
 
         return self.frame(make_arrays(shelf, key, rows, self._types, join))
 
-    def _nbytes(self, rows: int) -> int:
-        return sum(_aligned(rows * dtype.itemsize) for dtype in self._types)
+    def _types_in(self, about: About) -> list[np.dtype[Any]]:
+        """In a chunk."""
+        return self._types if about.range is None else [_PLACE, *self._types[1:]]
 
-    def _lie_in(self, room: memoryview, rows: int) -> Iterator[Array]:
+    def _lie_in(self, room: memoryview, about: About) -> Iterator[Array]:
         offset = 0
-        for dtype in self._types:
-            yield np.ndarray(rows, dtype, room, offset)
-            offset += _aligned(rows * dtype.itemsize)
+        for dtype in self._types_in(about):
+            yield np.ndarray(about.rows, dtype, room, offset)
+            offset += _aligned(about.rows * dtype.itemsize)
+
+
+def _is_range(index: pd.Index[Any]) -> bool:
+    """Of so few rows that their places are short numbers."""
+    return isinstance(index, pd.RangeIndex) and len(index) <= 1 << 32
 
 
 def _aligned(nbytes: int) -> int:

@@ -120,19 +120,26 @@ class FrameRun(RackRun, DataFrameShuffleRun):
             return shards
         rows, starts = self._outputs.rows(numbers.to_numpy())
         cut = self._plain_cut(data) or self._arrow_cut(data)
-        shards = {}
-        for address, its in self._outputs.ranges.items():
-            its_rows = rows[starts[its.start] : starts[its.stop]]
-            if not len(its_rows):
-                continue
-            chunks = (
+        its_rows = {
+            address: rows[starts[its.start] : starts[its.stop]]
+            for address, its in self._outputs.ranges.items()
+            if starts[its.start] < starts[its.stop]
+        }
+        chunks = {
+            address: [
                 cut(self._outputs.partitions[output], rows[starts[output] : starts[output + 1]])
-                for output in its
+                for output in self._outputs.ranges[address]
                 if starts[output] < starts[output + 1]
-            )
-            if address not in self.receivers() or not self.give(address, (partition_id,), list(chunks)):
+            ]
+            for address in its_rows
+            if address in self.receivers()
+        }
+        given = self.give((partition_id,), chunks)
+        shards = {}
+        for address, its in its_rows.items():
+            if address not in given:
                 table = to_pyarrow_table_dispatch(data, preserve_index=True)
-                shards[address] = (partition_id, arrow.serialize_table(table.take(pa.array(its_rows))))
+                shards[address] = (partition_id, arrow.serialize_table(table.take(pa.array(its))))
         context_meter.digest_metric("p2p-shards", sum(len(shard) for _, shard in shards.values()), "bytes")
         context_meter.digest_metric("p2p-shards", len(shards), "count")
         return shards

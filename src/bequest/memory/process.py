@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SPIN = 50e-6  # seconds a receiver spins before it sleeps: about what a wake-up costs
 _DONE, _FULL, _DEAD, _LOST = range(4)  # GrantStatus in native/attachment.hpp
-_SLAB_BYTES_MAX = 64 * MIB
+_SLAB_BYTES_MAX = 32 * MIB
 _ABSURD_BYTES = 1 << 52  # as much as a slab request can speak of
 _PEER_POLL = 0.002  # seconds between looks for a process that is still starting: attaching takes as long
 _ASYNC_POLL = 0.0005  # seconds between looks at a full inbox, from asyncio
@@ -105,7 +105,7 @@ class Process(Names):
         self._links = links
         self._rack = links.rack  # which `Frozen` compares
         self._peers: dict[str, Peer] = {}
-        self._slab_bytes = 0  # asked for so far; slabs grow with it
+        self._slab_bytes = {False: 0, True: 0}  # asked for so far, by kind; slabs grow with it
         self.inbox = Inbox(self)
         self._notices = Notices(name, links)
         self._before_leaving: list[Callable[[], None]] = []  # for whoever has something to bring to its end
@@ -132,14 +132,15 @@ class Process(Names):
         element: str | None = None,
         placement: str | None = None,
         stealable: bool = True,
+        packed: bool = False,
     ) -> Region:
         """A region of ``nbytes`` bytes, owned by this process. Its contents are undefined.
 
         It gets 2 MiB pages if ``huge``, which defaults to true from 1 MiB on: they change hands a hundred times faster
-        than 4 KiB pages, and take up a multiple of 2 MiB. ``element`` names the memory element to take it from;
-        ``placement`` (best-fit, worst-fit, spread) how the rack chooses one when a new slab is needed. Memory that is
-        not ``stealable`` is kept out of `steal`, also by those in the group whom it is granted to: when its owner dies,
-        it is freed.
+        than 4 KiB pages, and take up a multiple of 2 MiB, unless ``packed``: then regions share such pages, and fit
+        between others. ``element`` names the memory element to take it from; ``placement`` (best-fit, worst-fit,
+        spread) how the rack chooses one when a new slab is needed. Memory that is not ``stealable`` is kept out of
+        `steal`, also by those in the group whom it is granted to: when its owner dies, it is freed.
 
         Raises `BadSize`, `RackMemoryError` (saying what is free where), `AddressSpaceFull`, `TooManyMappings`.
         """
@@ -153,10 +154,10 @@ class Process(Names):
         wanted = ANY_ELEMENT if element is None else self._links.element_number(element)
         if nbytes > PROCESS_SPACE_BYTES:  # the rack knows what is free, and refuses
             self._need_slab(min(nbytes, _ABSURD_BYTES), huge, element, placement)
-        region: Region | None = self._alloc(nbytes, huge, wanted, stealable)
+        region: Region | None = self._alloc(nbytes, huge, wanted, stealable, packed)
         while region is None:
             self._need_slab(nbytes, huge, element, placement)
-            region = self._alloc(nbytes, huge, wanted, stealable)
+            region = self._alloc(nbytes, huge, wanted, stealable, packed)
         return region
 
     def read(self, frozen: Frozen) -> Reading:
@@ -176,7 +177,7 @@ class Process(Names):
         """Has the Rack MMU add a slab to this process's free memory: larger ones, the more it uses."""
         needed = -(-nbytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         generous = min(
-            max(needed, self._slab_bytes // 4 // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES), _SLAB_BYTES_MAX
+            max(needed, self._slab_bytes[huge] // 8 // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES), _SLAB_BYTES_MAX
         )
         try:
             size = max(needed, generous // needed * needed)
@@ -186,7 +187,7 @@ class Process(Names):
                 raise
             size = needed
             self._links.mmu.request(wire.NeedSlab(size // PAGE_BYTES, huge, element, placement))
-        self._slab_bytes += size
+        self._slab_bytes[huge] += size
 
     # --- handing over ------------------------------------------------------------------------------------------------
 
