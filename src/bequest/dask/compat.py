@@ -30,7 +30,7 @@ from bequest.errors import BequestError
 
 if TYPE_CHECKING:
     from dask.typing import Key
-    from distributed import Nanny, Scheduler, Worker
+    from distributed import Client, Nanny, Scheduler, Worker
     from distributed.comm.core import Comm
     from distributed.scheduler import TaskState, WorkerState
 
@@ -41,8 +41,9 @@ NEWEST = "2026.8"  # its first two numbers; a later patch of it is welcome
 # The functions of tasks that make the outputs of shuffles, and which of their arguments says which one.
 _OUTPUT_ARGUMENTS: dict[object, int] = {shuffle_unpack: 1, merge_unpack: 2, rechunk_unpack: 1}
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 Ask = Callable[[Any, "str | None"], Awaitable[Any]]
+Request = Callable[[Ask, Any, str], Awaitable[Any]]
 Calculate = Callable[[ShuffleSpec[Any]], dict[Any, str]]
 
 # What is wrapped or called, and the parameters that it must have.
@@ -291,7 +292,7 @@ def after_each_task(worker: Worker, then: Callable[[Key, object, int], object]) 
     return wrap(distributed.worker, "_run_task", around)
 
 
-def around_requests(around: Callable[[Ask, Any, str], Awaitable[Any]]) -> Undo:
+def around_requests(around: Request) -> Undo:
     """Has ``around(ask, keys, worker's address)`` make this process's requests for the data of workers.
 
     ``ask(keys, who)`` is Dask's own; ``who`` is what the other is told about who asks, None for the truth.
@@ -304,11 +305,27 @@ def around_requests(around: Callable[[Ask, Any, str], Awaitable[Any]]) -> Undo:
                 answer: Awaitable[Any] = get_data_from_worker(rpc, wanted, worker, who=as_who, **more)
                 return answer
 
-            return await around(ask, keys, worker)
+            return await _of_clients.get(id(rpc), around)(ask, keys, worker)
 
+        request.is_wrapped = True  # type: ignore[attr-defined]
         return request
 
     return wrap(distributed.worker, "get_data_from_worker", make)
+
+
+_of_clients: dict[int, Request] = {}  # by the identity of their connections, which live as long
+
+
+def around_requests_of(client: Client, around: Request) -> Undo:
+    """As `around_requests`, of one client; in any order with those of others."""
+
+    async def ask_only(ask: Ask, keys: Any, worker: str) -> Any:
+        return await ask(keys, None)
+
+    if not getattr(distributed.worker.get_data_from_worker, "is_wrapped", False):
+        around_requests(ask_only)
+    _of_clients[id(client.rpc)] = around
+    return lambda: _of_clients.pop(id(client.rpc), None)
 
 
 def around_answers(worker: Worker, replace: Callable[[str | None, dict[Key, Any]], dict[Key, Any]]) -> Undo:

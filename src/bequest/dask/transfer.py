@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed.comm.core import CommClosedError
@@ -40,6 +41,30 @@ class Parcel(NamedTuple):
     """Sent in place of a value: the record of it."""
 
     record: bytes
+
+
+async def unpack(
+    answer: Any,
+    arrive: Callable[[Key, bytes], object],
+    ask_again: Callable[[list[Key]], Awaitable[Any]],
+) -> Any:
+    """The answer with the values that its parcels tell of. Those that cannot be opened are asked for again."""
+    unopened = []
+    for key, value in answer.get("data", {}).items():
+        if type(value) is Parcel:
+            try:
+                answer["data"][key] = arrive(key, value.record)
+            except BequestError as trouble:
+                logger.warning("%r could not be read where it lies, and is sent instead: %s", key, trouble)
+                unopened.append(key)
+    if unopened:
+        again = await ask_again(unopened)
+        for key in unopened:
+            del answer["data"][key]  # it may be gone by now
+        if again["status"] != "OK":
+            return again
+        answer["data"].update(again["data"])
+    return answer
 
 
 class Transfers:
@@ -85,25 +110,11 @@ class Transfers:
     # --- asking ------------------------------------------------------------------------------------------------------
 
     async def _request(self, ask: compat.Ask, keys: Any, worker: str) -> Any:
-        answer = await self._until_it_dies(ask(keys, None), worker)
-        parcels = {key: value for key, value in answer.get("data", {}).items() if type(value) is Parcel}
-        unopened = [key for key, parcel in parcels.items() if not self._unpacked(key, parcel, answer["data"])]
-        if unopened:
-            again = await self._until_it_dies(ask(unopened, ""), worker)
-            for key in unopened:
-                del answer["data"][key]  # it may be gone by now
-            if again["status"] != "OK":
-                return again
-            answer["data"].update(again["data"])
-        return answer
+        def ask_again(unopened: list[Key]) -> Awaitable[Any]:
+            return self._until_it_dies(ask(unopened, ""), worker)
 
-    def _unpacked(self, key: Key, parcel: Parcel, into: dict[Key, Any]) -> bool:
-        try:
-            into[key] = self._place.shelf.arrive(key, parcel.record)
-        except BequestError as trouble:
-            logger.warning("%r could not be read where it lies, and is sent instead: %s", key, trouble)
-            return False
-        return True
+        answer = await self._until_it_dies(ask(keys, None), worker)
+        return await unpack(answer, self._place.shelf.arrive, ask_again)
 
     async def _until_it_dies(self, asked: Any, worker: str) -> Any:
         asking = asyncio.ensure_future(asked)
