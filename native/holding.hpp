@@ -105,6 +105,7 @@ public:
     bool is_sealed() const;
     bool is_frozen() const;  // and ours
     bool is_reading() const { return reading_.has_value(); }
+    const Extent& read_extent() const { return reading_->extent; }
     void let_go();  // of what it reads
     bool sealing = false;
     void* handle = nullptr;  // of the language above, for the memory as a whole

@@ -14,17 +14,24 @@ struct ReadingBase {
     Registration registration = {};
 
     Span span() const { return {0, holding->nbytes()}; }
-    Holding& usable() const;  // raises NotAttached, RegionMoved, MemoryFailure
+    Holding& open() const;    // raises NotAttached, RegionMoved
+    Holding& usable() const;  // besides, MemoryFailure
 };
 
-Holding& ReadingBase::usable() const {
+Holding& ReadingBase::open() const {
     if (!holding->member()->usable)
         raise_error("NotAttached",
                     "the process that read this region has detached, or was forked: its memory is not here");
-    look_around(*holding->member());
-    if (const Loss* loss = holding->loss_of(span())) raise_lost(*holding, *loss);
     if (!holding->is_reading()) raise_error("RegionMoved", "this reading is closed; read() the region again");
     return *holding;
+}
+
+Holding& ReadingBase::usable() const {
+    if (holding->member()->usable) {
+        look_around(*holding->member());
+        if (const Loss* loss = holding->loss_of(span())) raise_lost(*holding, *loss);
+    }
+    return open();
 }
 
 int get_buffer(PyObject* self, Py_buffer* view, int flags) {
@@ -101,6 +108,12 @@ private:
     Holding& holding_;
 };
 
+bool is_kept(const ReadingBase& reading) {
+    const Holding& holding = reading.open();
+    const Table table = holding.member()->attachment.table();
+    return !table.owner(holding.read_extent().descriptor).is(State::kFrozen, kMmuId);
+}
+
 nb::tuple name_of(const RegionBase& region) {
     const Extent& e = region.holding->pieces().front().extent;
     const Table table = region.holding->member()->attachment.table();
@@ -162,6 +175,7 @@ void bind_readings(nb::module_& m) {
         .def_prop_ro("address", [](ReadingBase& r) { return r.holding->address(); })
         .def_prop_ro("nbytes", [](ReadingBase& r) { return r.holding->nbytes(); })
         .def_prop_ro("views", [](ReadingBase& r) { return r.holding->borrows_of(r.span()); })
+        .def_prop_ro("kept", &is_kept)
         .def_prop_ro("closed",
                      [](ReadingBase& r) { return !r.holding->member()->usable || !r.holding->is_reading(); })
         .def("close", &close);

@@ -46,6 +46,11 @@ def shown(client: distributed.Client, what: str) -> str:
     return found[1]
 
 
+def kept(client: distributed.Client) -> list[int]:
+    """By worker, ascending. Where two have a result, Dask drops one of them after a while."""
+    return sorted(worker["kept_bytes"] for worker in document(client)["workers"])
+
+
 def test_its_figures_follow_what_the_cluster_does(client: distributed.Client) -> None:
     first, second = sorted(client.scheduler_info()["workers"])
     until(lambda: len(document(client)["workers"]) == 2, "both workers")
@@ -53,14 +58,12 @@ def test_its_figures_follow_what_the_cluster_does(client: distributed.Client) ->
     made = client.submit(np.ones, 8 * MIB, workers=[first], pure=False)
     assert client.submit(np.sum, made, workers=[second]).result() == 8 * MIB
 
-    until(lambda: document(client)["kept_bytes"] >= 64 * MIB, "what is kept")
+    until(lambda: kept(client) == [0, 64 * MIB], "what is kept, by one of the two")
     until(
         lambda: document(client)["not_copied_bytes"] >= before["not_copied_bytes"] + 64 * MIB,
         "what is not copied",
     )
     after = document(client)
-    kept = {worker["worker"]: worker["kept_bytes"] for worker in after["workers"]}
-    assert kept[first] >= 64 * MIB > kept[second]
     assert max(after["not_copied_bytes_per_second_history"]) > 0
     assert shown(client, "kept in the rack") == "64.00 MiB" and shown(client, "not copied so far") != "0 B"
     del made

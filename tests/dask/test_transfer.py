@@ -141,3 +141,25 @@ def test_memory_is_counted_where_it_is_kept_and_nowhere_else(
     assert during[two[1]] - before[two[1]] < 64 * MIB
     del made
     until(lambda: client.run(memory)[two[0]] - before[two[0]] < 64 * MIB, "that it is given back")
+
+
+def test_memory_is_counted_where_it_is_left(client: distributed.Client, two: list[str]) -> None:
+    """Dask drops one of two copies. Whichever it is, the other one counts."""
+
+    def kept(dask_worker: distributed.Worker) -> int:
+        place = here()
+        assert place is not None
+        return place.shelf.blocks.kept_bytes()
+
+    made = client.submit(np.ones, 16 * MIB, workers=two[:1], pure=False)
+    fetched = client.submit(np.sum, made, workers=two[1:], pure=False)
+    distributed.wait(fetched)
+    assert client.run(kept) == {two[0]: 128 * MIB, two[1]: 0}
+    client.run_on_scheduler(drop, key=made.key, worker=two[0])
+    until(lambda: client.run(kept) == {two[0]: 0, two[1]: 128 * MIB}, "that it is counted there")
+    assert client.submit(lambda array: float(array[-1]), made, pure=False).result() == 1.0
+
+
+def drop(dask_scheduler: distributed.Scheduler, key: str, worker: str) -> None:
+    """As its active memory manager does."""
+    dask_scheduler.stream_comms[worker].send({"op": "remove-replicas", "keys": [key], "stimulus_id": "test"})

@@ -117,6 +117,17 @@ def test_a_reading_has_views_and_closes_itself(me: bq.Process, rack: RackUnderTe
     assert actors.protection_of(frozen.address) == "---s" and all_is_free(rack)
 
 
+def test_a_reading_tells_whether_somebody_keeps_it(me: bq.Process) -> None:
+    region = me.alloc(MIB)
+    reading = me.read(region.freeze())
+    assert reading.kept
+    region.free()
+    assert not reading.kept
+    reading.close()
+    with pytest.raises(bq.RegionMoved, match="closed"):
+        assert reading.kept
+
+
 def test_two_attachments_of_one_program_read_one_mapping(
     yard: Yard, me: bq.Process, rack: RackUnderTest
 ) -> None:

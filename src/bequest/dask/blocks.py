@@ -55,8 +55,8 @@ class Block:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it is charged to this worker."""
-        return self._region is not None
+        """Whether it is charged to this worker, which made it, or reads it still when nobody else keeps it."""
+        return self._region is not None or not self._reading.kept
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Some of its bytes. While the view lives, so does the memory."""
@@ -118,7 +118,7 @@ class Blocks:
         ]
 
     def kept_bytes(self) -> int:
-        """Of the blocks that this worker made or inherited."""
+        """Of the blocks that this worker made or inherited, or that it has left of another's that has dropped them."""
         return sum(block.nbytes for block in list(self._held.values()) if block.is_kept)
 
     def keep(self, region: Region) -> Block:

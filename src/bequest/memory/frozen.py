@@ -46,8 +46,9 @@ class Reading(ReadingBase):
     """A frozen region that this process reads, from `Process.read`. Its memory stays for as long as this is open.
 
     Use it through the buffer protocol (``memoryview(reading)``), which is read-only, or `array`. ``address`` and
-    ``nbytes`` are the region's; `views` is how many buffers of it live. It closes itself when neither it nor a view of
-    it is left; as a context manager it closes at the end.
+    ``nbytes`` are the region's; `views` is how many buffers of it live; `kept` is whether somebody keeps the region,
+    or who kept it has freed it, and it is its readers' together. It closes itself when neither it nor a view of it is
+    left; as a context manager it closes at the end.
     """
 
     __slots__ = ()
