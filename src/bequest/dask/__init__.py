@@ -17,9 +17,20 @@ try:
 except ImportError as _missing:
     raise ImportError("bequest.dask needs Dask distributed: pip install 'bequest[dask]'") from _missing
 
+from bequest.dask.client import Seat, join
 from bequest.dask.cluster import RackCluster
 from bequest.dask.compat import UnsupportedDask
 from bequest.dask.plugin import Rack, dask_setup
 from bequest.dask.resumable import PlainArray, Progress, resumable
 
-__all__ = ["PlainArray", "Progress", "Rack", "RackCluster", "UnsupportedDask", "dask_setup", "resumable"]
+__all__ = [
+    "PlainArray",
+    "Progress",
+    "Rack",
+    "RackCluster",
+    "Seat",
+    "UnsupportedDask",
+    "dask_setup",
+    "join",
+    "resumable",
+]

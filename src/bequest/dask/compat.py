@@ -13,24 +13,27 @@ import contextlib
 import importlib.metadata
 import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import distributed
+import distributed.client
 import distributed.worker
 import psutil  # Dask's own dependency
+from distributed.protocol.serialize import to_serialize
 from distributed.shuffle._core import ShuffleRun, ShuffleSpec, barrier_key
 from distributed.shuffle._merge import merge_unpack
 from distributed.shuffle._rechunk import ArrayRechunkRun, rechunk_unpack
 from distributed.shuffle._scheduler_plugin import ShuffleSchedulerPlugin
 from distributed.shuffle._shuffle import DataFrameShuffleRun, shuffle_unpack
 from distributed.shuffle._worker_plugin import _ShuffleRunManager
+from distributed.utils_comm import scatter_to_workers
 from packaging.version import Version
 
 from bequest.errors import BequestError
 
 if TYPE_CHECKING:
     from dask.typing import Key
-    from distributed import Nanny, Scheduler, Worker
+    from distributed import Client, Nanny, Scheduler, Worker
     from distributed.comm.core import Comm
     from distributed.scheduler import TaskState, WorkerState
 
@@ -41,8 +44,12 @@ NEWEST = "2026.8"  # its first two numbers; a later patch of it is welcome
 # The functions of tasks that make the outputs of shuffles, and which of their arguments says which one.
 _OUTPUT_ARGUMENTS: dict[object, int] = {shuffle_unpack: 1, merge_unpack: 2, rechunk_unpack: 1}
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 Ask = Callable[[Any, "str | None"], Awaitable[Any]]
+Request = Callable[[Ask, Any, str], Awaitable[Any]]
+Values = dict["Key", Any]
+Give = Callable[[Values], Awaitable[dict[str, Any]]]
+Scatter = Callable[[Give, Values, str], Awaitable[dict[str, Any]]]
 Calculate = Callable[[ShuffleSpec[Any]], dict[Any, str]]
 
 # What is wrapped or called, and the parameters that it must have.
@@ -54,6 +61,7 @@ _NEEDED: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
     (distributed.Worker.update_data, ("data", "stimulus_id")),
     (distributed.Worker.get_data, ("comm", "keys", "who", "serializers")),
     (distributed.worker.get_data_from_worker, ("rpc", "keys", "worker", "who")),
+    (scatter_to_workers, ("workers", "data", "rpc")),
     (_ShuffleRunManager._refresh, ("shuffle_id", "key")),
     (_ShuffleRunManager.get_with_run_id, ("shuffle_id", "run_id")),
     (ShuffleSchedulerPlugin.barrier, ("id", "run_id", "consistent")),
@@ -291,7 +299,7 @@ def after_each_task(worker: Worker, then: Callable[[Key, object, int], object]) 
     return wrap(distributed.worker, "_run_task", around)
 
 
-def around_requests(around: Callable[[Ask, Any, str], Awaitable[Any]]) -> Undo:
+def around_requests(around: Request) -> Undo:
     """Has ``around(ask, keys, worker's address)`` make this process's requests for the data of workers.
 
     ``ask(keys, who)`` is Dask's own; ``who`` is what the other is told about who asks, None for the truth.
@@ -304,7 +312,8 @@ def around_requests(around: Callable[[Ask, Any, str], Awaitable[Any]]) -> Undo:
                 answer: Awaitable[Any] = get_data_from_worker(rpc, wanted, worker, who=as_who, **more)
                 return answer
 
-            return await around(ask, keys, worker)
+            joined = _joined.get(id(rpc))
+            return await (around if joined is None else joined.gather)(ask, keys, worker)
 
         return request
 
@@ -350,3 +359,84 @@ def when_another_is_removed(worker: Worker, then: Callable[[str], None]) -> Undo
 
     worker.stream_handlers["remove-worker"] = handle_and_tell
     return lambda: worker.stream_handlers.update({"remove-worker": handle})
+
+
+def around_gifts(worker: Worker, open_all: Callable[[Values], list[Key]]) -> Undo:
+    """Has ``open_all`` change what clients scatter to the worker, before it is taken in, and tell what it took out."""
+    update_data = worker.handlers["update_data"]
+
+    def update(data: Values, **more: Any) -> dict[str, Any]:
+        left = open_all(data)
+        return {**update_data(data=data, **more), "left": left}
+
+    worker.handlers["update_data"] = update
+    return lambda: worker.handlers.update(update_data=update_data)
+
+
+# --- clients ---------------------------------------------------------------------------------------------------------
+
+
+class Joined(NamedTuple):
+    """What is done in place of a client's own requests to workers.
+
+    ``gather(ask, keys, worker's address)`` is as what `around_requests` is given. ``scatter(give, values, worker's
+    address)`` sends a worker what it shall have; ``give(values)`` is Dask's own.
+    """
+
+    gather: Request
+    scatter: Scatter
+
+
+_joined: dict[int, Joined] = {}  # by the identity of their connections, which live as long
+
+
+def around_client(client: Client, joined: Joined) -> Undo:
+    """Has this done for one client; undone in any order with those of others."""
+
+    async def ask_only(ask: Ask, keys: Any, worker: str) -> Any:
+        return await ask(keys, None)
+
+    if not _joined:
+        _undo_clients.append(around_requests(ask_only))
+        _undo_clients.append(wrap(distributed.client, "scatter_to_workers", _scattering))
+    _joined[id(client.rpc)] = joined
+
+    def undo() -> None:
+        _joined.pop(id(client.rpc), None)
+        while not _joined and _undo_clients:
+            _undo_clients.pop()()
+
+    return undo
+
+
+_undo_clients: list[Undo] = []  # what is changed as long as some client has joined
+
+
+def _scattering(scatter: Any) -> Any:
+    async def scatter_as_joined(workers: Any, data: Any, rpc: Any) -> Any:
+        joined = _joined.get(id(rpc))
+        if joined is None:
+            return await scatter(workers, data, rpc)
+        return await scatter(workers, data, lambda worker: _Giving(rpc(worker), worker, joined.scatter))
+
+    return scatter_as_joined
+
+
+class _Giving:
+    """A client's connection to a worker, by which it gives it values."""
+
+    def __init__(self, rpc: Any, worker: str, scatter: Scatter) -> None:
+        self._rpc = rpc
+        self._worker = worker
+        self._scatter = scatter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rpc, name)
+
+    async def update_data(self, data: dict[Key, Any]) -> dict[str, Any]:
+        async def give(values: Values) -> dict[str, Any]:
+            wrapped = {key: to_serialize(value) for key, value in values.items()}  # type: ignore[no-untyped-call]
+            answer: dict[str, Any] = await self._rpc.update_data(data=wrapped)
+            return answer
+
+        return await self._scatter(give, {key: wrapped.data for key, wrapped in data.items()}, self._worker)

@@ -78,7 +78,7 @@ class Shelf:
     def place(self, key: Key, value: object) -> object:
         """The value, over rack memory if it is large: to be given to `put` next, or to be forgotten."""
         try:
-            made = self._shelved(key, value)
+            made = shelved(self.blocks, key, value)
         except BequestError as trouble:
             self._warn(trouble)
             return value
@@ -121,44 +121,6 @@ class Shelf:
         while len(self._pending) >= _PENDING_MAX:  # their tasks were cancelled meanwhile
             self._pending.pop(next(iter(self._pending)), None)
         self._pending[key] = (value, entry)
-
-    def _shelved(self, key: Key, value: object) -> tuple[object, Entry] | None:
-        """None if it cannot be pickled."""
-        pickled = _pickled(value)
-        if pickled is None:
-            return None
-        data, buffers = pickled
-        total = sum(buffer.nbytes for buffer in buffers)
-        if total + len(data) <= INLINE_BYTES_MAX:
-            return value, Entry(pickle.dumps((key, data, [bytes(buffer) for buffer in buffers])), ())
-        parts, blocks = self._laid([memoryview(data), *buffers])
-        entry = Entry(pickle.dumps((key, parts[0], parts[1:])), blocks)
-        # What is mostly Python objects would be made twice for nothing.
-        return value_of(entry.record, blocks) if total >= len(data) else value, entry
-
-    def _laid(self, buffers: list[memoryview]) -> tuple[list[Part], tuple[Block, ...]]:
-        """Where each of them lies now: in the record, in a block that was there, or in a new one."""
-        parts: list[Part | None] = []
-        blocks: dict[int, Block] = {}
-        fresh = []
-        for buffer in buffers:
-            if buffer.nbytes < _BUFFER_BYTES_MIN:
-                parts.append(bytes(buffer))
-            elif (found := self.blocks.where(buffer)) is not None:
-                block, offset = found
-                blocks[block.address] = block
-                parts.append(Place(block.reference, offset, buffer.nbytes))
-            else:
-                parts.append(None)
-                fresh.append(buffer)
-        if fresh:
-            block, offsets = self.blocks.write(fresh)
-            blocks[block.address] = block
-            places = iter(
-                [Place(block.reference, at, b.nbytes) for at, b in zip(offsets, fresh, strict=True)]
-            )
-            return [next(places) if part is None else part for part in parts], tuple(blocks.values())
-        return [part for part in parts if part is not None], tuple(blocks.values())
 
     # --- records, in the worker's thread -----------------------------------------------------------------------------
 
@@ -218,6 +180,47 @@ class Shelf:
         self._heap.close()
         for region in regions:
             region.free()
+
+
+def shelved(blocks: Blocks, key: Key, value: object) -> tuple[object, Entry] | None:
+    """The value over rack memory, if it is large, and its entry; None if it cannot be pickled.
+
+    Raises as `Process.alloc`.
+    """
+    pickled = _pickled(value)
+    if pickled is None:
+        return None
+    data, buffers = pickled
+    total = sum(buffer.nbytes for buffer in buffers)
+    if total + len(data) <= INLINE_BYTES_MAX:
+        return value, Entry(pickle.dumps((key, data, [bytes(buffer) for buffer in buffers])), ())
+    parts, used = _laid(blocks, [memoryview(data), *buffers])
+    entry = Entry(pickle.dumps((key, parts[0], parts[1:])), used)
+    # What is mostly Python objects would be made twice for nothing.
+    return value_of(entry.record, used) if total >= len(data) else value, entry
+
+
+def _laid(blocks: Blocks, buffers: list[memoryview]) -> tuple[list[Part], tuple[Block, ...]]:
+    """Where each of them lies now: in the record, in a block that was there, or in a new one."""
+    parts: list[Part | None] = []
+    used: dict[int, Block] = {}
+    fresh = []
+    for buffer in buffers:
+        if buffer.nbytes < _BUFFER_BYTES_MIN:
+            parts.append(bytes(buffer))
+        elif (found := blocks.where(buffer)) is not None:
+            block, offset = found
+            used[block.address] = block
+            parts.append(Place(block.reference, offset, buffer.nbytes))
+        else:
+            parts.append(None)
+            fresh.append(buffer)
+    if fresh:
+        block, offsets = blocks.write(fresh)
+        used[block.address] = block
+        places = iter([Place(block.reference, at, b.nbytes) for at, b in zip(offsets, fresh, strict=True)])
+        return [next(places) if part is None else part for part in parts], tuple(used.values())
+    return [part for part in parts if part is not None], tuple(used.values())
 
 
 def value_of(record: bytes, blocks: Collection[Block]) -> Any:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed.comm.core import CommClosedError
@@ -42,6 +43,36 @@ class Parcel(NamedTuple):
     record: bytes
 
 
+def unpack(values: dict[Key, Any], arrive: Callable[[Key, bytes], object]) -> list[Key]:
+    """Puts what parcels tell of in their place. Takes out those that cannot be opened, and returns their keys."""
+    unopened = []
+    for key, value in values.items():
+        if type(value) is Parcel:
+            try:
+                values[key] = arrive(key, value.record)
+            except BequestError as trouble:
+                logger.warning("%r could not be read where it lies, and is sent instead: %s", key, trouble)
+                unopened.append(key)
+    for key in unopened:
+        del values[key]
+    return unopened
+
+
+async def unpacked(
+    answer: Any,
+    arrive: Callable[[Key, bytes], object],
+    ask_again: Callable[[list[Key]], Awaitable[Any]],
+) -> Any:
+    """The answer with the values that its parcels tell of. Those that cannot be opened are asked for again."""
+    unopened = unpack(answer.get("data", {}), arrive)
+    if unopened:
+        again = await ask_again(unopened)  # they may be gone by now
+        if again["status"] != "OK":
+            return again
+        answer["data"].update(again["data"])
+    return answer
+
+
 class Transfers:
     """What a worker asks others for, and is asked for."""
 
@@ -52,6 +83,7 @@ class Transfers:
         self._strangers: dict[str, float] = {}  # of those who were not, and until when that is believed
         place.undo.callback(compat.around_requests(self._request))
         place.undo.callback(compat.around_answers(place.worker, self._answer))
+        place.undo.callback(compat.around_gifts(place.worker, self._take_in))
         place.undo.callback(compat.when_another_is_removed(place.worker, self._forget))
 
     # --- being asked -------------------------------------------------------------------------------------------------
@@ -82,28 +114,19 @@ class Transfers:
         self._neighbours.add(address)
         return True
 
+    # --- being given, by a client ------------------------------------------------------------------------------------
+
+    def _take_in(self, values: dict[Key, Any]) -> list[Key]:
+        return unpack(values, self._place.shelf.arrive)
+
     # --- asking ------------------------------------------------------------------------------------------------------
 
     async def _request(self, ask: compat.Ask, keys: Any, worker: str) -> Any:
-        answer = await self._until_it_dies(ask(keys, None), worker)
-        parcels = {key: value for key, value in answer.get("data", {}).items() if type(value) is Parcel}
-        unopened = [key for key, parcel in parcels.items() if not self._unpacked(key, parcel, answer["data"])]
-        if unopened:
-            again = await self._until_it_dies(ask(unopened, ""), worker)
-            for key in unopened:
-                del answer["data"][key]  # it may be gone by now
-            if again["status"] != "OK":
-                return again
-            answer["data"].update(again["data"])
-        return answer
+        def ask_again(unopened: list[Key]) -> Awaitable[Any]:
+            return self._until_it_dies(ask(unopened, ""), worker)
 
-    def _unpacked(self, key: Key, parcel: Parcel, into: dict[Key, Any]) -> bool:
-        try:
-            into[key] = self._place.shelf.arrive(key, parcel.record)
-        except BequestError as trouble:
-            logger.warning("%r could not be read where it lies, and is sent instead: %s", key, trouble)
-            return False
-        return True
+        answer = await self._until_it_dies(ask(keys, None), worker)
+        return await unpacked(answer, self._place.shelf.arrive, ask_again)
 
     async def _until_it_dies(self, asked: Any, worker: str) -> Any:
         asking = asyncio.ensure_future(asked)
