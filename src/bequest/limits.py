@@ -119,8 +119,9 @@ POOL_START: tuple[tuple[int, bool, int], ...] = (  # (class, huge, how many): 16
     (8 * MIB, True, 1),
 )
 POOL_BYTES_MAX = 256 * MIB  # and never more than an eighth of the element
-POOL_DEMAND_WINDOW = 10.0  # as many slabs are kept ready as were asked for in this time
-POOL_IDLE = 30.0  # what nobody asked for in this time is given back
+POOL_DEMAND_WINDOW = 3.0  # as many slabs are kept ready as were asked for in this time
+POOL_START_SECONDS = 30.0  # for which that of the start is kept, whoever asks
+POOL_IDLE = 5.0  # what nobody asked for in this time is given back
 POOL_RETRY = 10.0  # pause after the pool could not be filled
 RECYCLED_SHARE = 4  # a quarter of the element may be slabs waiting for re-use in their group
 WARM_STEP_BYTES = 8 * MIB  # 512 MiB are warm in 0.7 s so, in one step of 64 MiB in 1.3 to 2.5 s

@@ -20,7 +20,7 @@ from bequest.dask.half_done import HalfDone, Run
 from bequest.dask.post import FENCE, Post
 from bequest.dask.recovery import Estates, Heir, Member
 from bequest.dask.resumable import ROOM_BYTES
-from bequest.dask.shards import Chunk, read_tag, write_shards
+from bequest.dask.shards import LARGE_CHUNK_BYTES, Chunk, Strips, tag_of
 from bequest.dask.shuffle import RackRun, Shuffles
 from bequest.dask.stragglers import Stragglers
 from bequest.errors import MemoryLost
@@ -337,18 +337,21 @@ class Here(RackRun):
 @pytest.fixture
 def run() -> Here:
     one = Here()
-    usable = SimpleNamespace(usable=True)
+    one.partitions_of = {}
+    usable = SimpleNamespace(usable=True, place=SimpleNamespace(process=None))
     one.enter(usable)  # type: ignore[arg-type]
     return one
 
 
-def delivered(me: bq.Process, run: Any, run_id: int = 7) -> bq.Region:
-    """A shard of input 3 for output 1, of that run, taken in."""
+def delivered(me: bq.Process, run: Any, run_id: int = 7, output: int = 1) -> bq.Region:
+    """A shard of input 3 for an output, of that run, taken in."""
     shuffles = object.__new__(Shuffles)
     shuffles.plugin = SimpleNamespace(shuffle_runs=SimpleNamespace(_active_runs={"shuffle": run}))
-    ((region, tag),) = write_shards(me, "shuffle", run_id, (3,), [[Chunk((1,), 5, lambda room: None)]])
-    assert read_tag(tag)[1] == run_id
-    region.grant(me.name, tag=tag)
+    chunk = Chunk((output,), LARGE_CHUNK_BYTES, lambda room: None)
+    strips = Strips(me)
+    (region,) = strips.write((3,), {me.name: [chunk]}, {(output,): 0})[me.name]
+    strips.close()
+    region.grant(me.name, tag=tag_of("shuffle", run_id))
     (came,) = me.accept_all(1)
     shuffles.take_in(came)
     return came
@@ -356,15 +359,20 @@ def delivered(me: bq.Process, run: Any, run_id: int = 7) -> bq.Region:
 
 def test_shards_of_another_run_and_those_that_came_before_are_freed(me: bq.Process, run: Here) -> None:
     assert not delivered(me, run, run_id=6).remaining
-    first = delivered(me, run)
-    assert first.remaining
+    assert delivered(me, run).remaining
+    assert delivered(me, run, output=2).remaining
     assert not delivered(me, run).remaining
+    assert not delivered(me, run, output=2).remaining
+    assert [shard.places for shard in run._all_shards] == [[(1,)], [(2,)]]
     run.closed = True
-    run.received.clear()
+    assert not delivered(me, run, output=3).remaining
+    for shard in run._all_shards:
+        shard.abandon()
+
+
+def test_of_an_input_that_came_dasks_way_shards_are_freed(me: bq.Process, run: Here) -> None:
+    run.received.add((3,))
     assert not delivered(me, run).remaining
-    assert run._all_shards[0].places == [(1,)]
-    assert len(run._all_shards) == 1
-    run._all_shards[0].abandon()
 
 
 def test_a_shard_for_a_run_that_is_dasks_alone_is_freed(me: bq.Process) -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
-import numpy as np
 import pytest
 
 import bequest as bq
 from bequest.dask import post
 from bequest.dask.post import Post
-from bequest.dask.shards import OWN_PAGES_BYTES, Chunk, Shard, grant_shard, read_tag, write_shards
+from bequest.dask.shards import (
+    LARGE_CHUNK_BYTES,
+    STRIP_INPUTS,
+    Chunk,
+    Shard,
+    Strips,
+    grant_shards,
+    read_tag,
+    tag_of,
+)
 from bequest.limits import PAGE_BYTES
 from bequest.memory.process import Process
 from bequest.memory.region import Region
@@ -32,17 +42,24 @@ def chunk(number: int, nbytes: int) -> Chunk:
     )
 
 
-def shard_of(me: Process, *sizes: int) -> tuple[Region, Shard]:
+def write(me: Process, *sizes: int) -> list[Region]:
     chunks = [chunk(number, nbytes) for number, nbytes in enumerate(sizes)]
-    ((region, tag),) = write_shards(me, "shuffle", 7, (3, 4), [chunks])
-    shuffle, run, directory_bytes = read_tag(tag)
-    assert (shuffle, run) == ("shuffle", 7)
-    return region, Shard(region, directory_bytes)
+    strips = Strips(me)
+    written = strips.write((3, 4), {"one": chunks}, {one.place: number for number, one in enumerate(chunks)})
+    strips.close()
+    return written["one"]
 
 
-@pytest.mark.parametrize(
-    "sizes", [(1, 70, 4097, 0, 100), (OWN_PAGES_BYTES, 3 * OWN_PAGES_BYTES + 1, 5), (9,)]
-)
+def shard_of(me: Process, *sizes: int) -> tuple[Region, Shard]:
+    (region,) = write(me, *sizes)
+    return region, Shard(region)
+
+
+def test_a_tag_names_the_run() -> None:
+    assert read_tag(tag_of("shuffle", 7)) == ("shuffle", 7)
+
+
+@pytest.mark.parametrize("sizes", [(1, 70, 4097, 0, 100), (9,), (LARGE_CHUNK_BYTES,)])
 def test_what_is_written_is_read_and_freed(me: Process, sizes: tuple[int, ...]) -> None:
     region, shard = shard_of(me, *sizes)
     assert shard.source == (3, 4)
@@ -54,34 +71,106 @@ def test_what_is_written_is_read_and_freed(me: Process, sizes: tuple[int, ...]) 
     assert not region.remaining
 
 
-def test_what_two_receivers_use_first_lies_side_by_side(me: Process) -> None:
-    sizes = [2 * OWN_PAGES_BYTES, OWN_PAGES_BYTES, OWN_PAGES_BYTES]
-    chunks = [chunk(number, nbytes) for number, nbytes in enumerate(sizes)]
-    shards = []
-    for region, tag in write_shards(me, "shuffle", 7, (3,), [chunks, chunks]):
-        shards.append(Shard(region, read_tag(tag)[2]))
-    holes = []
-    for shard in shards:
-        with shard.read((0,)) as (_, view):
-            holes.append(np.frombuffer(view, "u1").__array_interface__["data"][0])
-            assert bytes(view) == bytes(sizes[0])
+def test_large_chunks_are_shards_of_their_own(me: Process) -> None:
+    sizes = (LARGE_CHUNK_BYTES, 3 * LARGE_CHUNK_BYTES + 1, 5, PAGE_BYTES)
+    regions = write(me, *sizes)
+    assert len(regions) == len(sizes)
+    for shard in map(Shard, regions):
+        ((number,),) = shard.places
+        with shard.read((number,)) as (_, view):
+            assert bytes(view) == bytes([number]) * sizes[number]
             del view
-    assert holes[1] == holes[0] + sizes[0] + PAGE_BYTES  # the second one's directory is between them
-    for address in range(holes[0], holes[1] + sizes[0], PAGE_BYTES):
-        extent = me.table.find_extent(address, 0)
-        assert extent is not None
-        assert extent[3] == FREE
-    for shard in shards:
-        shard.abandon()
+    assert not any(region.remaining for region in regions)
 
 
-def test_large_chunks_are_freed_when_they_have_been_read(me: Process) -> None:
-    region, shard = shard_of(me, *[OWN_PAGES_BYTES] * 4)
-    with shard.read((1,)):
-        pass
-    assert sum(end - start for start, end in region.remaining) == region.nbytes - OWN_PAGES_BYTES - PAGE_BYTES
-    shard.abandon()
-    assert not region.remaining
+def addresses(written: dict[str, list[Region]]) -> list[tuple[int, int]]:
+    """From where to where each chunk's region goes, ascending."""
+    return sorted(
+        (region.address, region.address + region.nbytes) for its in written.values() for region in its
+    )
+
+
+def are_neighbours(spans: list[tuple[int, int]]) -> bool:
+    return all(before[1] == after[0] for before, after in pairwise(spans))
+
+
+def test_what_is_used_at_the_same_turn_lies_side_by_side(me: Process) -> None:
+    """Of several inputs, for each of two receivers; and beside it what is used next."""
+    strips = Strips(me)
+    chunks = [chunk(number, 2 * LARGE_CHUNK_BYTES - PAGE_BYTES // 2) for number in range(3)]
+    turns = {one.place: turn for turn, one in enumerate(chunks)}
+    written = [
+        strips.write((source,), {"one": chunks, "two": chunks}, turns) for source in range(STRIP_INPUTS)
+    ]
+    strips.close()
+    held: dict[tuple[str, int], list[Region]] = {}
+    for each in written:
+        for receiver, regions in each.items():
+            for region in regions:
+                ((turn,),) = Shard(region).places
+                held.setdefault((receiver, turn), []).append(region)
+    assert all(are_neighbours(addresses({"": regions})) for regions in held.values())
+    free = []  # what becomes free, turn by turn, is one run
+    for turn in range(3):
+        for receiver in ("one", "two"):
+            free += held.pop((receiver, turn))
+        gaps = [after[0] - before[1] for before, after in pairwise(addresses({"": free}))]
+        assert max(gaps) <= STRIP_INPUTS * LARGE_CHUNK_BYTES // 8  # what is to spare in a strip
+
+
+def test_strips_begin_anew_when_they_are_too_short(me: Process) -> None:
+    strips = Strips(me)
+    for nbytes in (LARGE_CHUNK_BYTES, 9 * LARGE_CHUNK_BYTES, LARGE_CHUNK_BYTES):
+        (region,) = strips.write((0,), {"one": [chunk(1, nbytes)]}, {(1,): 0})["one"]
+        with Shard(region).read((1,)) as (_, view):
+            assert len(view) == nbytes
+            del view
+    (region,) = strips.write((0,), {"one": [chunk(2, LARGE_CHUNK_BYTES)]}, {(2,): 8})["one"]
+    region.free()
+    strips.close()
+    assert me.counters["allocs"] == 3 and owned_bytes(me) == 0
+
+
+def test_without_room_for_several_inputs_there_is_room_for_one(
+    me: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alloc = me.alloc
+
+    def little(nbytes: int, *, packed: bool) -> Region:
+        if nbytes > 2 * LARGE_CHUNK_BYTES:
+            raise bq.RackMemoryError("no room")
+        return alloc(nbytes, packed=packed)
+
+    monkeypatch.setattr(me, "alloc", little)
+    (region,) = Strips(me).write((0,), {"one": [chunk(1, LARGE_CHUNK_BYTES)]}, {(1,): 0})["one"]
+    region.free()
+    with pytest.raises(bq.RackMemoryError, match="no room"):
+        Strips(me).write(
+            (0,), {"one": [chunk(n, LARGE_CHUNK_BYTES) for n in range(3)]}, {(n,): n for n in range(3)}
+        )
+    assert owned_bytes(me) == 0
+
+
+def test_what_a_writer_raises_leaves_nothing(me: Process) -> None:
+    def refuse(room: memoryview) -> None:
+        raise ValueError("no")
+
+    for nbytes in (10, LARGE_CHUNK_BYTES):
+        strips = Strips(me)
+        with pytest.raises(ValueError, match="no"):
+            strips.write((0,), {"one": [chunk(1, nbytes), Chunk((2,), nbytes, refuse)]}, {(1,): 0, (2,): 1})
+        strips.close()
+        assert owned_bytes(me) == 0
+
+
+def owned_bytes(me: Process) -> int:
+    gc.collect()
+    return sum(
+        extent[1] * PAGE_BYTES
+        for slab in me.table.slabs()
+        for extent in me.table.slab_extents(slab[0])
+        if extent[2] != FREE
+    )
 
 
 def test_small_chunks_are_freed_together(me: Process) -> None:
@@ -94,12 +183,14 @@ def test_small_chunks_are_freed_together(me: Process) -> None:
     assert not region.remaining
 
 
-@pytest.mark.parametrize("size", [10, OWN_PAGES_BYTES])
-def test_what_is_abandoned_while_it_is_read_is_freed_by_its_reader(me: Process, size: int) -> None:
-    region, shard = shard_of(me, size, size)
+@pytest.mark.parametrize("sizes", [(10, 10), (LARGE_CHUNK_BYTES,)])
+def test_what_is_abandoned_while_it_is_read_is_freed_by_its_reader(
+    me: Process, sizes: tuple[int, ...]
+) -> None:
+    region, shard = shard_of(me, *sizes)
     with shard.read((0,)) as (_, view):
         shard.abandon()
-        assert bytes(view) == bytes(size)
+        assert bytes(view) == bytes(sizes[0])
         del view
     assert not region.remaining
 
@@ -118,7 +209,7 @@ def test_who_looks_longer_keeps_the_memory_until_then(me: Process) -> None:
 def test_a_grant_waits_until_nobody_looks(me: Process) -> None:
     region, shard = shard_of(me, 10)
     view = memoryview(region)
-    granting = threading.Thread(target=grant_shard, args=(region, me.name, b"tag"))
+    granting = threading.Thread(target=grant_shards, args=([region], me.name, b"tag"))
     granting.start()
     granting.join(0.05)
     assert region.owned

@@ -36,7 +36,7 @@ from distributed.utils import sync
 import dask
 from bequest.dask import compat
 from bequest.dask.post import SHARD
-from bequest.dask.shards import Chunk, Place, Shard, grant_shard, read_tag, write_shards
+from bequest.dask.shards import Chunk, Place, Shard, Strips, grant_shards, read_tag, tag_of
 from bequest.errors import BequestError, RackGone, RackMemoryError
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ class Shuffles:
 
     def take_in(self, region: Region) -> None:
         """Gives a shard to its run, or frees it if that is no more."""
-        shuffle, run_id, directory_bytes = read_tag(region.tag)
+        shuffle, run_id = read_tag(region.tag)
         run = self.plugin.shuffle_runs._active_runs.get(shuffle)
-        shard = Shard(region, directory_bytes)
+        shard = Shard(region)
         if run is None or run.run_id != run_id or not isinstance(run, RackRun) or not run.take_in(shard):
             shard.abandon()
 
@@ -108,7 +108,12 @@ class RackRun(ShuffleRun[Any, Any]):
     def enter(self, shuffles: Shuffles) -> None:
         """Takes part in the rack."""
         self.shuffles = shuffles
+        self._strips = Strips(shuffles.place.process)
+        self._turns: dict[Place, int] = {}  # of each output, when its worker makes it
+        for its in self.partitions_of.values():
+            self._turns |= {self.place_of(output): turn for turn, output in enumerate(its)}
         self._shards: dict[Place, list[Shard]] = {}  # what has come, by output partition
+        self._came: dict[Any, set[Place]] = {}  # the same, by input partition as Dask's run calls it
         self._all_shards: list[Shard] = []
         self._given_out: set[Place] = set()
         self._receivers: asyncio.Task[dict[str, str]] | None = None
@@ -149,33 +154,32 @@ class RackRun(ShuffleRun[Any, Any]):
         The chunks for a worker are in the order of `partitions_of`.
         """
         names = self.receivers()
-        given = set()
-        addresses = [address for address in shares if address in names]
-        for pair in (addresses[start : start + 2] for start in range(0, len(addresses), 2)):
+        given: set[str] = set()
+        try:
+            written = self._strips.write(
+                source,
+                {address: chunks for address, chunks in shares.items() if address in names},
+                self._turns,
+            )
+        except RackMemoryError as trouble:
+            self.shuffles.tell_of_full_rack(trouble)
+            return given
+        except RackGone as trouble:  # what was granted before is lost, and the receivers will begin anew
+            logger.info("the shards of %s go Dask's way: %s", source, trouble)
+            return given
+        tag = tag_of(str(self.id), self.run_id)
+        for address, regions in written.items():
             try:
-                shards = write_shards(
-                    self.shuffles.place.process,
-                    str(self.id),
-                    self.run_id,
-                    source,
-                    [shares[one] for one in pair],
-                )
-            except RackMemoryError as trouble:
-                self.shuffles.tell_of_full_rack(trouble)
-                continue
-            except RackGone as trouble:  # what was granted before is lost, and the receivers will begin anew
-                logger.info("shards for %s go Dask's way: %s", ", ".join(pair), trouble)
-                continue
-            for address, (region, tag) in zip(pair, shards, strict=True):
-                try:
-                    grant_shard(region, names[address], tag)
-                except (
-                    BequestError
-                ) as trouble:  # dead, gone: the scheduler will say what becomes of the shuffle
-                    logger.info("a shard for %s goes Dask's way: %s", address, trouble)
+                grant_shards(regions, names[address], tag)
+            except BequestError as trouble:  # dead, gone: the scheduler will say what becomes of the shuffle
+                left = [region for region in regions if region.owned]
+                for region in left:
                     region._free_when_dropped()
-                else:
-                    given.add(address)
+                if len(left) < len(regions):
+                    self.start_again(f"{address} got some of its shards only: {trouble}")
+                logger.info("shards for %s go Dask's way: %s", address, trouble)
+            else:
+                given.add(address)
         return given
 
     # --- receiving --------------------------------------------------------------------------------------------------
@@ -183,9 +187,13 @@ class RackRun(ShuffleRun[Any, Any]):
     def take_in(self, shard: Shard) -> bool:
         """A shard has come; False if it is not wanted, since it came before or the run is over. In the loop."""
         source = self.received_as(shard.source)
-        if self.closed or source in self.received:
+        if self.closed or (source in self.received and source not in self._came):
             return False
         self.received.add(source)
+        came = self._came.setdefault(source, set())
+        if not came.isdisjoint(shard.places):
+            return False
+        came.update(shard.places)
         self.total_recvd += shard.nbytes
         self._all_shards.append(shard)
         for place in shard.places:
@@ -196,9 +204,15 @@ class RackRun(ShuffleRun[Any, Any]):
         """How Dask's run calls an input partition."""
         return source
 
+    def place_of(self, output: Any) -> Place:
+        """The place of what Dask's run calls so."""
+        place: Place = output
+        return place
+
     async def inputs_done(self) -> None:
         """The barrier: all has been sent. Waits until it is here."""
         await super().inputs_done()
+        self._strips.close()
         await self.shuffles.fence()
 
     def shards_for(self, place: Place) -> list[Shard]:
@@ -231,6 +245,7 @@ class RackRun(ShuffleRun[Any, Any]):
     async def close(self) -> None:
         """The run is over, well or not."""
         await super().close()
+        self._strips.close()
         self._shards.clear()
         for shard in self._all_shards:
             shard.abandon()

@@ -10,7 +10,6 @@ Arrays of other kinds than NumPy's own, and of Python objects or records, go Das
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections import defaultdict
 from itertools import product
 from typing import Any
@@ -38,11 +37,6 @@ class Piece(msgspec.Struct, array_like=True, frozen=True):
 class ArrayRun(RackRun, ArrayRechunkRun):
     """A worker's part in the rechunking of an array."""
 
-    @functools.cached_property
-    def _turns(self) -> dict[Place, int]:
-        """When each output is made, beside the others of its worker."""
-        return {output: turn for its in self.partitions_of.values() for turn, output in enumerate(its)}
-
     def _shard_partition(self, data: Array, partition_id: Place) -> dict[str, Any]:
         """Grants what can be granted; returns what is to go Dask's way, by receiver."""
         if type(data) is not np.ndarray or data.dtype.kind not in "biufcmMSU":
@@ -52,8 +46,6 @@ class ArrayRun(RackRun, ArrayRechunkRun):
         for split in product(*(axis[i] for axis, i in zip(self.split_axes, partition_id, strict=True))):
             output, index, part = zip(*split, strict=True)
             pieces[self.worker_for[output]].append((output, index, data[part]))
-        for its in pieces.values():
-            its.sort(key=lambda piece: self._turns[piece[0]])
         given = self.give(
             partition_id, {address: [chunk_of(*piece) for piece in its] for address, its in pieces.items()}
         )

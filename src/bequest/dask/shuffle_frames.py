@@ -110,6 +110,10 @@ class FrameRun(RackRun, DataFrameShuffleRun):
         """How Dask's run calls an input partition."""
         return source[0]
 
+    def place_of(self, output: int) -> Place:
+        """The place of what Dask's run calls so."""
+        return (output,)
+
     # --- cutting ----------------------------------------------------------------------------------------------------
 
     def _shard_partition(self, data: pd.DataFrame, partition_id: int, **kwargs: Any) -> dict[str, Any]:

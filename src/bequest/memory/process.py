@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SPIN = 50e-6  # seconds a receiver spins before it sleeps: about what a wake-up costs
 _DONE, _FULL, _DEAD, _LOST = range(4)  # GrantStatus in native/attachment.hpp
-_SLAB_BYTES_MAX = 32 * MIB
+_SLAB_BYTES_MAX, _SLAB_SHARES = 32 * MIB, {False: 8, True: 32}  # of what was asked for before, by kind
 _ABSURD_BYTES = 1 << 52  # as much as a slab request can speak of
 _PEER_POLL = 0.002  # seconds between looks for a process that is still starting: attaching takes as long
 _ASYNC_POLL = 0.0005  # seconds between looks at a full inbox, from asyncio
@@ -176,9 +176,8 @@ class Process(Names):
     def _need_slab(self, nbytes: int, huge: bool, element: str | None, placement: str | None) -> None:
         """Has the Rack MMU add a slab to this process's free memory: larger ones, the more it uses."""
         needed = -(-nbytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-        generous = min(
-            max(needed, self._slab_bytes[huge] // 8 // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES), _SLAB_BYTES_MAX
-        )
+        share = self._slab_bytes[huge] // _SLAB_SHARES[huge] // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        generous = min(max(needed, share), _SLAB_BYTES_MAX)
         try:
             size = max(needed, generous // needed * needed)
             self._links.mmu.request(wire.NeedSlab(size // PAGE_BYTES, huge, element, placement))

@@ -32,6 +32,7 @@ from bequest.limits import (
     POOL_IDLE,
     POOL_RETRY,
     POOL_START,
+    POOL_START_SECONDS,
     RECYCLED_SHARE,
 )
 from bequest.protocol.failed_runs import Run, lacking, merged, overlap
@@ -75,7 +76,7 @@ class MemoryElement:
         self._warm: list[File] = []
         self._recycled: dict[int, list[File]] = {}  # by group
         self._demand: dict[Kind, Demand] = {}
-        self._start_until = now + POOL_IDLE
+        self._start_until = now + POOL_START_SECONDS
         self._pool_rests_until = now
         self._has_failed: str | None = None  # of what
         self._last_file = max(kept or {}, default=0)
