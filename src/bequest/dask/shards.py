@@ -148,7 +148,7 @@ class Strips:
                 self._left = self._new(sizes)
             pieces = {}
             for key, nbytes in sizes.items():
-                pieces[key], left = _split(self._left.pop(key), [nbytes])
+                (pieces[key],), left = _split(self._left.pop(key), [nbytes])
                 if left is not None:
                     self._left[key] = left
             return pieces
@@ -165,7 +165,7 @@ class Strips:
         except RackMemoryError:
             nbytes = [sizes[key] for key in order]
             region = self._process.alloc(sum(nbytes), packed=True)
-        *strips, _ = _split(region, nbytes)
+        strips, _ = _split(region, nbytes)
         return dict(zip(order, strips, strict=True))
 
     def _free_left(self) -> None:
@@ -179,12 +179,13 @@ class Strips:
             self._free_left()
 
 
-def _split(region: Region, sizes: Sequence[int]) -> list[Region | None]:
+def _split(region: Region, sizes: Sequence[int]) -> tuple[list[Region], Region | None]:
     """Neighbours of these sizes, and what is left, if anything."""
     *offsets, end = accumulate(sizes)
     if end < region.nbytes:
-        return [*region.split(*offsets, end)]
-    return [*(region.split(*offsets) if offsets else [region]), None]
+        *parts, left = region.split(*offsets, end)
+        return parts, left
+    return region.split(*offsets) if offsets else [region], None
 
 
 def tag_of(shuffle: str, run: int) -> bytes:
@@ -258,6 +259,10 @@ def _free(region: Region) -> None:
 
 
 def grant_shards(regions: Sequence[Region], to: str, tag: bytes) -> None:
-    """Grants them, each as soon as nobody looks at it any more. Raises as `Region.grant`; see then who owns them."""
-    for region in regions:
-        when_unseen(region, lambda region=region: region.grant(to, tag=tag))  # type: ignore[misc]
+    """Grants them, as soon as nobody looks at any of them. Raises as `Process.grant_all`; see then who owns them."""
+
+    def grant() -> None:
+        process = regions[-1].process
+        process.grant_all([region for region in regions if region.owned], to, tag=tag)
+
+    when_unseen(regions[-1], grant)

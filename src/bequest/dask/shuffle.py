@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -55,6 +56,8 @@ class Shuffles:
         self.place = place
         self.plugin = plugin  # Dask's own, which has the runs
         self._loop = place.worker.loop
+        self._delivered: deque[Region] = deque()
+        self._is_awake = False  # and will take in what was delivered
         self._warned = False
 
     async def join(self, shuffle_id: str, run_id: int) -> bool:
@@ -67,7 +70,15 @@ class Shuffles:
 
     def deliver(self, region: Region) -> None:
         """From the post, in its thread."""
-        self._loop.add_callback(self.take_in, region)
+        self._delivered.append(region)
+        if not self._is_awake:  # waking the loop for each would take longer than the rest
+            self._is_awake = True
+            self._loop.add_callback(self._take_in_all)
+
+    def _take_in_all(self) -> None:
+        self._is_awake = False  # before the last look: who delivers from now on wakes us again
+        while self._delivered:
+            self.take_in(self._delivered.popleft())
 
     def take_in(self, region: Region) -> None:
         """Gives a shard to its run, or frees it if that is no more."""
