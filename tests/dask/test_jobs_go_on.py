@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import distributed
+import numpy as np
 import pandas as pd
 import pytest
 
+import bequest.dask
 import dask
 from actors import until
 from clusters import cluster_of
@@ -53,6 +55,20 @@ def test_when_the_rack_dies_results_stay_and_jobs_go_on(mortal: RackUnderTest, t
         assert client.submit(total, after, pure=False).result() == sum(range(4, 8)) * MIB // 8
         assert_shuffles(client, frame(of_numbers, PARTS))
         assert set(runs(notes).values()) == {1}
+
+
+def test_when_the_rack_dies_a_client_that_has_joined_goes_on(mortal: RackUnderTest) -> None:
+    expected = np.arange(MIB)
+    with cluster_of(2, rack=str(mortal.directory)) as client, bequest.dask.join(client):
+        before, also_before = (client.submit(np.arange, MIB, pure=False) for _ in range(2))
+        gathered = before.result()
+        distributed.wait(also_before)
+        mortal.kill_daemons()
+        assert (gathered == expected).all()
+        assert (also_before.result() == expected).all()
+        assert (client.submit(np.arange, MIB, pure=False).result() == expected).all()
+        assert client.submit(np.sum, client.scatter(expected), pure=False).result() == expected.sum()
+        del gathered
 
 
 def test_the_rack_dies_in_the_middle_of_a_shuffle(mortal: RackUnderTest, tmp_path: Path) -> None:

@@ -375,6 +375,34 @@ def test_of_an_input_that_came_dasks_way_shards_are_freed(me: bq.Process, run: H
     assert not delivered(me, run).remaining
 
 
+@pytest.mark.parametrize("granted", [0, 1])
+def test_a_receiver_gets_all_of_its_shards_or_the_shuffle_begins_anew(
+    me: bq.Process, run: Here, monkeypatch: pytest.MonkeyPatch, granted: int
+) -> None:
+    """Else what goes Dask's way then would be taken for what has come."""
+
+    def grant_some(regions: list[bq.Region], to: str, tag: bytes) -> None:
+        for region in regions[:granted]:
+            region.grant(to, tag=tag)
+        raise bq.ProcessDead("it has died meanwhile")
+
+    monkeypatch.setattr("bequest.dask.shuffle.grant_shards", grant_some)
+    run.id = "shuffle"  # type: ignore[assignment]
+    run._strips = Strips(me)
+    run._turns = {(1,): 0, (2,): 1}
+    run.receivers = lambda: {"there": me.name}  # type: ignore[method-assign]
+    chunks = [Chunk((number,), LARGE_CHUNK_BYTES, lambda room: None) for number in (1, 2)]
+    if granted:
+        with pytest.raises(Reschedule):
+            run.give((3,), {"there": chunks})
+        assert "got some of its shards only: it has died meanwhile" in run.restarts[0]
+        me.accept().free()
+    else:
+        assert run.give((3,), {"there": chunks}) == set()
+        assert not run.restarts
+    run._strips.close()
+
+
 def test_a_shard_for_a_run_that_is_dasks_alone_is_freed(me: bq.Process) -> None:
     assert not delivered(me, SimpleNamespace(run_id=7)).remaining
 
