@@ -151,12 +151,16 @@ def test_memory_is_counted_where_it_is_left(client: distributed.Client, two: lis
         assert place is not None
         return place.shelf.blocks.kept_bytes()
 
-    made = client.submit(np.ones, 16 * MIB, workers=two[:1], pure=False)
-    fetched = client.submit(np.sum, made, workers=two[1:], pure=False)
-    distributed.wait(fetched)
-    assert client.run(kept) == {two[0]: 128 * MIB, two[1]: 0}
-    client.run_on_scheduler(drop, key=made.key, worker=two[0])
-    until(lambda: client.run(kept) == {two[0]: 0, two[1]: 128 * MIB}, "that it is counted there")
+    client.amm.stop()  # it looks every two seconds, and chooses itself
+    try:
+        made = client.submit(np.ones, 16 * MIB, workers=two[:1], pure=False)
+        fetched = client.submit(np.sum, made, workers=two[1:], pure=False)
+        distributed.wait(fetched)
+        assert client.run(kept) == {two[0]: 128 * MIB, two[1]: 0}
+        client.run_on_scheduler(drop, key=made.key, worker=two[0])
+        until(lambda: client.run(kept) == {two[0]: 0, two[1]: 128 * MIB}, "that it is counted there")
+    finally:
+        client.amm.start()
     assert client.submit(lambda array: float(array[-1]), made, pure=False).result() == 1.0
 
 
